@@ -1,5 +1,5 @@
 """Rendering Gaussians: one contract, two backends."""
 
-from psd_gs.render.rasterize import RenderOutput, render
+from psd_gs.render.rasterize import Backend, RenderOutput, render
 
-__all__ = ["RenderOutput", "render"]
+__all__ = ["Backend", "RenderOutput", "render"]
