@@ -1,0 +1,188 @@
+"""Training data: geometry buffers on disk, painted and captioned anew for every batch.
+
+    python -m mini.dataset --out runs/data --sets 12000          # from tools/
+
+A *set* is four orthogonal views of one scene. On disk it is the slot map, the normals and the
+camera; a batch draws colours, caption, light and background. Shards are safetensors files of 256
+sets whose header holds the scenes as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from mini.objects import CATEGORIES
+from mini.scenes import MATERIALS, Palette, Scene, build_scene, sample_scene
+from mini.sdf import SDF, trace
+from psd_gs.cameras import Cameras, orbit
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+SHARD = 256
+VIEWS = 4
+FOV = (30.0, 50.0)
+ELEVATION = (-15.0, 60.0)
+DISTANCE = (0.95, 1.12)
+"""Factor on the distance at which a ball of radius 0.66 just fills the image."""
+
+LIGHT = (0.35, 0.75, 0.55)
+"""World direction of the key light: from above, in front and to the right."""
+
+
+def sample_cameras(rng: random.Random, size: int) -> Cameras:
+    """Four orthogonal views at one elevation, distance and field of view."""
+    fov, elevation, azimuth = rng.uniform(*FOV), rng.uniform(*ELEVATION), rng.uniform(0, 360)
+    distance = rng.uniform(*DISTANCE) * 0.66 / math.sin(math.radians(fov) / 2)
+    turn = torch.arange(VIEWS) * (360.0 / VIEWS)
+    ones = torch.ones(VIEWS)
+    return orbit(azimuth + turn, elevation * ones, distance * ones, fov * ones, size, size)
+
+
+@dataclass
+class Buffers:
+    """Geometry of B sets of V views.
+
+    Attributes:
+        slots: which slot each pixel shows; 0 is background.
+        normals: outward world normals times 127.
+        viewmats: world to camera.
+        Ks: intrinsics.
+    """
+
+    slots: Int[Tensor, "B V H W"]
+    normals: Int[Tensor, "B V H W 3"]
+    viewmats: Float[Tensor, "B V 4 4"]
+    Ks: Float[Tensor, "B V 3 3"]
+
+    def __getitem__(self, index) -> Buffers:
+        return Buffers(self.slots[index], self.normals[index], self.viewmats[index], self.Ks[index])
+
+    def to(self, device) -> Buffers:
+        return Buffers(self.slots.to(device), self.normals.to(device), self.viewmats.to(device), self.Ks.to(device))
+
+    def cameras(self) -> Cameras:
+        """All B * V cameras, set-major."""
+        size = self.slots.shape[-1]
+        return Cameras(self.viewmats.flatten(0, 1), self.Ks.flatten(0, 1), size, size)
+
+
+def trace_scene(scene: Scene, cameras: Cameras, device: str = "cpu") -> Buffers:
+    """Geometry buffers of one scene (B = 1)."""
+    primitives, smooth = build_scene(scene)
+    slots, normals = trace(SDF(primitives, smooth, device), cameras.to(device))
+    return Buffers(
+        slots[None], (normals * 127).round().to(torch.int8)[None], cameras.viewmats.to(device)[None], cameras.Ks.to(device)[None]
+    )
+
+
+def shade(buffers: Buffers, palettes: list[Palette], light: Float[Tensor, "B 3"]) -> Float[Tensor, "B V 4 H W"]:
+    """Premultiplied RGBA of every view: a soft key light, light from the sky, and highlights by material."""
+    device = buffers.slots.device
+    rgb = torch.tensor([p.rgb for p in palettes], device=device)
+    material = torch.tensor([p.material for p in palettes], device=device)
+    index = buffers.slots.long()
+    batch = torch.arange(len(palettes), device=device)[:, None, None, None]
+    albedo, kind = rgb[batch, index], material[batch, index]
+    n = buffers.normals.float() / 127
+    light = torch.nn.functional.normalize(light, dim=-1)[:, None, None, None]
+    position = buffers.cameras().positions.view(*index.shape[:2], 1, 1, 3)
+    to_eye = torch.nn.functional.normalize(position, dim=-1)
+    halfway = torch.nn.functional.normalize(light + to_eye, dim=-1)
+    diffuse = 0.62 + 0.16 * n[..., 1] + 0.30 * (n * light).sum(-1).clamp_min(0)
+    gloss = torch.tensor([0.04, 0.55, 0.75, 0.04], device=device)[kind]
+    power = torch.tensor([12.0, 40.0, 16.0, 12.0], device=device)[kind]
+    dim = torch.where(kind == MATERIALS.index("metal"), 0.72, 1.0)
+    highlight = gloss * (n * halfway).sum(-1).clamp_min(0) ** power
+    colour = (albedo * (diffuse * dim)[..., None] + highlight[..., None]).clamp(0, 1)
+    alpha = (index > 0).float()[..., None]
+    return torch.cat([colour * alpha, alpha], -1).permute(0, 1, 4, 2, 3)
+
+
+def sample_light(n: int, generator: torch.Generator, device="cpu") -> Float[Tensor, "n 3"]:
+    return (torch.tensor(LIGHT) + 0.25 * torch.randn(n, 3, generator=generator)).to(device)
+
+
+def sample_background(n: int, generator: torch.Generator, device="cpu") -> Float[Tensor, "n 3"]:
+    """White, grey or coloured, a third each: what the optimization loop paints behind the object too."""
+    grey = torch.rand(n, 1, generator=generator).expand(n, 3)
+    colour = torch.rand(n, 3, generator=generator)
+    kind = torch.randint(3, (n, 1), generator=generator)
+    return torch.where(kind == 0, torch.ones(n, 3), torch.where(kind == 1, grey, colour)).to(device)
+
+
+def compose(rgba: Float[Tensor, "B V 4 H W"], background: Float[Tensor, "B 3"], size: int) -> Float[Tensor, "B V 3 h w"]:
+    """Average down to ``size`` and put the background behind, in [0, 1]."""
+    b, v = rgba.shape[:2]
+    if rgba.shape[-1] != size:
+        rgba = torch.nn.functional.adaptive_avg_pool2d(rgba.flatten(0, 1), size).view(b, v, 4, size, size)
+    return rgba[:, :, :3] + (1 - rgba[:, :, 3:]) * background[:, None, :, None, None]
+
+
+class Sets:
+    """All shards of a folder in memory; indexable."""
+
+    def __init__(self, folder: Path | str) -> None:
+        parts: dict[str, list[Tensor]] = {"slots": [], "normals": [], "viewmats": [], "Ks": []}
+        self.scenes: list[Scene] = []
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                for name, tensors in parts.items():
+                    tensors.append(file.get_tensor(name))
+                self.scenes += [Scene.from_json(d) for d in json.loads(file.metadata()["scenes"])]
+        if not self.scenes:
+            raise FileNotFoundError(f"no shards in {folder}; run `python -m mini.dataset --out {folder}` first")
+        self.buffers = Buffers(**{name: torch.cat(tensors) for name, tensors in parts.items()})
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+
+def make_shard(path: Path, seed: int, size: int, everything: bool, device: str = "cpu") -> None:
+    """Write one shard of ``SHARD`` sets; skipped if it is there."""
+    if path.exists():
+        return
+    torch.set_num_threads(1)
+    rng = random.Random(seed)
+    categories = tuple(c for c in CATEGORIES if everything or c.core)
+    scenes = [sample_scene(rng, categories) for _ in range(SHARD)]
+    sets = [trace_scene(scene, sample_cameras(rng, size), device) for scene in scenes]
+    tensors = {n: torch.cat([getattr(s, n) for s in sets]).cpu() for n in ("slots", "normals", "viewmats", "Ks")}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, {"scenes": json.dumps([s.to_json() for s in scenes])})
+    temporary.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--sets", type=int, default=12_000, help="number of sets, rounded up to whole shards")
+    parser.add_argument("--size", type=int, default=64, help="pixels per side (train at half of it for antialiasing)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--all", action="store_true", help="all categories, not the core ones only")
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    shards = math.ceil(args.sets / SHARD)
+    start = time.time()
+    with ProcessPoolExecutor(args.workers) as pool:
+        jobs = [
+            pool.submit(make_shard, args.out / f"{args.seed:02d}-{i:04d}.safetensors", args.seed * 100_000 + i, args.size, args.all)
+            for i in range(shards)
+        ]
+        for done, job in enumerate(jobs, 1):
+            job.result()
+            print(f"{done}/{shards} shards, {time.time() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
