@@ -1,0 +1,1 @@
+"""Score distillation: base scores times preference scores, as one gradient on the rendered latent."""

@@ -1,0 +1,197 @@
+"""Preference scores: what a judge of the prior's clean estimates adds to the base score.
+
+PSD (2603.01594), re-derived: from one render and one timestep, N noises give N one-step clean estimates;
+the same estimates are decoded, ranked and contrasted. In epsilon the pair's contrast is
+``(eps_w - noise_w) - (eps_l - noise_l) = -(alpha / sigma) (x0_w - x0_l)``, hence in x0 a descent step moves
+the render from the loser's estimate toward the winner's. No gradient of the reward is taken, so the
+render moves only along directions that the denoiser can paint.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from psd_gs.cameras import Cameras
+from psd_gs.errors import ConfigError
+from psd_gs.guidance.config import PSDConfig, Scale
+from psd_gs.guidance.prompts import directed, direction_index
+from psd_gs.rewards.base import Reward, group_score
+
+GAP_DECAY = 0.99
+GAP_CLIP = 3.0
+TYPICAL_WEIGHT = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+def judge(
+    reward: Reward, images: Float[Tensor, "G V 3 H W"], prompt: str, cameras: Cameras, config: PSDConfig
+) -> Float[Tensor, "G U"]:
+    """Scores per unit of comparison: U = 1 (pair group) or U = V (pair view).
+
+    Raises:
+        ConfigError: the pair is per view but the reward judges groups.
+    """
+    groups, views = images.shape[:2]
+    if config.reward_prompt == "view":
+        prompts = directed(prompt)
+        rows = [prompts[i] for i in direction_index(cameras).tolist()]
+        scores = reward.score(images.flatten(0, 1)[:, None], rows, cameras).reshape(groups, views)
+    else:
+        scores = reward.score(images, [prompt] * groups, cameras)
+    if config.pair == "group":
+        return group_score(scores, config.pooling, config.pooling_temperature)[:, None]
+    if scores.ndim == 1:
+        raise ConfigError(
+            f"PSDConfig.pair: expected group with reward {reward.name}, which gives one score per group, "
+            "received view. Set pair to group or choose a reward that scores each view."
+        )
+    return scores
+
+
+def advantages(rewards: Float[Tensor, "N G U"]) -> tuple[Float[Tensor, "N G U"], Float[Tensor, "G U"]]:
+    """Weights of N estimates from their rewards, and the reward gap.
+
+    Twice the z-score over N (the evolution-strategy gradient, 1703.03864), and twice the standard deviation:
+    for N = 2 exactly +1 and -1, and the difference of the two rewards. The weights sum to zero; equal rewards
+    give zero.
+    """
+    centred = rewards - rewards[:1]  # exact for close scores, so that +-1 comes out to rounding
+    centred = centred - centred.mean(0)
+    spread = centred.square().mean(0).sqrt()
+    return 2 / len(rewards) * centred / spread.clamp_min(torch.finfo(spread.dtype).tiny), 2 * spread
+
+
+SCALES: dict[Scale, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "gap": lambda gap, mean, threshold: (gap / mean).clamp(0, GAP_CLIP),
+    "sign": lambda gap, mean, threshold: torch.ones_like(gap),
+    "ramp": lambda gap, mean, threshold: (gap / threshold).clamp(0, 1),
+    "bt": lambda gap, mean, threshold: 2 * torch.sigmoid(gap / mean) - 1,
+}
+"""Confidence kappa from the gap ``[G, U]``, its running mean and the threshold."""
+
+
+def contrast(estimates: Float[Tensor, "N G V C h w"], weights: Float[Tensor, "N G U"]) -> Float[Tensor, "G V C h w"]:
+    """The preference score in x0: minus the weighted sum of the estimates; for a pair ``-(x0_w - x0_l)``."""
+    return -(weights[..., None, None, None] * estimates).sum(0)
+
+
+def group_norm(x: Float[Tensor, "G V C h w"]) -> Float[Tensor, " G"]:
+    """Euclidean norm of each group."""
+    return x.flatten(1).norm(dim=1)
+
+
+def guarded(
+    score: Float[Tensor, "G V C h w"], reference: Float[Tensor, "G V C h w"], ratio: float
+) -> Float[Tensor, "G V C h w"]:
+    """Shrink each group of ``score`` to at most ``ratio`` times the norm of the same group of ``reference``."""
+    if math.isinf(ratio):
+        return score
+    norm = group_norm(score)
+    limit = ratio * group_norm(reference)
+    return score * (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp(max=1)[:, None, None, None, None]
+
+
+def take(x: Float[Tensor, "N G V C h w"], index: Int[Tensor, "G U"]) -> Float[Tensor, "G V C h w"]:
+    """The noise that ``index`` names for each group (U = 1) or view (U = V)."""
+    return x.gather(0, index[None, :, :, None, None, None].expand(1, *x.shape[1:])).squeeze(0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judged pair says about G groups.
+
+    Attributes:
+        score: the weighted and guarded preference score, a residual in x0 to add to the base residual.
+        best: index of the winning noise.
+        worst: index of the losing noise.
+        logs: scalars.
+    """
+
+    score: Float[Tensor, "G V C h w"]
+    best: Int[Tensor, "G U"]
+    worst: Int[Tensor, "G U"]
+    logs: dict[str, Tensor]
+
+    def __getitem__(self, groups: Tensor) -> Verdict:
+        """The groups that integer indices pick."""
+        return replace(self, score=self.score[groups], best=self.best[groups], worst=self.worst[groups])
+
+
+class PSD:
+    """Preference score distillation with its running state: the mean gap and the count of pairs without a verdict."""
+
+    def __init__(self, config: PSDConfig, device: torch.device) -> None:
+        self.config = config
+        self.gap_mean = torch.tensor(torch.nan, device=device)
+        self.nan_pairs = torch.tensor(0, device=device)
+        if config.weight > TYPICAL_WEIGHT:
+            logger.warning(
+                "psd weight %g: above %g renders leave the prior's typical set", config.weight, TYPICAL_WEIGHT
+            )
+
+    def acts(self, progress: float, step: int, t: Float[Tensor, " G"]) -> Bool[Tensor, " G"]:
+        """Which groups have their pair judged in this step; ``t`` on the CPU, so that nothing waits for a device."""
+        config = self.config
+        on = config.weight > 0 and config.start <= progress <= config.end and step % config.every == 0
+        return (t <= config.t_max) & on
+
+    def __call__(
+        self,
+        estimates: Float[Tensor, "N G V C h w"],
+        rewards: Float[Tensor, "N G U"],
+        base: Float[Tensor, "G V C h w"],
+    ) -> Verdict:
+        """Rank and contrast.
+
+        Args:
+            estimates: clean estimates, the same that were decoded and scored.
+            rewards: their scores; a unit with a non-finite score has no say and is counted.
+            base: the base residual ``x0 - target``, the guard's reference.
+        """
+        valid = rewards.isfinite().all(0)
+        known = torch.where(valid, rewards, 0)
+        weights, gap = advantages(known)
+        self._update(gap, valid)
+        mean = self.gap_mean.clamp_min(torch.finfo(gap.dtype).tiny)
+        kappa = torch.where(valid, SCALES[self.config.scale](gap, mean, self.config.threshold), 0)
+        raw = contrast(estimates, weights)
+        score = self.config.weight * contrast(estimates, kappa * weights)
+        score = guarded(score, base if self.config.guard_reference == "base" else raw, self.config.guard)
+
+        norm, base_norm = group_norm(raw), group_norm(base)
+        share = group_norm(score) / base_norm.clamp_min(torch.finfo(base_norm.dtype).tiny)
+        cosine = torch.cosine_similarity(raw.flatten(1), base.flatten(1), dim=1)
+        logs = {
+            "reward_win": known.amax(0).mean(),
+            "reward_lose": known.amin(0).mean(),
+            "gap": gap.mean(),
+            "kappa": kappa.mean(),
+            "pair_norm": norm.mean(),
+            "pair_share": share.mean(),
+            "pair_cos": cosine.mean(),
+            "nan_pairs": self.nan_pairs,
+        }
+        return Verdict(score, known.argmax(0), known.argmin(0), logs)
+
+    def _update(self, gap: Float[Tensor, "G U"], valid: Bool[Tensor, "G U"]) -> None:
+        """Running mean of the gap over valid units; the first one starts it."""
+        count = valid.sum()
+        now = (gap * valid).sum() / count  # 0 / 0 where nothing is valid
+        blend = torch.where(self.gap_mean.isnan(), now, GAP_DECAY * self.gap_mean + (1 - GAP_DECAY) * now)
+        self.gap_mean = torch.where(count > 0, blend, self.gap_mean)
+        self.nan_pairs = self.nan_pairs + (~valid).sum()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"gap_mean": self.gap_mean.clone(), "nan_pairs": self.nan_pairs.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.gap_mean = state["gap_mean"].to(self.gap_mean.device, copy=True)
+        self.nan_pairs = state["nan_pairs"].to(self.nan_pairs.device, copy=True)
