@@ -149,25 +149,29 @@ def test_view_pairs_are_ranked_one_by_one():
             assert torch.equal(take(estimates, rewards.argmax(0))[g, v], estimates[w, g, v])
 
 
-@pytest.mark.parametrize("reference", ["base", "contrast"])
+@pytest.mark.parametrize("reference", ["noise", "base", "contrast"])
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0, math.inf])
 def test_guard_bounds_each_group(ratio, reference):
-    estimates, rewards, base = randn(2, 5, 1, 1, 8, 8), randn(2, 5, 1, seed=1), randn(5, 1, 1, 8, 8, seed=2)
+    estimates, rewards, residuals = randn(2, 5, 1, 1, 8, 8), randn(2, 5, 1, seed=1), randn(2, 5, 1, 1, 8, 8, seed=2)
     psd = PSD(PSDConfig(weight=2.0, guard=ratio, guard_reference=reference), torch.device("cpu"))
-    score = psd(estimates, rewards, base).score
-    limit = group_norm(base if reference == "base" else estimates[0] - estimates[1])
+    score = psd(estimates, rewards, residuals).score
+    limit = {
+        "noise": ((group_norm(residuals[0]) ** 2 + group_norm(residuals[1]) ** 2) / 2).sqrt(),
+        "base": group_norm(residuals.mean(0)),
+        "contrast": group_norm(estimates[0] - estimates[1]),
+    }[reference]
     norms = group_norm(score)
-    free = PSD(PSDConfig(weight=2.0, guard=math.inf), torch.device("cpu"))(estimates, rewards, base).score
+    free = PSD(PSDConfig(weight=2.0, guard=math.inf), torch.device("cpu"))(estimates, rewards, residuals).score
     expected = torch.minimum(group_norm(free), ratio * limit) if math.isfinite(ratio) else group_norm(free)
     torch.testing.assert_close(norms, expected)
-    torch.testing.assert_close(guarded(free, base, math.inf), free)
+    assert guarded(free, limit, math.inf) is free
 
 
 def test_gap_mean_is_an_average_over_valid_units():
-    psd, estimates, base = PSD(PSDConfig(), torch.device("cpu")), randn(2, 3, 1, 1, 2, 2), randn(3, 1, 1, 2, 2)
+    psd, estimates, residuals = PSD(PSDConfig(), torch.device("cpu")), randn(2, 3, 1, 1, 2, 2), randn(2, 3, 1, 1, 2, 2)
 
     def step(*gaps: float):
-        return psd(estimates, torch.tensor([[[g] for g in gaps], [[0.0]] * len(gaps)]), base)
+        return psd(estimates, torch.tensor([[[g] for g in gaps], [[0.0]] * len(gaps)]), residuals)
 
     nan = float("nan")
     assert float(step(nan, nan, nan).logs["kappa"]) == 0
@@ -186,7 +190,7 @@ def test_gap_mean_is_an_average_over_valid_units():
 def test_equal_rewards_say_nothing():
     for scale in get_args(Scale):
         psd = PSD(PSDConfig(scale=scale), torch.device("cpu"))
-        verdict = psd(randn(2, 2, 1, 1, 4, 4), torch.full((2, 2, 1), 0.3), randn(2, 1, 1, 4, 4))
+        verdict = psd(randn(2, 2, 1, 1, 4, 4), torch.full((2, 2, 1), 0.3), randn(2, 2, 1, 1, 4, 4))
         assert verdict.score.abs().max() == 0
 
 

@@ -82,8 +82,10 @@ class PSDConfig:
     """Draw noises in opposite pairs: a second-order accurate difference with twice the signal."""
     guard: float = 1.0
     """Largest norm of the weighted preference score, per group and relative to the guard reference; inf: no limit."""
-    guard_reference: Literal["base", "contrast"] = "base"
-    """base: the base score's residual; contrast: the unweighted preference score, which caps only omega kappa."""
+    guard_reference: Literal["noise", "base", "contrast"] = "noise"
+    """noise: root mean square over noises of the base residual, what a step without a pair would move; base: the
+    mean residual, which vanishes as the base converges and silences the pair with it; contrast: the unweighted
+    preference score, which caps only omega kappa."""
     pair_scale: float = 7.5
     """Classifier-free guidance scale of the estimates that are decoded, ranked and contrasted."""
     pooling: Pooling = "mean"

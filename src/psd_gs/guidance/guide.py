@@ -111,12 +111,13 @@ class Guidance:
             # One noise is enough where nothing is compared.
             prediction = self._predict(x0.detach(), t, self.config.psd.n_noises if speaks.any() else 1, cameras)
             score, auto = METHODS[self.config.method]
-            residual = score(prediction, self.config).mean(0)
+            residuals = score(prediction, self.config)
+            residual = residuals.mean(0)
             logs["base_norm"] = group_norm(residual).mean()
             if speaks.any():
                 groups = speaks.nonzero().squeeze(1)
                 pair = prediction[groups]
-                verdict = self._judge(pair, residual[groups], self._select(cameras, groups))
+                verdict = self._judge(pair, residuals[:, groups], self._select(cameras, groups))
                 residual = residual.index_add(0, groups.to(residual.device), verdict.score)
                 logs |= verdict.logs
                 due = self.negative.due(progress, step, t[groups]).nonzero().squeeze(1)
@@ -158,13 +159,14 @@ class Guidance:
         cond, neg = self.prior.predict(x_t, times, self._text(stacked), self.negative.embedding, stacked)
         return Prediction(x0, *(x.view(noise.shape) for x in (x_t, cond, neg)))
 
-    def _judge(self, pair: Prediction, base: Tensor, cameras: Cameras) -> Verdict:
+    def _judge(self, pair: Prediction, residuals: Tensor, cameras: Cameras) -> Verdict:
         """Decode, score and contrast the same clean estimates."""
         assert self.reward is not None
         estimates = pair.guided(self.config.psd.pair_scale)
         images = self.prior.decode(estimates.flatten(0, 1))
         rewards = judge(self.reward, images, self.prompt, _repeat(cameras, len(estimates)), self.config.psd)
-        return self.psd(estimates, rewards.unflatten(0, estimates.shape[:2]), base)
+        rewards = rewards.to(estimates)  # half-precision gaps would vanish when squared
+        return self.psd(estimates, rewards.unflatten(0, estimates.shape[:2]), residuals)
 
     @torch.enable_grad()
     def _refine(self, pair: Prediction, verdict: Verdict, t: Tensor, cameras: Cameras, step: int) -> dict[str, Tensor]:
@@ -226,7 +228,7 @@ def sample_noise(
 
 def _repeat(cameras: Cameras, n: int) -> Cameras:
     """All cameras, ``n`` times over."""
-    return cameras[torch.arange(len(cameras)).repeat(n)]
+    return replace(cameras, viewmats=cameras.viewmats.repeat(n, 1, 1), Ks=cameras.Ks.repeat(n, 1, 1))
 
 
 def _to_floats(logs: dict[str, Tensor]) -> dict[str, float]:

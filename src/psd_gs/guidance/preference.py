@@ -89,14 +89,13 @@ def group_norm(x: Float[Tensor, "G V C h w"]) -> Float[Tensor, " G"]:
 
 
 def guarded(
-    score: Float[Tensor, "G V C h w"], reference: Float[Tensor, "G V C h w"], ratio: float
+    score: Float[Tensor, "G V C h w"], reference: Float[Tensor, " G"], ratio: float
 ) -> Float[Tensor, "G V C h w"]:
-    """Shrink each group of ``score`` to at most ``ratio`` times the norm of the same group of ``reference``."""
+    """Shrink each group of ``score`` to a norm of at most ``ratio * reference``."""
     if math.isinf(ratio):
         return score
-    norm = group_norm(score)
-    limit = ratio * group_norm(reference)
-    return score * (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp(max=1)[:, None, None, None, None]
+    norm = group_norm(score).clamp_min(torch.finfo(score.dtype).tiny)
+    return score * (ratio * reference / norm).clamp(max=1)[:, None, None, None, None]
 
 
 def take(x: Float[Tensor, "N G V C h w"], index: Int[Tensor, "G U"]) -> Float[Tensor, "G V C h w"]:
@@ -147,14 +146,14 @@ class PSD:
         self,
         estimates: Float[Tensor, "N G V C h w"],
         rewards: Float[Tensor, "N G U"],
-        base: Float[Tensor, "G V C h w"],
+        residuals: Float[Tensor, "N G V C h w"],
     ) -> Verdict:
         """Rank and contrast.
 
         Args:
             estimates: clean estimates, the same that were decoded and scored.
             rewards: their scores; a unit with a non-finite score has no say and is counted.
-            base: the base residual ``x0 - target``, the guard's reference.
+            residuals: the base score's ``x0 - target`` under the same noises, for the guard.
         """
         valid = rewards.isfinite().all(0)
         known = torch.where(valid, rewards, 0)
@@ -163,10 +162,14 @@ class PSD:
         mean = self.gap_mean.clamp_min(torch.finfo(gap.dtype).tiny)
         kappa = torch.where(valid, SCALES[self.config.scale](gap, mean, self.config.threshold), 0)
         raw = contrast(estimates, weights)
-        score = self.config.weight * contrast(estimates, kappa * weights)
-        score = guarded(score, base if self.config.guard_reference == "base" else raw, self.config.guard)
-
+        base = residuals.mean(0)
         norm, base_norm = group_norm(raw), group_norm(base)
+        reference = {
+            "noise": residuals.flatten(2).square().sum(2).mean(0).sqrt(),
+            "base": base_norm,
+            "contrast": norm,
+        }[self.config.guard_reference]
+        score = guarded(self.config.weight * contrast(estimates, kappa * weights), reference, self.config.guard)
         share = group_norm(score) / base_norm.clamp_min(torch.finfo(base_norm.dtype).tiny)
         cosine = torch.cosine_similarity(raw.flatten(1), base.flatten(1), dim=1)
         logs = {
