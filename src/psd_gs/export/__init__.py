@@ -1,0 +1,1 @@
+"""Finished Gaussians to files: splat formats, pictures and films."""

@@ -1,0 +1,82 @@
+"""Where an asset lies, and the one turn between our frame and the one of splat files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from psd_gs.gaussians import Gaussians
+
+VISIBLE = 0.05
+"""Gaussians below this opacity do not count when an asset is measured."""
+
+_X180_SH = (1, -1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1)
+"""Parity of the 16 real spherical harmonics under (x, y, z) -> (x, -y, -z)."""
+
+
+def turn_x180(gaussians: Gaussians) -> Gaussians:
+    """The Gaussians turned by 180 degrees about X; applying it twice gives them back exactly.
+
+    It maps the world frame (glTF: +Y up, front +Z) to the frame of the PLY family (x right, y down,
+    z forward) and back. Every harmonic of the 3DGS basis is even or odd under this turn, so the
+    coefficients only change sign. The quaternion is conjugated by the turn instead of multiplied
+    by it, (w, x, -y, -z): the same ellipsoid, because its axes have no sign.
+    """
+    axes = gaussians.means.new_tensor([1.0, -1.0, -1.0])
+    wxyz = gaussians.quats.new_tensor([1.0, 1.0, -1.0, -1.0])
+    signs = gaussians.shN.new_tensor(_X180_SH[1 : 1 + gaussians.shN.shape[1]])
+    return replace(
+        gaussians, means=gaussians.means * axes, quats=gaussians.quats * wxyz, shN=gaussians.shN * signs[:, None]
+    )
+
+
+def usable(gaussians: Gaussians) -> Bool[Tensor, " N"]:
+    """Which rows are finite and have a rotation."""
+    finite = torch.stack([p.flatten(1).isfinite().all(1) for p in _columns(gaussians)]).all(0)
+    return finite & (gaussians.quats.norm(dim=1) > 0)
+
+
+def bounding_ball(gaussians: Gaussians) -> tuple[Float[Tensor, " 3"], float]:
+    """Centre and radius of a ball around what is visible, up to half a percent of stray Gaussians.
+
+    Returns:
+        The centre of the robust bounding box (0.5 to 99.5 percent along each axis) and the 99.5
+        percent quantile of the distance from it, two standard deviations of each Gaussian included.
+        The radius is at least 1e-3 world units.
+    """
+    visible = gaussians.opacities.sigmoid() >= VISIBLE
+    if visible.any():
+        gaussians = gaussians.select(visible)
+    if len(gaussians) == 0:
+        return gaussians.means.new_zeros(3), 1e-3
+    centre = robust_box(gaussians.means).mean(0)
+    reach = (gaussians.means - centre).norm(dim=1) + 2 * gaussians.scales.amax(1).exp()
+    radius = reach.sort().values[round(0.995 * (len(reach) - 1))]
+    return centre, max(float(radius), 1e-3)
+
+
+def robust_box(points: Float[Tensor, "N 3"]) -> Float[Tensor, "2 3"]:
+    """Lower and upper corner that hold 99 percent of the points along each axis."""
+    # Sorted rather than torch.quantile, which refuses more than 16 million elements.
+    ordered = points.sort(dim=0).values
+    last = len(points) - 1
+    return ordered[[round(0.005 * last), round(0.995 * last)]]
+
+
+def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
+    """Matrices whose columns are the local axes, from wxyz quaternions of any length but zero."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    rows = [
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack(rows, dim=-1).reshape(*quats.shape[:-1], 3, 3)
+
+
+def _columns(gaussians: Gaussians) -> list[Tensor]:
+    # A parameter with no columns (shN of degree 0) and one with no trailing dimension both flatten.
+    return [p.reshape(len(gaussians), -1) for p in gaussians.params().values() if p.numel()]

@@ -1,0 +1,1 @@
+"""Finished Gaussians to a triangle mesh, and meshes or point clouds to starting points."""
