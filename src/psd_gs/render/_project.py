@@ -13,7 +13,7 @@ is kept in a factored form that stays accurate for needles, where a dx^2 + 2 b d
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 SPLAT = 9
 """Columns of a splat: a, k, h, opacity, red, green, blue, depth z, and the sigma at which alpha falls
@@ -22,10 +22,9 @@ below 1/255 (negative for a Gaussian that is not visible)."""
 NEAR, FAR = 0.01, 1e10
 EPS2D = 0.3
 ALPHA_MIN = 1.0 / 255.0
-_BLOCK = 64
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _sh_basis(degree, x, y, z, out):
     """Real spherical harmonics of a unit direction (Sloan 2013, the order and signs of 3DGS)."""
     out[0] = 0.28209479177387814
@@ -54,7 +53,7 @@ def _sh_basis(degree, x, y, z, out):
     out[15] = -0.5900435899266435 * (x * c1 - y * s1)
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _sh_basis_gradient(degree, x, y, z, out):
     """Derivatives of the polynomials of ``_sh_basis`` with respect to x, y and z."""
     out[:] = 0.0
@@ -84,7 +83,7 @@ def _sh_basis_gradient(degree, x, y, z, out):
     out[15, 0], out[15, 1] = -1.7701307697799304 * c1, 1.7701307697799304 * s1
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _rotation(qw, qx, qy, qz):
     """Rows of the rotation matrix of a unit quaternion."""
     return (
@@ -94,7 +93,7 @@ def _rotation(qw, qx, qy, qz):
     )  # fmt: skip
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _footprint(V, K, width, height, mean, quat, log_scale):
     """Projection of one Gaussian: everything that the forward and the backward pass share.
 
@@ -140,24 +139,24 @@ def _footprint(V, K, width, height, mean, quat, log_scale):
     )  # fmt: skip
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _sigmoid(x):
     return 1.0 / (1.0 + math.exp(-x))
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, error_model="numpy", cache=True)
 def project_forward(
-    means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, width, height, degree, antialiased,
+    first, last, means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, width, height, degree, antialiased,
     means2d, splats, radii,
 ):  # fmt: skip
-    """Fill ``means2d [C,N,2]``, ``splats [C,N,SPLAT]`` and ``radii [C,N,2]``, all zero on entry."""
-    C, N = means2d.shape[:2]
-    blocks = (N + _BLOCK - 1) // _BLOCK
+    """Fill ``means2d [C,N,2]``, ``splats [C,N,SPLAT]`` and ``radii [C,N,2]`` for Gaussians first to last.
+
+    All three are zero on entry.
+    """
     bands = (degree + 1) ** 2
-    for task in prange(C * blocks):
-        c, block = task // blocks, task % blocks
-        basis = np.empty(16)
-        for n in range(block * _BLOCK, min(N, (block + 1) * _BLOCK)):
+    basis = np.empty(16)
+    for c in range(len(means2d)):
+        for n in range(first, last):
             splats[c, n, 8] = -1.0
             camera, _, _, _, _, _, _, _, p, q, r, det, det_blurred = _footprint(
                 viewmats[c], Ks[c], width, height, means[n], quats[n], scales[n]
@@ -194,7 +193,7 @@ def project_forward(
                 splat[4 + j] = max(value, 0.0)
 
 
-@njit(cache=True)
+@njit(error_model="numpy", cache=True)
 def _quaternion_gradient(quat, q_inv, t0, t1, g0, g1):
     """Gradient of a loss with respect to an unnormalized quaternion, from dL/dR = t0 g0^T + t1 g1^T."""
     w, x, y, z = quat[0] * q_inv, quat[1] * q_inv, quat[2] * q_inv, quat[3] * q_inv
@@ -209,18 +208,17 @@ def _quaternion_gradient(quat, q_inv, t0, t1, g0, g1):
     return (gw - radial * w) * q_inv, (gx - radial * x) * q_inv, (gy - radial * y) * q_inv, (gz - radial * z) * q_inv
 
 
-@njit(parallel=True, cache=True)
+@njit(nogil=True, error_model="numpy", cache=True)
 def project_backward(
-    means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, width, height, degree, antialiased,
+    first, last, means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, width, height, degree, antialiased,
     splats, g_means2d, g_splats, g_means, g_quats, g_scales, g_opacities, g_sh0, g_shN,
 ):  # fmt: skip
-    """Fill the gradients of the six parameters, all zero on entry."""
-    C, N = g_means2d.shape[:2]
+    """Fill the gradients of the six parameters, zero on entry, for Gaussians first to last."""
     bands = (degree + 1) ** 2
-    for block in prange((N + _BLOCK - 1) // _BLOCK):
-        basis, d_basis = np.empty(16), np.empty((16, 3))
-        for n in range(block * _BLOCK, min(N, (block + 1) * _BLOCK)):
-            for c in range(C):
+    basis, d_basis = np.empty(16), np.empty((16, 3))
+    for c in range(len(g_means2d)):
+        for n in range(first, last):
+            if True:
                 splat = splats[c, n]
                 if splat[8] < 0.0:
                     continue

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from psd_gs.cameras import Cameras
 from psd_gs.gaussians import Gaussians
-from psd_gs.render import _project, _tiles
-
-_LOCK = threading.RLock()
-_MAX_THREADS = numba.get_num_threads()
-
-
-@contextmanager
-def kernel_threads() -> Iterator[None]:
-    """As many kernel threads as torch uses; one caller at a time, because Numba's fallback pool is not reentrant."""
-    with _LOCK:
-        before = numba.get_num_threads()
-        numba.set_num_threads(min(torch.get_num_threads(), _MAX_THREADS))
-        try:
-            yield
-        finally:
-            numba.set_num_threads(before)
+from psd_gs.render._lists import ROW, TILE, count_tiles, fill_tiles, offsets_of, sort_by_depth
+from psd_gs.render._project import SPLAT, project_backward, project_forward
+from psd_gs.render._raster import GRAD, rasterize_backward, rasterize_forward, sum_gradients
+from psd_gs.render.threads import parallel
 
 
 def _numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -42,11 +27,10 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, options):
         C, N = len(viewmats), len(means)
-        means2d, splats = means.new_zeros(C, N, 2), means.new_zeros(C, N, _project.SPLAT)
-        radii = torch.zeros(C, N, 2, dtype=torch.int32)
         inputs = _numpy(means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions)
-        with kernel_threads():
-            _project.project_forward(*inputs, *options, *_numpy(means2d, splats, radii))
+        outputs = np.zeros((C, N, 2), np.float32), np.zeros((C, N, SPLAT), np.float32), np.zeros((C, N, 2), np.int32)
+        parallel(project_forward, N, *inputs, *options, *outputs)
+        means2d, splats, radii = map(torch.from_numpy, outputs)
         ctx.inputs, ctx.options = inputs, options
         ctx.save_for_backward(splats)
         ctx.mark_non_differentiable(radii)
@@ -54,12 +38,9 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients):
-        g_means2d, g_splats, _ = gradients
+        splats, g_means2d, g_splats = _numpy(*ctx.saved_tensors, *gradients[:2])
         grads = [np.zeros_like(array) for array in ctx.inputs[:6]]
-        with kernel_threads():
-            _project.project_backward(
-                *ctx.inputs, *ctx.options, *_numpy(ctx.saved_tensors[0], g_means2d, g_splats), *grads
-            )
+        parallel(project_backward, len(grads[0]), *ctx.inputs, *ctx.options, splats, g_means2d, g_splats, *grads)
         return *map(torch.from_numpy, grads), None, None, None, None
 
 
@@ -68,46 +49,78 @@ class _Rasterize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, means2d, splats, background, width, height, absgrad):
-        C, N = means2d.shape[:2]
-        xy, s, bg = _numpy(means2d, splats, background)
-        rgb = means2d.new_empty(C, height, width, 3)
-        alpha, depth, median = (means2d.new_empty(C, height, width, 1) for _ in range(3))
-        with kernel_threads():
-            order, count = _tiles.sort_by_depth(s)
-            # More cameras than threads parallelize over cameras; the chunks never change the result.
-            chunks = max(1, 16 // C)
-            per_tile, per_splat = _tiles.count_tiles(xy, s, order, count, chunks, width, height)
-            starts, parts = _tiles.offsets_of(per_tile)
-            first_row = np.concatenate([[0], np.cumsum(per_splat)])
-            ids, rows = _tiles.fill_tiles(xy, s, order, count, parts, first_row, starts[-1], width, height)
-            xy, s = xy.reshape(C * N, 2), s.reshape(C * N, -1)
-            images = [rgb.numpy(), *(image.numpy()[..., 0] for image in (alpha, depth, median))]
-            _tiles.rasterize_forward(xy, s, starts, ids, bg, *images)
-        ctx.save_for_backward(means2d, rgb, alpha, depth)
-        ctx.lists = xy, s, starts, ids, rows, first_row
-        ctx.absgrad = absgrad
-        ctx.mark_non_differentiable(median)
-        return rgb, alpha, depth, median
+        lists = _tile_lists(*_numpy(means2d, splats), width, height)
+        rgb = np.empty((len(means2d), height, width, 3), np.float32)
+        alpha, depth, median = np.empty((3, len(means2d), height, width), np.float32)
+        parallel(
+            rasterize_forward, len(lists.starts) - 1, lists.rows, lists.starts, lists.ids,
+            *_numpy(background), rgb, alpha, depth, median,
+        )  # fmt: skip
+        ctx.save_for_backward(means2d)
+        ctx.images, ctx.lists, ctx.absgrad = (rgb, alpha, depth), lists, absgrad
+        outputs = [torch.from_numpy(image) for image in (rgb, *(i[..., None] for i in (alpha, depth, median)))]
+        ctx.mark_non_differentiable(outputs[3])
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients):
-        means2d, rgb, alpha, depth = ctx.saved_tensors
-        xy, s, starts, ids, rows, first_row = ctx.lists
-        grads = np.zeros((len(ids), _tiles.GRAD), np.float32)
-        g_background = np.zeros((len(starts) - 1, 3), np.float32)
+        (means2d,) = ctx.saved_tensors
+        lists = ctx.lists
         C, N = means2d.shape[:2]
-        g_means2d, g_abs, g_splats = torch.zeros_like(means2d), torch.zeros_like(means2d), torch.zeros(C, N, s.shape[1])
-        with kernel_threads():
-            g_rgb, g_alpha, g_depth = _numpy(*gradients[:3])
-            _tiles.rasterize_backward(
-                xy, s, starts, ids, rows, *_numpy(rgb, alpha[..., 0], depth[..., 0]),
-                g_rgb, g_alpha[..., 0], g_depth[..., 0], ctx.absgrad, grads, g_background,
-            )  # fmt: skip
-            targets = (tensor.view(C * N, -1).numpy() for tensor in (g_means2d, g_abs, g_splats))
-            _tiles.sum_gradients(grads, first_row, *targets)
+        grads = np.zeros((len(lists.ids), GRAD), np.float32)
+        g_background = np.zeros((len(lists.starts) - 1, 3), np.float32)
+        g_rgb, g_alpha, g_depth = _numpy(*gradients[:3])
+        parallel(
+            rasterize_backward, len(lists.starts) - 1, lists.rows, lists.starts, lists.ids, lists.slots, *ctx.images,
+            g_rgb, g_alpha[..., 0], g_depth[..., 0], ctx.absgrad, grads, g_background,
+        )  # fmt: skip
+        sums = [np.zeros((C, N, columns), np.float32) for columns in (2, 2, SPLAT)]
+        parallel(sum_gradients, C * N, grads, lists.first_slot, lists.order, lists.count, *sums)
+        g_means2d, g_abs, g_splats = map(torch.from_numpy, sums)
         if ctx.absgrad:
             means2d.absgrad = g_abs
-        return g_means2d, g_splats, torch.from_numpy(g_background.reshape(C, -1, 3).sum(1)), None, None, None
+        g_background = torch.from_numpy(g_background.reshape(C, -1, 3).sum(1))
+        return g_means2d, g_splats, g_background, None, None, None
+
+
+@dataclass
+class _TileLists:
+    """What one forward pass leaves for its backward pass; see ``_lists``."""
+
+    order: np.ndarray
+    """[C,N] indices of the visible Gaussians by depth."""
+    count: np.ndarray
+    """[C] how many are visible."""
+    rows: np.ndarray
+    """[C*N,ROW] the Gaussians in that order."""
+    starts: np.ndarray
+    """[C*tiles+1] where each tile's list starts."""
+    ids: np.ndarray
+    """[M] the lists: indices into ``rows``."""
+    slots: np.ndarray
+    """[M] the gradient slot of each entry."""
+    first_slot: np.ndarray
+    """[C*N+1] the slots of each row."""
+
+
+def _tile_lists(means2d: np.ndarray, splats: np.ndarray, width: int, height: int) -> _TileLists:
+    C, N = means2d.shape[:2]
+    order, count = np.empty((C, N), np.int32), np.empty(C, np.int64)
+    parallel(sort_by_depth, C, splats, order, count)
+    # The depth order is cut into chunks that threads can count and fill side by side, with one result for any cut.
+    chunks = max(1, 16 // C)
+    tiles = -(-width // TILE) * -(-height // TILE)
+    rows, boxes = np.empty((C, N, ROW), np.float32), np.empty((C, N, 4), np.int32)
+    per_tile, per_row = np.zeros((C, chunks, tiles), np.int32), np.zeros(C * N + 1, np.int64)
+    parallel(
+        count_tiles, C * chunks, means2d, splats, order, count, width, height,
+        rows, boxes, per_tile, per_row[1:].reshape(C, N),
+    )  # fmt: skip
+    starts, parts = offsets_of(per_tile)
+    first_slot = np.cumsum(per_row)
+    ids, slots = np.empty((2, starts[-1]), np.int32)
+    parallel(fill_tiles, C * chunks, count, width, rows, boxes, parts, first_slot, ids, slots)
+    return _TileLists(order, count, rows.reshape(C * N, ROW), starts, ids, slots, first_slot)
 
 
 def rasterize(

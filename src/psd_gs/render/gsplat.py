@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,18 +33,21 @@ def require_gsplat(device: torch.device) -> None:
     if device.type != "cuda":
         raise BackendError(f"backend 'gsplat' needs CUDA tensors, got {device}: use gaussians.to('cuda')")
     try:
-        from gsplat.cuda import _backend
-
-        # gsplat leaves None where it finds no nvcc; newer releases raise on first use instead.
-        reason: object = None if getattr(_backend, "_C", None) is not None else "no usable CUDA toolkit was found"
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        reason = error
-    if reason is not None:
+        _run_smallest_kernel(device)
+    except (ImportError, OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         raise BackendError(
-            f"gsplat's CUDA extension cannot be built or loaded ({reason}). It is compiled at first use and needs nvcc "
+            f"gsplat's CUDA extension cannot be built or loaded ({error}). It is compiled at first use and needs nvcc "
             f"of version {torch.version.cuda} exactly (that of torch; set CUDA_HOME), a C++17 compiler, and the "
             "packages ninja and packaging. Backend 'cpu' runs without it: use gaussians.to('cpu')"
-        )
+        ) from error
+
+
+@cache
+def _run_smallest_kernel(device: torch.device) -> None:
+    """Releases differ in how they report a missing extension, but all fail when a kernel is called."""
+    from gsplat import quat_scale_to_covar_preci
+
+    quat_scale_to_covar_preci(torch.ones(1, 4, device=device), torch.ones(1, 3, device=device))
 
 
 def rasterize(
@@ -99,13 +104,16 @@ def _empty(
 @torch.no_grad()
 def _median_depth(info: dict[str, Any]) -> Tensor:
     """Depth of the Gaussian at which the transmittance of a pixel falls to 0.5, from gsplat's lists."""
-    C, N = info["depths"].shape
+    N = info["depths"].shape[1]
     ends = torch.cat([info["isect_offsets"][:, 0, 0], info["isect_offsets"].new_tensor([len(info["flatten_ids"])])])
     medians = []
     for c, (start, end) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
-        lists = info["isect_offsets"][c : c + 1] - start, info["flatten_ids"][start:end] - c * N
-        splats = [info[key][c : c + 1] for key in ("means2d", "conics", "opacities", "depths")]
-        medians.append(_median_depth_of_view(*splats, *lists, info["width"], info["height"], info["tile_size"]))
+        means2d, conics, opacities, depths = (
+            info[key][c : c + 1] for key in ("means2d", "conics", "opacities", "depths")
+        )
+        offsets, ids = info["isect_offsets"][c : c + 1] - start, info["flatten_ids"][start:end] - c * N
+        size = info["width"], info["height"], info["tile_size"]
+        medians.append(_median_depth_of_view(means2d, conics, opacities, depths, offsets, ids, *size))
     return torch.stack(medians)
 
 

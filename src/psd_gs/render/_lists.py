@@ -1,0 +1,155 @@
+"""CPU kernels: from projected Gaussians to one depth-sorted list per tile of the image.
+
+Every kernel works on the tasks ``first`` to ``last`` of its own kind and writes nothing that another
+task writes, so that threads may share the work and the result is the same for any sharing.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+TILE = 16
+"""Pixels along the side of a tile."""
+
+ROW = 12
+"""Columns of a sorted row: x, y, then the columns of a splat (see ``SPLAT``), then how many pixels the
+ellipse sigma = cutoff reaches above and below y."""
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def sort_by_depth(first, last, splats, order, count):
+    """For cameras first to last: the visible Gaussians, nearest first, ties by index.
+
+    Fills ``order [C,N]`` up to ``count [C]``. A least-significant-digit radix sort of the bits of the
+    (positive) float32 depths.
+    """
+    N = splats.shape[1]
+    keys, keys2 = np.empty(N, np.uint32), np.empty(N, np.uint32)
+    ids, ids2 = np.empty(N, np.int32), np.empty(N, np.int32)
+    depth = np.empty(1, np.float32)
+    bits = depth.view(np.uint32)
+    mask = np.uint32(2047)
+    for c in range(first, last):
+        m = 0
+        for n in range(N):
+            if splats[c, n, 8] >= 0.0:
+                depth[0] = splats[c, n, 7]
+                keys[m], ids[m] = bits[0], n
+                m += 1
+        for digit in range(3):
+            shift = np.uint32(11 * digit)
+            start = np.zeros(2049, np.int64)
+            for i in range(m):
+                start[((keys[i] >> shift) & mask) + np.uint32(1)] += 1
+            for i in range(2048):
+                start[i + 1] += start[i]
+            for i in range(m):
+                bucket = (keys[i] >> shift) & mask
+                keys2[start[bucket]], ids2[start[bucket]] = keys[i], ids[i]
+                start[bucket] += 1
+            keys, keys2 = keys2, keys
+            ids, ids2 = ids2, ids
+        order[c, :m] = ids[:m]
+        count[c] = m
+
+
+@njit(error_model="numpy", cache=True)
+def _pixels(centre, reach, size):
+    """First and one-past-last of ``size`` pixels whose centres lie within ``reach`` of ``centre``."""
+    return max(0, math.ceil(centre - reach - 0.5)), min(size, math.floor(centre + reach - 0.5) + 1)
+
+
+@njit(error_model="numpy", cache=True)
+def _tiles(centre, reach, size):
+    """First and one-past-last tile along an axis of ``size`` pixels, in the same sense."""
+    low, high = _pixels(centre, reach, size)
+    return (low // TILE, (high - 1) // TILE + 1) if low < high else (0, 0)
+
+
+@njit(error_model="numpy", cache=True)
+def _tiles_of_band(band, row, width):
+    """First and one-past-last tile of a band of TILE pixel rows that the ellipse sigma <= cutoff touches."""
+    y, a, k, h = np.float64(row[1]), np.float64(row[2]), np.float64(row[3]), np.float64(row[4])
+    level, reach = 2.0 * np.float64(row[10]), np.float64(row[11])
+    low, high = max(band * TILE + 0.5 - y, -reach), min(band * TILE + TILE - 0.5 - y, reach)
+    # x(dy) = k dy +- sqrt((level - h dy^2) / a) is extremal at dy = +- (k / h) sqrt(level / cov_xx).
+    extremal = k / h * math.sqrt(level / (1.0 / a + k * k / h))
+    right, left = min(max(extremal, low), high), min(max(-extremal, low), high)
+    x_right = k * right + math.sqrt(max(0.0, level - h * right * right) / a)
+    x_left = k * left - math.sqrt(max(0.0, level - h * left * left) / a)
+    half = 0.5 * (x_right - x_left) + 1e-3
+    return _tiles(row[0] + 0.5 * (x_right + x_left), half, width)
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def count_tiles(begin, end, means2d, splats, order, count, width, height, rows, boxes, per_tile, per_row):
+    """For chunks of the depth order begin to end: gather the Gaussians and count their tiles.
+
+    Fills ``rows [C,N,ROW]`` and ``boxes [C,N,4]`` (tiles of the bounding box: x first and last, y first
+    and last), ``per_tile [C,chunks,tiles]`` and ``per_row [C,N]`` (zero on entry).
+    """
+    chunks = per_tile.shape[1]
+    tiles_x = (width + TILE - 1) // TILE
+    for task in range(begin, end):
+        c, chunk = task // chunks, task % chunks
+        for i in range(count[c] * chunk // chunks, count[c] * (chunk + 1) // chunks):
+            row, box, splat = rows[c, i], boxes[c, i], splats[c, order[c, i]]
+            row[0], row[1] = means2d[c, order[c, i], 0], means2d[c, order[c, i], 1]
+            for j in range(9):
+                row[2 + j] = splat[j]
+            a, k, h, level = np.float64(row[2]), np.float64(row[3]), np.float64(row[4]), 2.0 * np.float64(row[10])
+            row[11] = math.sqrt(level / h) + 1e-3
+            box[0], box[1] = _tiles(row[0], math.sqrt(level * (1.0 / a + k * k / h)) + 1e-3, width)
+            box[2], box[3] = _tiles(row[1], row[11], height)
+            total = 0
+            for band in range(box[2], box[3]):
+                low, high = _band(band, row, box, width)
+                for tile in range(band * tiles_x + low, band * tiles_x + high):
+                    per_tile[c, chunk, tile] += 1
+                total += high - low
+            per_row[c, i] = total
+
+
+@njit(error_model="numpy", cache=True)
+def _band(band, row, box, width):
+    """``_tiles_of_band``; a bounding box of one row or column of tiles is not worth the trouble."""
+    if box[1] - box[0] <= 1 or box[3] - box[2] <= 1:
+        return np.int64(box[0]), np.int64(box[1])
+    return _tiles_of_band(band, row, width)
+
+
+@njit(error_model="numpy", cache=True)
+def offsets_of(per_tile):
+    """Where each (camera, tile) list starts ``[C * tiles + 1]``, and each chunk's part of it."""
+    C, chunks, tiles = per_tile.shape
+    starts = np.empty(C * tiles + 1, np.int64)
+    parts = np.empty((C, chunks, tiles), np.int64)
+    total = 0
+    for c in range(C):
+        for tile in range(tiles):
+            starts[c * tiles + tile] = total
+            for chunk in range(chunks):
+                parts[c, chunk, tile] = total
+                total += per_tile[c, chunk, tile]
+    starts[C * tiles] = total
+    return starts, parts
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def fill_tiles(begin, end, count, width, rows, boxes, parts, first_slot, ids, slots):
+    """The lists: the sorted row ``c * N + i``, and the gradient slot that is the row's own in this tile."""
+    N = rows.shape[1]
+    chunks = parts.shape[1]
+    tiles_x = (width + TILE - 1) // TILE
+    for task in range(begin, end):
+        c, chunk = task // chunks, task % chunks
+        for i in range(count[c] * chunk // chunks, count[c] * (chunk + 1) // chunks):
+            slot = first_slot[c * N + i]
+            for band in range(boxes[c, i, 2], boxes[c, i, 3]):
+                low, high = _band(band, rows[c, i], boxes[c, i], width)
+                for tile in range(band * tiles_x + low, band * tiles_x + high):
+                    at = parts[c, chunk, tile]
+                    parts[c, chunk, tile] = at + 1
+                    ids[at], slots[at] = c * N + i, slot
+                    slot += 1
