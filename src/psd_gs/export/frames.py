@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -35,8 +36,8 @@ def turn_x180(gaussians: Gaussians) -> Gaussians:
 
 def usable(gaussians: Gaussians) -> Bool[Tensor, " N"]:
     """Which rows are finite and have a rotation."""
-    finite = torch.stack([p.flatten(1).isfinite().all(1) for p in _columns(gaussians)]).all(0)
-    return finite & (gaussians.quats.norm(dim=1) > 0)
+    finite = [p.isfinite().reshape(len(p), math.prod(p.shape[1:])).all(1) for p in gaussians.params().values()]
+    return torch.stack(finite).all(0) & (gaussians.quats.norm(dim=1) > 0)
 
 
 def bounding_ball(gaussians: Gaussians) -> tuple[Float[Tensor, " 3"], float]:
@@ -75,8 +76,3 @@ def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
         *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
     ]
     return torch.stack(rows, dim=-1).reshape(*quats.shape[:-1], 3, 3)
-
-
-def _columns(gaussians: Gaussians) -> list[Tensor]:
-    # A parameter with no columns (shN of degree 0) and one with no trailing dimension both flatten.
-    return [p.reshape(len(gaussians), -1) for p in gaussians.params().values() if p.numel()]

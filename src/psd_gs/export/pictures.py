@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WHITE = (1.0, 1.0, 1.0)
 _METADATA_KEY = "psd-gs"
+_MARGIN = 1.1  # air around the asset
 _VIEWS_AT_ONCE = 4  # bounds the memory of a film; more does not render faster
 
 
@@ -168,7 +169,7 @@ def _turn(
 
     centre, radius = bounding_ball(gaussians)
     centred = replace(gaussians, means=gaussians.means - centre)
-    cameras = turntable(views, elevation=elevation, radius=radius, size=size).to(gaussians.device)
+    cameras = turntable(views, elevation=elevation, radius=_MARGIN * radius, size=size).to(gaussians.device)
     colour = gaussians.means.new_tensor(background)
     for first in range(0, views, _VIEWS_AT_ONCE):
         with torch.no_grad():

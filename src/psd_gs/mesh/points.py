@@ -61,7 +61,7 @@ def read_points(
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise FormatError(
-            f"{path}: expected a {suffix[1:].upper()} with points or triangles, but it cannot be read "
+            f"{path}: expected points or triangles in this {suffix[1:].upper()} file, but it cannot be read "
             f"({reason.splitlines()[0][:120]}). Copy or export it again."
         ) from error
     lower, upper = points.min(0), points.max(0)

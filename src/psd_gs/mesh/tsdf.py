@@ -19,6 +19,7 @@ from psd_gs.cameras import Cameras
 TRUNCATION = 3.0
 """Voxels. Wider is smoother, but thickens what is thinner than twice this."""
 
+
 @dataclass(frozen=True)
 class Grid:
     """A box of cubic voxels; sample (i, j, k) lies at ``lower + (i, j, k) * voxel``.

@@ -1,0 +1,192 @@
+"""Depth fusion against analytic spheres, and meshes of Gaussians end to end."""
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from psd_gs.cameras import Cameras
+from psd_gs.errors import InputError
+from psd_gs.gaussians import Gaussians, from_points, random_ball
+from psd_gs.mesh.extract import back_project, contour, extract_mesh, field_colors, solid_part, sphere_of_cameras
+from psd_gs.mesh.surface import decimate, drop_small_parts, isosurface, signed_volume, vertex_normals
+from psd_gs.mesh.tsdf import Grid, fuse
+
+
+def sphere_depth(cameras: Cameras, spheres) -> tuple[np.ndarray, np.ndarray]:
+    """Depth and alpha of opaque spheres (centre, radius), by intersecting every pixel's ray."""
+    rows, columns = torch.meshgrid(torch.arange(cameras.height) + 0.5, torch.arange(cameras.width) + 0.5, indexing="ij")
+    K = cameras.Ks[0]
+    ray = torch.stack([(columns - K[0, 2]) / K[0, 0], (rows - K[1, 2]) / K[1, 1], torch.ones_like(rows)], dim=-1)
+    depth = torch.full((len(cameras), cameras.height, cameras.width), torch.inf)
+    for centre, radius in spheres:
+        c = cameras.viewmats[:, :3, :3] @ torch.tensor(centre) + cameras.viewmats[:, :3, 3]
+        a, b = ray.square().sum(-1), torch.einsum("hwi,ci->chw", ray, c)
+        discriminant = b * b - a * (c.square().sum(-1) - radius**2)[:, None, None]
+        z = torch.where(discriminant > 0, (b - discriminant.clamp_min(0).sqrt()) / a, torch.inf)
+        depth = torch.minimum(depth, z)
+    alpha = depth.isfinite().float()
+    return depth.nan_to_num(posinf=0.0).numpy(), alpha.numpy()
+
+
+def as_trimesh(vertices, faces) -> trimesh.Trimesh:
+    return trimesh.Trimesh(vertices, faces, process=False)
+
+
+def test_sphere_from_depth():
+    centre, radius = (0.05, -0.1, 0.02), 0.5
+    cameras = sphere_of_cameras(42, 0.75, size=128)
+    depth, alpha = sphere_depth(cameras, [(centre, radius)])
+    points = back_project(depth, alpha, cameras)
+    np.testing.assert_allclose(np.linalg.norm(points - centre, axis=1), radius, atol=1e-4)
+    grid = Grid.around(points.min(0), points.max(0), 80)
+    assert max(grid.shape) == 80
+    vertices, faces = contour(depth, alpha, cameras, grid, faces=10**9)
+    error = np.linalg.norm(vertices - centre, axis=1) - radius
+    assert np.abs(error).max() < 0.6 * grid.voxel
+    mesh = as_trimesh(vertices, faces)
+    assert mesh.is_watertight
+    assert mesh.is_winding_consistent
+    assert mesh.body_count == 1
+    assert mesh.euler_number == 2
+    assert mesh.volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.03)
+    normals = vertex_normals(vertices, faces)
+    outward = (vertices - centre) / np.linalg.norm(vertices - centre, axis=1, keepdims=True)
+    assert (normals * outward).sum(1).min() > 0.97
+
+
+def test_fused_values_and_determinism():
+    """One view straight at a plane: the value is the distance along the axis over the truncation."""
+    cameras = sphere_of_cameras(7, 0.5, size=64)[3:4]
+    distance = float(cameras.positions.norm())
+    depth, alpha = np.full((1, 64, 64), distance, np.float32), np.ones((1, 64, 64), np.float32)
+    alpha[:, :, 40:] = 0.0
+    grid = Grid.around(np.full(3, -0.2), np.full(3, 0.2), 24)
+    field = fuse(depth, alpha, cameras, grid)
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), axis=-1)
+    camera = (grid.lower + index * grid.voxel) @ cameras.viewmats[0, :3, :3].numpy().T
+    camera += cameras.viewmats[0, :3, 3].numpy()
+    column = cameras.Ks[0, 0, 0].item() * camera[..., 0] / camera[..., 2] + 32
+    front = np.clip((distance - camera[..., 2]) / (3 * grid.voxel), None, 1)
+    expected = np.where(column >= 40, 1, np.where(front < -1, -1, front))
+    away_from_the_edges = (np.abs(column - 40) > 0.01) & (np.abs(front + 1) > 1e-3)
+    np.testing.assert_allclose(field[away_from_the_edges], expected[away_from_the_edges], atol=1e-4)
+    assert (fuse(depth, alpha, cameras, grid) == field).all()
+
+
+def test_two_spheres_and_a_floater():
+    spheres = [((-0.3, 0.0, 0.0), 0.25), ((0.3, 0.0, 0.0), 0.2), ((0.0, 0.45, 0.0), 0.025)]
+    cameras = sphere_of_cameras(42, 0.75, size=128)
+    depth, alpha = sphere_depth(cameras, spheres)
+    grid = Grid.around(np.array([-0.55, -0.25, -0.25]), np.array([0.5, 0.5, 0.25]), 96)
+    vertices, faces = contour(depth, alpha, cameras, grid, faces=4000)
+    mesh = as_trimesh(vertices, faces)
+    assert len(faces) <= 4000
+    assert mesh.is_watertight
+    assert mesh.body_count == 2  # the floater has less than 2 % of the largest area
+    volumes = sorted(part.volume for part in mesh.split())
+    np.testing.assert_allclose(volumes, [4 / 3 * np.pi * r**3 for r in (0.2, 0.25)], rtol=0.06)
+
+
+def test_cavities_are_filled_and_the_border_is_closed():
+    """A ball that is cut by the border, with a cavity and a second ball inside the cavity."""
+    x, y, z = np.mgrid[0:40, 0:40, 0:40] - 18.0
+    r = np.sqrt(x * x + y * y + z * z)
+    field = np.where(r > 13, r - 16, np.where(r > 6, 10 - r, r - 3)).astype(np.float32).clip(-1, 1)[:, 5:]
+    vertices, faces = isosurface(field)
+    mesh = as_trimesh(vertices, faces)
+    assert mesh.is_watertight
+    assert mesh.body_count == 1
+    cap = np.pi * 3**2 * (16 - 1)  # cut off at a distance of 13 from the centre
+    assert signed_volume(vertices, faces) == pytest.approx(4 / 3 * np.pi * 16**3 - cap, rel=0.03)
+    assert len(isosurface(np.ones((8, 8, 8), np.float32))[1]) == 0
+
+
+def test_decimation_keeps_shape():
+    sphere = trimesh.creation.icosphere(subdivisions=5)
+    far = trimesh.creation.icosphere(subdivisions=1, radius=0.05)
+    far.apply_translation([3, 0, 0])
+    both = trimesh.util.concatenate([sphere, far])
+    vertices, faces = drop_small_parts(both.vertices, both.faces)
+    assert (len(vertices), len(faces)) == (len(sphere.vertices), len(sphere.faces))
+    vertices, faces = decimate(vertices, faces, 2000)
+    mesh = as_trimesh(vertices, faces)
+    assert 1900 < len(faces) <= 2000
+    assert faces.dtype == np.int64
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx(sphere.volume, rel=0.005)
+    np.testing.assert_allclose(np.linalg.norm(vertices, axis=1), 1, atol=0.01)
+    same = decimate(sphere.vertices, sphere.faces, 10**6)
+    assert len(same[1]) == len(sphere.faces)
+
+
+def test_colours_follow_opacity_and_shape():
+    """Brute force over all Gaussians with NumPy, in double precision."""
+    g = torch.Generator().manual_seed(1)
+    gaussians = random_ball(12, 0.3, scale=0.1, opacity=0.5, generator=g)
+    gaussians.quats = torch.randn(12, 4, generator=g)
+    gaussians.scales += torch.randn(12, 3, generator=g)
+    gaussians.opacities = torch.randn(12, generator=g)
+    gaussians.sh0 = torch.randn(12, 1, 3, generator=g) * 0.8
+    points = torch.randn(30, 3, generator=g) * 0.2
+    got = field_colors(gaussians, points.numpy(), sigma_floor=0.05)
+    for point, colour in zip(points.double().numpy(), got, strict=True):
+        weights = []
+        for i in range(12):
+            w, x, y, z = (gaussians.quats[i] / gaussians.quats[i].norm()).double().numpy()
+            turn = trimesh.transformations.quaternion_matrix([w, x, y, z])[:3, :3]
+            sigma = np.maximum(np.exp(gaussians.scales[i].double().numpy()), 0.05)
+            offset = turn.T @ (point - gaussians.means[i].double().numpy())
+            alpha = 1 / (1 + np.exp(-gaussians.opacities[i].item()))
+            weights.append(alpha * np.exp(-0.5 * ((offset / sigma) ** 2).sum()))
+        rgb = np.clip(0.5 + 0.28209479177387814 * gaussians.sh0[:, 0].numpy(), 0, 1)
+        np.testing.assert_allclose(colour, np.average(rgb, axis=0, weights=weights), atol=1e-4)
+
+
+def test_crop_drops_faint_huge_and_far_gaussians():
+    gaussians = random_ball(1000, 0.4, scale=0.02, opacity=0.8, generator=torch.Generator().manual_seed(0))
+    gaussians.opacities[0] = -5.0
+    gaussians.scales[1] = 0.5
+    gaussians.means[2] = 9.0
+    keep = solid_part(gaussians)
+    assert keep.sum() == 997
+    assert not keep[:3].any()
+
+
+def coloured_shell(n: int = 6000) -> Gaussians:
+    """A sphere of radius 0.4 around (1, 2, 3): upper half red, lower half blue."""
+    direction = torch.nn.functional.normalize(torch.randn(n, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    rgb = torch.where(direction[:, 1:2] > 0, torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.1, 0.1, 0.9]))
+    return from_points(direction * 0.4 + torch.tensor([1.0, 2.0, 3.0]), rgb, scale=0.025, opacity=0.9)
+
+
+def test_gaussians_to_mesh():
+    mesh = extract_mesh(coloured_shell(), resolution=64, faces=3000)
+    assert mesh.vertices.dtype == mesh.colors.dtype == mesh.normals.dtype == np.float32
+    assert mesh.faces.dtype == np.int64
+    assert len(mesh.faces) <= 3000
+    surface = as_trimesh(mesh.vertices, mesh.faces)
+    assert surface.is_watertight
+    assert surface.body_count == 1
+    assert surface.volume > 0
+    offset = mesh.vertices - np.array([1.0, 2.0, 3.0])
+    distance = np.linalg.norm(offset, axis=1)
+    # The visible edge of a splat lies about a standard deviation (0.025) outside of its centre.
+    assert distance.min() > 0.39
+    assert distance.max() < 0.45
+    assert ((mesh.normals * offset).sum(1) / distance).min() > 0.8
+    np.testing.assert_allclose(np.linalg.norm(mesh.normals, axis=1), 1, atol=1e-5)
+    top, bottom = mesh.colors[offset[:, 1] > 0.1], mesh.colors[offset[:, 1] < -0.1]
+    np.testing.assert_allclose(top, np.broadcast_to([0.9, 0.1, 0.1], top.shape), atol=0.02)
+    np.testing.assert_allclose(bottom, np.broadcast_to([0.1, 0.1, 0.9], bottom.shape), atol=0.02)
+
+
+def test_nothing_opaque_is_refused():
+    faint = random_ball(500, 0.4, scale=0.02, opacity=0.01)
+    with pytest.raises(InputError, match=r"opaque surface.*none of 500.*Train longer"):
+        extract_mesh(faint, resolution=32)
+    thin = random_ball(100, 0.4, scale=0.01, opacity=0.06)
+    with pytest.raises(InputError, match="no view reaches an alpha of one half"):
+        extract_mesh(thin, resolution=32)
+    with pytest.raises(InputError, match="resolution of 32 to 1024"):
+        extract_mesh(faint, resolution=8)
