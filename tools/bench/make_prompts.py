@@ -105,14 +105,16 @@ def other_colours(look: Look, rng: random.Random) -> list[Look]:
 def other_arrangements(look: Look, rng: random.Random) -> list[Look]:
     if len(look.items) == 2:
         a, b = look.items
-        relation = "next to" if look.relation == "on" else "on"
-        return [swapped(look), replace(look, items=(b, a)), replace(look, items=(b, replace(a, category="cone")), relation=relation)]
+        if look.relation == "next to":  # symmetric: exchanging the objects would not be wrong
+            return [swapped(look), replace(look, relation="on"), replace(look, items=(b, a), relation="on")]
+        return [swapped(look), replace(look, items=(b, a)), replace(look, items=(b, replace(a, category="cone")), relation="next to")]
     (item,) = look.items
     out = [s for s in [swapped(look)] if s]
     if not item.accessory and item.category in WEARERS:
         out.append(Look((replace(item, accessory="hat", accessory_colour="red" if item.colour != "red" else "blue"),)))
     elif item.accessory:
-        out.append(Look((replace(item, accessory=None, accessory_colour=None),)))
+        other = "hat" if item.accessory == "scarf" else "scarf"  # leaving it out would still be true
+        out.append(Look((replace(item, accessory=other),)))
     parts = [p for p in BY_NAME[item.category].parts if p != item.part and p not in BY_NAME[item.category].main]
     if parts and len(out) < 2:
         out.append(Look((replace(item, part=parts[0], part_colour="pink" if item.colour != "pink" else "blue"),)))

@@ -132,16 +132,29 @@ class Sets:
     """All shards of a folder in memory; indexable."""
 
     def __init__(self, folder: Path | str) -> None:
-        parts: dict[str, list[Tensor]] = {"slots": [], "normals": [], "viewmats": [], "Ks": []}
+        self.folder = Path(folder)
         self.scenes: list[Scene] = []
-        for path in sorted(Path(folder).glob("*.safetensors")):
+        self.loaded: set[Path] = set()
+        self.refresh()
+        if not self.scenes:
+            raise FileNotFoundError(f"no shards in {folder}; run `python -m mini.dataset --out {folder}` first")
+
+    def refresh(self) -> None:
+        """Load the shards that were written since."""
+        fresh = sorted(set(self.folder.glob("*.safetensors")) - self.loaded)
+        if not fresh:
+            return
+        parts: dict[str, list[Tensor]] = {"slots": [], "normals": [], "viewmats": [], "Ks": []}
+        for path in fresh:
             with safe_open(path, "pt") as file:
                 for name, tensors in parts.items():
                     tensors.append(file.get_tensor(name))
                 self.scenes += [Scene.from_json(d) for d in json.loads(file.metadata()["scenes"])]
-        if not self.scenes:
-            raise FileNotFoundError(f"no shards in {folder}; run `python -m mini.dataset --out {folder}` first")
+        if self.loaded:
+            for name, tensors in parts.items():
+                tensors.insert(0, getattr(self.buffers, name))
         self.buffers = Buffers(**{name: torch.cat(tensors) for name, tensors in parts.items()})
+        self.loaded.update(fresh)
 
     def __len__(self) -> int:
         return len(self.scenes)

@@ -313,7 +313,8 @@ def swapped(look: Look) -> Look | None:
         a, b = look.items
         if a.colour != b.colour:
             return replace(look, items=(replace(a, colour=b.colour), replace(b, colour=a.colour)))
-        return replace(look, items=(b, a)) if a.category != b.category else None
+        ordered = look.relation == "on" and a.category != b.category
+        return replace(look, items=(b, a)) if ordered else None
     (item,) = look.items
     if item.colour and item.part_colour:
         return replace(look, items=(replace(item, colour=item.part_colour, part_colour=item.colour),))

@@ -1,0 +1,248 @@
+"""Train the embedded prior: text and cameras to four views of a toy-like object.
+
+    cd tools
+    python -m mini.dataset --out ../runs/data --sets 12288
+    python -m mini.train_prior --data ../runs/data --out ../runs/prior --steps 8000      # two CPU cores, hours
+    python -m mini.train_prior --data ../runs/data --out ../runs/prior --device cuda \
+        --size 64 --batch 64 --steps 40000                                             # one GPU, minutes
+
+Stop it whenever you like: the same command goes on from the last checkpoint. ``--init FOLDER``
+starts from published fp16 weights instead, with the optimizer warmed up again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import EMAModel, compute_snr
+from mini.dataset import Sets, compose, sample_background, sample_light, shade, trace_scene
+from mini.scenes import Look, caption, paint, sample_look, scene_of, vocabulary
+from mini.tokenizer import train_tokenizer
+from PIL import Image, ImageDraw
+from psd_gs.cameras import mvdream_cameras, turntable
+from psd_gs.priors.multiview import MultiViewPipeline, cosine_scheduler, encode_prompts, set_views
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+VIEWS = 4
+CHANNELS = (32, 64, 128, 192)
+TEXT_WIDTH = 192
+PROMPTS = json.loads((Path(__file__).parents[1] / "bench" / "prompts.json").read_text())
+
+
+def make_unet(size: int) -> UNet2DConditionModel:
+    """MVDream's layout at toy size: two plain levels, two with self- and cross-attention."""
+    plain, attends = "DownBlock2D", "CrossAttnDownBlock2D"
+    unet = UNet2DConditionModel(
+        sample_size=size,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=CHANNELS,
+        down_block_types=(plain, plain, attends, attends),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=(1, 2, 4, 6),  # numbers of heads, in spite of the name: 32 channels each
+        norm_num_groups=16,
+        use_linear_projection=True,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=16,
+    )
+    set_views(unet, VIEWS)
+    return unet
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=3 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+class Model(nn.Module):
+    """Both trained networks, so that one optimizer and one EMA serve them."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, size: int) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.unet = make_unet(size)
+        self.text_encoder = make_text_encoder(tokenizer)
+
+
+@dataclass
+class Batch:
+    """B sets: images in [-1, 1], cameras, captions."""
+
+    images: Tensor
+    cameras: Tensor
+    captions: list[str]
+
+
+def draw_batch(data: Sets, n: int, size: int, device: str, rng: random.Random, generator: torch.Generator) -> Batch:
+    """New colours, captions, lights and backgrounds on randomly picked geometry."""
+    index = torch.randint(len(data), (n,), generator=generator)
+    looks = [sample_look(data.scenes[i], rng) for i in index]
+    buffers = data.buffers[index].to(device)
+    rgba = shade(buffers, [paint(look, rng) for look in looks], sample_light(n, generator, device))
+    images = compose(rgba, sample_background(n, generator, device), size)
+    return Batch(2 * images - 1, mvdream_cameras(buffers.cameras()), [caption(look, rng) for look in looks])
+
+
+def loss_of(model: Model, batch: Batch, scheduler, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """v-prediction with min-SNR weighting (Hang et al. 2023, gamma 5); text dropped 10 %, cameras 5 %."""
+    n, device = len(batch.captions), batch.images.device
+    t = torch.randint(len(scheduler.alphas_cumprod), (n,), generator=generator).to(device)
+    noise = torch.randn(batch.images.shape, generator=generator).to(device)
+    drop_text = torch.rand(n, generator=generator) < 0.10
+    keep_camera = (torch.rand(n, generator=generator) >= 0.05).to(device)
+    captions = ["" if drop else text for text, drop in zip(batch.captions, drop_text, strict=True)]
+    per_view = t.repeat_interleave(VIEWS)
+    clean, noise = batch.images.flatten(0, 1), noise.flatten(0, 1)
+    noisy = scheduler.add_noise(clean, noise, per_view)
+    target = scheduler.get_velocity(clean, noise, per_view)
+    labels = batch.cameras * keep_camera.repeat_interleave(VIEWS)[:, None]
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        text = encode_prompts(model.tokenizer, model.text_encoder, captions).repeat_interleave(VIEWS, 0)
+        v = model.unet(noisy, per_view, encoder_hidden_states=text, class_labels=labels, return_dict=False)[0]
+    snr = compute_snr(scheduler, t)
+    weight = (snr.clamp(max=5.0) / (snr + 1)).repeat_interleave(VIEWS)
+    return (weight * (v.float() - target).pow(2).mean((1, 2, 3))).mean()
+
+
+def pipeline_of(model: Model) -> MultiViewPipeline:
+    return MultiViewPipeline(model.tokenizer, model.text_encoder, model.unet, cosine_scheduler(), views=VIEWS)
+
+
+@torch.no_grad()
+def sample_sheet(model: Model, path: Path, rows: list[dict], size: int, seed: int = 0) -> None:
+    """A contact sheet: the model's four views of each prompt beside the generator's own render."""
+    pipeline = pipeline_of(model)
+    pipeline.set_progress_bar_config(disable=True)
+    cameras = turntable(VIEWS, elevation=15.0, radius=0.68, size=2 * size)
+    generator = torch.Generator().manual_seed(seed)
+    images = pipeline([r["prompt"] for r in rows], cameras, generator=generator, output_type="pt").images.cpu()
+    scale, columns = max(1, 96 // size), 2
+    cell_w, cell_h = (VIEWS + 1) * size * scale + 12, size * scale + 14
+    sheet = Image.new("RGB", (columns * cell_w, -(-len(rows) // columns) * cell_h), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, row in enumerate(rows):
+        look, rng = Look.from_json(row["look"]), random.Random(i)
+        truth = trace_scene(scene_of(look, rng), cameras[:1])
+        rgba = shade(truth, [paint(look, rng)], torch.tensor([[0.35, 0.75, 0.55]]))
+        strip = torch.cat([*images[i], compose(rgba, torch.ones(1, 3), size)[0, 0]], dim=2)
+        tile = Image.fromarray((strip.permute(1, 2, 0).numpy() * 255).round().astype("uint8"))
+        tile = tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST)
+        x, y = (i % columns) * cell_w, (i // columns) * cell_h
+        draw.text((x + 2, y + 1), row["prompt"] + (" (held out)" if row["held_out"] else ""), fill="black")
+        sheet.paste(tile, (x, y + 13))
+    sheet.save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that mini.dataset wrote; new shards are picked up")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint, curve, sheets and the fp16 pipeline")
+    parser.add_argument("--init", type=Path, help="start from this saved pipeline (fp16 will do)")
+    parser.add_argument("--size", type=int, default=32, help="pixels per side")
+    parser.add_argument("--batch", type=int, default=12, help="sets of four views")
+    parser.add_argument("--steps", type=int, default=8000, help="stop there")
+    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--decay", type=float, default=0.25, help="fraction of the steps, at the end, over which lr goes to 0")
+    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--fp32", action="store_true", help="train in fp32 (CPUs without bf16 instructions)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save-every", type=int, default=200, help="steps")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(vocabulary(), args.out / "tokenizer")
+    torch.manual_seed(args.seed)
+    model = Model(tokenizer, args.size)
+    if args.init:
+        model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.init / "unet").state_dict())
+        model.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(args.init / "text_encoder").state_dict())
+    model.to(args.device)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    ema = EMAModel(parameters, decay=args.ema)
+    scheduler = cosine_scheduler()
+    step = 0
+    checkpoint = args.out / "checkpoint.safetensors"
+    if checkpoint.exists():
+        state = load_file(checkpoint, args.device)
+        step = int(state["step"])
+        model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
+        for i, p in enumerate(parameters):
+            optimizer.state[p] = {k: state[f"adam.{i}.{k}"] for k in ("exp_avg", "exp_avg_sq")} | {"step": state["step"].float()}
+            ema.shadow_params[i].copy_(state[f"ema.{i}"])
+        ema.optimization_step = step
+
+    def save() -> None:
+        state: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()} | {"step": torch.tensor(step)}
+        for i, p in enumerate(parameters):
+            state |= {f"adam.{i}.{k}": optimizer.state[p][k] for k in ("exp_avg", "exp_avg_sq")}
+            state[f"ema.{i}"] = ema.shadow_params[i]
+        save_file({k: v.contiguous() for k, v in state.items()}, checkpoint.with_suffix(".tmp"))
+        checkpoint.with_suffix(".tmp").replace(checkpoint)
+        ema.store(parameters)
+        ema.copy_to(parameters)
+        clean = Model(tokenizer, args.size)
+        clean.load_state_dict({k: v.cpu() for k, v in model.state_dict().items()})
+        ema.restore(parameters)
+        pipeline_of(clean).to(dtype=torch.float16).save_pretrained(args.out / "pipeline")
+        if step % (4 * args.save_every) == 0 or step == args.steps:
+            rows = PROMPTS[::3] if step < args.steps else PROMPTS
+            sample_sheet(clean.float(), args.out / f"samples-{step:06d}.png", rows, args.size)
+
+    data = Sets(args.data)
+    curve = (args.out / "curve.jsonl").open("a")
+    running, start, seen = None, time.time(), 0
+    while step < args.steps:
+        rng = random.Random(args.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        batch = draw_batch(data, args.batch, args.size, args.device, rng, generator)
+        loss = loss_of(model, batch, scheduler, generator, torch.float32 if args.fp32 else torch.bfloat16)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        left = (args.steps - step) / max(1, args.decay * args.steps)
+        optimizer.param_groups[0]["lr"] = args.lr * min(1.0, left, (step + 1) / 200)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(parameters)
+        step += 1
+        seen += args.batch * VIEWS
+        if not torch.isfinite(loss):
+            raise SystemExit(f"loss is {loss.item()} at step {step}; lower --lr and go on from the last checkpoint")
+        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        if step % 20 == 0:
+            row = {"step": step, "loss": round(running, 5), "views_per_s": round(seen / (time.time() - start), 1), "sets": len(data)}
+            curve.write(json.dumps(row) + "\n")
+            curve.flush()
+            print(row, flush=True)
+        if step % args.save_every == 0 or step == args.steps:
+            save()
+            data.refresh()
+
+
+if __name__ == "__main__":
+    main()
