@@ -22,10 +22,17 @@ class Reference:
     depth: Tensor
     median_depth: Tensor
     means2d: Tensor
-    absgrad: list[Tensor]
-    """Per camera and pixel, the screen positions [P,N,2] as separate leaves; empty unless asked for."""
+    leaves: list[tuple[Tensor, Tensor]]
+    """With ``absgrad``, per camera: indices of the Gaussians, and their screen positions at each pixel [P,n,2]."""
     margin: Tensor
-    """[C,H,W]: how close (relative) a pixel comes to one of the two hard thresholds."""
+    """[C,H,W,1]: how close (relatively) a pixel comes to one of the two hard thresholds."""
+
+    def absgrad(self) -> Tensor:
+        """Sums over pixels of the absolute gradients of the screen positions [C,N,2], after ``backward``."""
+        total = torch.zeros_like(self.means2d)
+        for c, (order, leaf) in enumerate(self.leaves):
+            total[c, order] = leaf.grad.abs().sum(0)
+        return total
 
 
 def rotation_matrix(quats: Tensor) -> Tensor:
@@ -73,63 +80,56 @@ def render_dense(
 ) -> Reference:
     """The contract of ``psd_gs.render.render`` in the dtype of the Gaussians."""
     dtype = gaussians.means.dtype
-    width, height = cameras.width, cameras.height
+    W, H = cameras.width, cameras.height
     degree = gaussians.sh_degree if sh_degree is None else sh_degree
     background = torch.zeros(3, dtype=dtype) if background is None else background
-    scales, opacities = gaussians.scales.exp(), gaussians.opacities.sigmoid()
-    half = rotation_matrix(gaussians.quats) * scales[:, None, :]
+    background = background.expand(len(cameras), 3)
+    half = rotation_matrix(gaussians.quats) * gaussians.scales.exp()[:, None, :]
     covariance = half @ half.transpose(1, 2)
-    ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    pixels = torch.stack([xs, ys], -1).reshape(-1, 1, 2).to(dtype) + 0.5
-    images, leaves, screen = [], [], []
+    V, K = cameras.viewmats.to(dtype), cameras.Ks.to(dtype)
+    R, t = V[:, :3, :3], V[:, :3, 3]
+    x, y, z = (gaussians.means @ R.transpose(1, 2) + t[:, None]).unbind(-1)
+    visible = (z >= 0.01) & (z <= 1e10)
+    z = torch.where(visible, z, torch.ones_like(z))
+    fx, fy, cx, cy = (K[:, i, j, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
+    tx = torch.minimum(torch.maximum(x / z, -cx / fx - 0.15 * W / fx), (W - cx) / fx + 0.15 * W / fx)
+    ty = torch.minimum(torch.maximum(y / z, -cy / fy - 0.15 * H / fy), (H - cy) / fy + 0.15 * H / fy)
+    zero = torch.zeros_like(z)
+    J = torch.stack([fx / z, zero, -fx * tx / z, zero, fy / z, -fy * ty / z], -1).unflatten(-1, (2, 3))
+    JR = J @ R[:, None]
+    cov2d = JR @ covariance @ JR.transpose(-1, -2)
+    blurred = cov2d + 0.3 * torch.eye(2, dtype=dtype)
+    conics = torch.linalg.inv(blurred)
+    opacities = gaussians.opacities.sigmoid().expand(len(cameras), -1)
+    if antialiased:
+        opacities = opacities * (torch.linalg.det(cov2d) / torch.linalg.det(blurred)).clamp_min(1e-30).sqrt()
+    pixels = torch.cartesian_prod(torch.arange(H), torch.arange(W)).flip(-1)[:, None].to(dtype) + 0.5
+    images, leaves = [], []
     for c in range(len(cameras)):
-        V, K = cameras.viewmats[c].to(dtype), cameras.Ks[c].to(dtype)
-        R, t = V[:3, :3], V[:3, 3]
-        x, y, z = (gaussians.means @ R.T + t).unbind(-1)
-        in_depth = (z >= 0.01) & (z <= 1e10)
-        z = torch.where(in_depth, z, torch.ones_like(z))
-        fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-        tx = (x / z).clamp(-(cx / fx + 0.15 * width / fx), (width - cx) / fx + 0.15 * width / fx)
-        ty = (y / z).clamp(-(cy / fy + 0.15 * height / fy), (height - cy) / fy + 0.15 * height / fy)
-        zero = torch.zeros_like(z)
-        J = torch.stack(
-            [torch.stack([fx / z, zero, -fx * tx / z], -1), torch.stack([zero, fy / z, -fy * ty / z], -1)], -2
-        )
-        cov2d = J @ R @ covariance @ R.T @ J.transpose(1, 2)
-        blurred = cov2d + 0.3 * torch.eye(2, dtype=dtype)
-        alpha_scale = opacities
-        if antialiased:
-            alpha_scale = opacities * (torch.linalg.det(cov2d) / torch.linalg.det(blurred)).clamp_min(1e-30).sqrt()
-        means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
-        screen.append(means2d)
-        usable = in_depth & torch.isfinite(blurred).all(-1).all(-1)
-        conic = torch.linalg.inv(torch.where(usable[:, None, None], blurred, torch.eye(2, dtype=dtype)))
-        position = -R.T @ t
-        color = (sh_color(gaussians.sh, gaussians.means - position, degree) + 0.5).clamp_min(0)
-        order = torch.argsort(z, stable=True)
-        order = order[usable[order]]
-        at = means2d[order][None]
+        directions = gaussians.means + R[c].T @ t[c]
+        color = (sh_color(gaussians.sh, directions, degree) + 0.5).clamp_min(0)
+        order = torch.argsort(z[c], stable=True)
+        order = order[visible[c, order]]
+        at = means2d[c, order].expand(H * W, -1, -1)
         if absgrad:
-            at = at.detach().expand(len(pixels), -1, -1).clone().requires_grad_()
-            leaves.append(at)
+            at = at.detach().clone().requires_grad_()
+            leaves.append((order, at))
         d = at - pixels
-        sigma = 0.5 * torch.einsum("pni,nij,pnj->pn", d, conic[order], d)
-        raw = alpha_scale[order] * torch.exp(-sigma)
+        raw = opacities[c, order] * torch.exp(-0.5 * torch.einsum("pni,nij,pnj->pn", d, conics[c, order], d))
         alpha = torch.where(raw < 1 / 255, torch.zeros_like(raw), raw.clamp_max(0.999))
-        T_after = torch.cumprod(1 - alpha, 1)
         # A pixel stops before the first Gaussian that would bring its transmittance to 1e-4.
-        kept = T_after > 1e-4
-        alpha = alpha * kept
-        T_before = torch.cat([torch.ones_like(alpha[:, :1]), torch.cumprod(1 - alpha, 1)[:, :-1]], 1)
+        T_all = torch.cumprod(1 - alpha, 1)
+        alpha = alpha * (T_all > 1e-4)
+        T_after = torch.cumprod(1 - alpha, 1)
+        T_before = torch.cat([torch.ones(H * W, 1, dtype=dtype), T_after], 1)[:, : len(order)]
         weights = alpha * T_before
         out_alpha = weights.sum(1, keepdim=True)
-        depth = (weights * z[order]).sum(1, keepdim=True) / out_alpha.clamp_min(1e-10)
-        bg = background if background.dim() == 1 else background[c]
-        rgb = weights @ color[order] + (1 - out_alpha) * bg
-        crosses = (T_before > 0.5) & (T_before * (1 - alpha) <= 0.5)
-        median = (crosses * z[order]).sum(1, keepdim=True)
-        margin = torch.minimum((raw * 255 - 1).abs(), (T_after * 1e4 - 1).abs())
-        margin = margin.min(1).values if len(order) else torch.ones(len(pixels), dtype=dtype)
-        images.append([i.reshape(height, width, -1) for i in (rgb, out_alpha, depth, median, margin[:, None])])
+        rgb = weights @ color[order] + (1 - out_alpha) * background[c]
+        depth = weights @ z[c, order, None] / out_alpha.clamp_min(1e-10)
+        median = ((T_before > 0.5) & (T_after <= 0.5)).to(dtype) @ z[c, order, None]
+        gap = torch.cat([(raw * 255 - 1).abs(), (T_all * 1e4 - 1).abs(), torch.ones(H * W, 1, dtype=dtype)], 1)
+        margin = gap.min(1, keepdim=True).values
+        images.append([image.unflatten(0, (H, W)) for image in (rgb, out_alpha, depth, median, margin)])
     rgb, alpha, depth, median, margin = (torch.stack(image) for image in zip(*images, strict=True))
-    return Reference(rgb, alpha, depth, median, torch.stack(screen), leaves, margin[..., 0])
+    return Reference(rgb, alpha, depth, median, means2d, leaves, margin)

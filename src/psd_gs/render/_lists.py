@@ -18,28 +18,27 @@ ellipse sigma = cutoff reaches above and below y."""
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def sort_by_depth(first, last, splats, order, count):
+def sort_by_depth(first, last, splats, bits, order, count):
     """For cameras first to last: the visible Gaussians, nearest first, ties by index.
 
-    Fills ``order [C,N]`` up to ``count [C]``. A least-significant-digit radix sort of the bits of the
-    (positive) float32 depths.
+    Fills ``order [C,N]`` up to ``count [C]``. A least-significant-digit radix sort of the depths, which
+    are positive float32, by their ``bits`` (``splats`` as uint32).
     """
     N = splats.shape[1]
     keys, keys2 = np.empty(N, np.uint32), np.empty(N, np.uint32)
     ids, ids2 = np.empty(N, np.int32), np.empty(N, np.int32)
-    depth = np.empty(1, np.float32)
-    bits = depth.view(np.uint32)
+    start = np.empty(2049, np.int64)
     mask = np.uint32(2047)
     for c in range(first, last):
         m = 0
         for n in range(N):
             if splats[c, n, 8] >= 0.0:
-                depth[0] = splats[c, n, 7]
-                keys[m], ids[m] = bits[0], n
+                keys[m], ids[m] = bits[c, n, 7], n
                 m += 1
         for digit in range(3):
             shift = np.uint32(11 * digit)
-            start = np.zeros(2049, np.int64)
+            for i in range(2049):
+                start[i] = 0
             for i in range(m):
                 start[((keys[i] >> shift) & mask) + np.uint32(1)] += 1
             for i in range(2048):
@@ -50,7 +49,8 @@ def sort_by_depth(first, last, splats, order, count):
                 start[bucket] += 1
             keys, keys2 = keys2, keys
             ids, ids2 = ids2, ids
-        order[c, :m] = ids[:m]
+        for i in range(m):
+            order[c, i] = ids[i]
         count[c] = m
 
 

@@ -99,11 +99,9 @@ def _new_tile(planes, height, y0, width, x0):
     rows, columns = min(TILE, height - y0), min(TILE, width - x0)
     for y in range(TILE):
         for x in range(TILE):
-            tile[y * TILE + x] = _F1 if y < rows and x < columns else -_F1
-            tile[6 * _PLANE + y * TILE + x], tile[7 * _PLANE + y * TILE + x] = (
-                np.float32(x) + _F05,
-                np.float32(y) + _F05,
-            )
+            p = y * TILE + x
+            tile[p] = _F1 if y < rows and x < columns else -_F1
+            tile[6 * _PLANE + p], tile[7 * _PLANE + p] = np.float32(x) + _F05, np.float32(y) + _F05
     return tile, rows, columns
 
 
@@ -188,20 +186,23 @@ def _differentiate(rows, ids, slots, x0, y0, height, tile, absgrad, grads):
                 g_green += w * tile[p + _P3]
                 g_blue += w * tile[p + _P4]
                 g_z += w * tile[p + _P5]
-            # sigma = (s0 u^2 + s2 dy^2) / 2 with u = x - mx - k dy and dy = y - my.
+            # sigma = (s[2] u^2 + s[4] dy^2) / 2 with u = x - mx - k dy and dy = y - my.
             g = grads[slots[start + i]]
             g[0], g[1] = -s[2] * m_u, s[2] * k * m_u - s[4] * m_y
             g[2], g[3], g[4], g[5] = _F05 * m_uu, -s[2] * m_uy, _F05 * m_yy, -m / opacity
             g[6], g[7], g[8], g[9] = g_red, g_green, g_blue, g_z
+            m_u, m_y = _F0, _F0
             if absgrad:
-                m_u, m_y = _F0, _F0
                 for p in span:
                     dy = tile[p + _P7] - my
                     u = tile[p + _P6] - mx - k * dy
                     m_u += abs(tile[p + _P8] * s[2] * u)
                     m_y += abs(tile[p + _P8] * (s[2] * k * u - s[4] * dy))
-                g[10], g[11] = m_u, m_y
+            g[10], g[11] = m_u, m_y
         if not _any_live(tile, height):
+            for i in range(start + len(now), len(ids)):
+                for j in range(GRAD):
+                    grads[slots[i], j] = _F0
             break
 
 
@@ -210,7 +211,7 @@ def rasterize_backward(
     begin, end, rows, starts, ids, slots, rgb, alpha, depth, g_rgb, g_alpha, g_depth, absgrad,
     grads, g_background,
 ):  # fmt: skip
-    """Fill ``grads [intersections, GRAD]`` (zero on entry) and ``g_background [C * tiles, 3]``."""
+    """For tiles begin to end: fill ``grads [M,GRAD]`` and ``g_background [C*tiles,3]`` (zero on entry)."""
     C, height, width = alpha.shape
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     tiles = C * tiles_x * tiles_y

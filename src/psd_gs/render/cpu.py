@@ -49,7 +49,8 @@ class _Rasterize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, means2d, splats, background, width, height, absgrad):
-        lists = _tile_lists(*_numpy(means2d, splats), width, height)
+        xy, s = _numpy(means2d, splats)
+        lists = _tile_lists(xy, s, width, height)
         rgb = np.empty((len(means2d), height, width, 3), np.float32)
         alpha, depth, median = np.empty((3, len(means2d), height, width), np.float32)
         parallel(
@@ -67,19 +68,19 @@ class _Rasterize(torch.autograd.Function):
         (means2d,) = ctx.saved_tensors
         lists = ctx.lists
         C, N = means2d.shape[:2]
-        grads = np.zeros((len(lists.ids), GRAD), np.float32)
-        g_background = np.zeros((len(lists.starts) - 1, 3), np.float32)
+        grads = np.empty((len(lists.ids), GRAD), np.float32)
+        g_tiles = np.zeros((len(lists.starts) - 1, 3), np.float32)
         g_rgb, g_alpha, g_depth = _numpy(*gradients[:3])
         parallel(
             rasterize_backward, len(lists.starts) - 1, lists.rows, lists.starts, lists.ids, lists.slots, *ctx.images,
-            g_rgb, g_alpha[..., 0], g_depth[..., 0], ctx.absgrad, grads, g_background,
+            g_rgb, g_alpha[..., 0], g_depth[..., 0], ctx.absgrad, grads, g_tiles,
         )  # fmt: skip
         sums = [np.zeros((C, N, columns), np.float32) for columns in (2, 2, SPLAT)]
         parallel(sum_gradients, C * N, grads, lists.first_slot, lists.order, lists.count, *sums)
         g_means2d, g_abs, g_splats = map(torch.from_numpy, sums)
         if ctx.absgrad:
             means2d.absgrad = g_abs
-        g_background = torch.from_numpy(g_background.reshape(C, -1, 3).sum(1))
+        g_background = torch.from_numpy(g_tiles.reshape(C, -1, 3).sum(1))
         return g_means2d, g_splats, g_background, None, None, None
 
 
@@ -106,7 +107,7 @@ class _TileLists:
 def _tile_lists(means2d: np.ndarray, splats: np.ndarray, width: int, height: int) -> _TileLists:
     C, N = means2d.shape[:2]
     order, count = np.empty((C, N), np.int32), np.empty(C, np.int64)
-    parallel(sort_by_depth, C, splats, order, count)
+    parallel(sort_by_depth, C, splats, splats.view(np.uint32), order, count)
     # The depth order is cut into chunks that threads can count and fill side by side, with one result for any cut.
     chunks = max(1, 16 // C)
     tiles = -(-width // TILE) * -(-height // TILE)
