@@ -115,8 +115,9 @@ def render_dense(
         if absgrad:
             at = at.detach().clone().requires_grad_()
             leaves.append((order, at))
-        d = at - pixels
-        raw = opacities[c, order] * torch.exp(-0.5 * torch.einsum("pni,nij,pnj->pn", d, conics[c, order], d))
+        dx, dy = (at - pixels).unbind(-1)
+        (aa, ab), (_, bb) = conics[c, order].permute(1, 2, 0)
+        raw = opacities[c, order] * torch.exp(-0.5 * (aa * dx * dx + bb * dy * dy) - ab * dx * dy)
         alpha = torch.where(raw < 1 / 255, torch.zeros_like(raw), raw.clamp_max(0.999))
         # A pixel stops before the first Gaussian that would bring its transmittance to 1e-4.
         T_all = torch.cumprod(1 - alpha, 1)
@@ -128,8 +129,9 @@ def render_dense(
         rgb = weights @ color[order] + (1 - out_alpha) * background[c]
         depth = weights @ z[c, order, None] / out_alpha.clamp_min(1e-10)
         median = ((T_before > 0.5) & (T_after <= 0.5)).to(dtype) @ z[c, order, None]
-        gap = torch.cat([(raw * 255 - 1).abs(), (T_all * 1e4 - 1).abs(), torch.ones(H * W, 1, dtype=dtype)], 1)
-        margin = gap.min(1, keepdim=True).values
-        images.append([image.unflatten(0, (H, W)) for image in (rgb, out_alpha, depth, median, margin)])
+        images.append([image.unflatten(0, (H, W)) for image in (rgb, out_alpha, depth, median)])
+        with torch.no_grad():
+            gap = torch.cat([(raw * 255 - 1).abs(), (T_all * 1e4 - 1).abs(), torch.ones(H * W, 1, dtype=dtype)], 1)
+            images[-1].append(gap.min(1, keepdim=True).values.unflatten(0, (H, W)))
     rgb, alpha, depth, median, margin = (torch.stack(image) for image in zip(*images, strict=True))
     return Reference(rgb, alpha, depth, median, means2d, leaves, margin)
