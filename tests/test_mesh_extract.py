@@ -179,6 +179,9 @@ def test_gaussians_to_mesh():
     top, bottom = mesh.colors[offset[:, 1] > 0.1], mesh.colors[offset[:, 1] < -0.1]
     np.testing.assert_allclose(top, np.broadcast_to([0.9, 0.1, 0.1], top.shape), atol=0.02)
     np.testing.assert_allclose(bottom, np.broadcast_to([0.1, 0.1, 0.9], bottom.shape), atol=0.02)
+    again = extract_mesh(coloured_shell(), resolution=64, faces=3000)
+    for name in ("vertices", "faces", "colors", "normals"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(mesh, name))
 
 
 def test_nothing_opaque_is_refused():

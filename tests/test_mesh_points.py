@@ -139,7 +139,7 @@ def test_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".ply", ".glb", ".obj", ".stl"])
-def test_broken_files_give_format_errors_only(tmp_path, suffix):
+def test_broken_files_give_format_errors_only(tmp_path, suffix, caplog):
     path = tmp_path / f"box{suffix}"
     if suffix == ".glb":
         write_glb(tall_box(), path, metadata={"prompt": "a box"})
@@ -157,3 +157,4 @@ def test_broken_files_give_format_errors_only(tmp_path, suffix):
         except FormatError:
             refused += 1
     assert 20 < refused <= 150
+    assert not caplog.records  # the error says it all

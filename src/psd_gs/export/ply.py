@@ -254,7 +254,7 @@ def _read_vertices(path: str | os.PathLike[str]) -> np.ndarray:
     from plyfile import PlyData, PlyParseError
 
     try:
-        return PlyData.read(str(path), mmap=False)["vertex"].data
+        return PlyData.read(str(path), mmap="r")["vertex"].data
     except (PlyParseError, ValueError, OverflowError) as error:
         raise FormatError(f"{path}: malformed PLY data ({error}). Copy or export the file again.") from error
 

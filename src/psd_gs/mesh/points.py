@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,8 @@ def read_points(
     """Points with colours from a file, moved and scaled into a ball around the origin.
 
     A mesh gives ``n`` points, uniform over its surface; a point cloud gives a random subset of
-    ``n`` points, or all if it has fewer. Axes are kept: +Y is up.
+    ``n`` points, or all if it has fewer. Axes are kept: +Y is up. A splat (see
+    :func:`psd_gs.export.ply.is_gaussian_ply`) is better read with :func:`psd_gs.export.ply.read_ply`.
 
     Args:
         path: of a ``.ply``, ``.glb``, ``.gltf``, ``.obj`` or ``.stl``.
@@ -55,7 +59,7 @@ def read_points(
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), _quiet("trimesh"):
             points, rgb = _sample_scene(path, n, generator)
     # The parsers of foreign formats raise whatever broken bytes lead them into.
     except Exception as error:
@@ -167,3 +171,15 @@ def _unit(colors: Any) -> np.ndarray:
     """The first three channels in [0, 1], from integers of any width or floats."""
     values = np.asarray(colors)[..., :3]
     return values / np.iinfo(values.dtype).max if values.dtype.kind in "iu" else values
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without the tracebacks that the logger called ``name`` shows beside the error that we raise."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from psd_gs.cameras import Cameras
+from psd_gs.render.threads import parallel
 
 TRUNCATION = 3.0
 """Voxels. Wider is smoother, but thickens what is thinner than twice this."""
@@ -66,18 +67,20 @@ def fuse(
     field = np.empty(grid.shape, np.float32)
     viewmats = cameras.viewmats.detach().cpu().numpy().astype(np.float32)
     Ks = cameras.Ks.detach().cpu().numpy().astype(np.float32)
-    _fuse(surface, viewmats, Ks, grid.lower.astype(np.float32), np.float32(grid.voxel), np.float32(TRUNCATION), field)
+    lower, voxel = grid.lower.astype(np.float32), np.float32(grid.voxel)
+    parallel(_fuse, grid.shape[0], surface, viewmats, Ks, lower, voxel, np.float32(TRUNCATION), field)
     return field
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
-def _fuse(surface, viewmats, Ks, lower, voxel, truncation, field):
+@numba.njit(cache=True, nogil=True)
+def _fuse(first, last, surface, viewmats, Ks, lower, voxel, truncation, field):
+    """Slices ``first`` to ``last`` along x; the views are summed in order, so the result is reproducible."""
     views, height, width = surface.shape
-    nx, ny, nz = field.shape
+    ny, nz = field.shape[1:]
     scale = np.float32(1) / (truncation * voxel)
-    for i in numba.prange(nx):
-        total = np.empty(nz, np.float32)
-        weight = np.empty(nz, np.float32)
+    total = np.empty(nz, np.float32)
+    weight = np.empty(nz, np.float32)
+    for i in range(first, last):
         x = lower[0] + np.float32(i) * voxel
         for j in range(ny):
             y = lower[1] + np.float32(j) * voxel
@@ -85,21 +88,23 @@ def _fuse(surface, viewmats, Ks, lower, voxel, truncation, field):
             weight[:] = 0
             for c in range(views):
                 V, K, seen = viewmats[c], Ks[c], surface[c]
-                # Camera coordinates are affine in k: start and step along the innermost axis.
-                start_x = V[0, 0] * x + V[0, 1] * y + V[0, 2] * lower[2] + V[0, 3]
-                start_y = V[1, 0] * x + V[1, 1] * y + V[1, 2] * lower[2] + V[1, 3]
+                # Camera coordinates are affine in k: start and step along the innermost axis, the
+                # focal length and the principal point already applied.
                 start_z = V[2, 0] * x + V[2, 1] * y + V[2, 2] * lower[2] + V[2, 3]
-                step_x, step_y, step_z = V[0, 2] * voxel, V[1, 2] * voxel, V[2, 2] * voxel
+                start_x = K[0, 0] * (V[0, 0] * x + V[0, 1] * y + V[0, 2] * lower[2] + V[0, 3])
+                start_y = K[1, 1] * (V[1, 0] * x + V[1, 1] * y + V[1, 2] * lower[2] + V[1, 3])
+                step_x, step_y, step_z = K[0, 0] * V[0, 2] * voxel, K[1, 1] * V[1, 2] * voxel, V[2, 2] * voxel
                 for k in range(nz):
                     kk = np.float32(k)
                     z = start_z + kk * step_z
                     if z <= 0:
                         continue
-                    u = math.floor(K[0, 0] * (start_x + kk * step_x) / z + K[0, 2])
-                    v = math.floor(K[1, 1] * (start_y + kk * step_y) / z + K[1, 2])
+                    inverse = np.float32(1) / z
+                    u = (start_x + kk * step_x) * inverse + K[0, 2]
+                    v = (start_y + kk * step_y) * inverse + K[1, 2]
                     distance = np.float32(1)
                     if 0 <= u < width and 0 <= v < height:
-                        distance = min(distance, (seen[v, u] - z) * scale)
+                        distance = min(distance, (seen[np.int32(v), np.int32(u)] - z) * scale)
                         if distance < -1:
                             continue
                     total[k] += distance
