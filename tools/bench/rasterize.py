@@ -1,0 +1,130 @@
+"""Time the rasterizers: forward and backward, projection included.
+
+    python tools/bench/rasterize.py            # everything
+    python tools/bench/rasterize.py --quick    # fewer repetitions
+
+Every case takes the fastest of its repetitions. Columns that are compared with each other are timed in
+turns, so that another program's load falls on both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from psd_gs.cameras import Cameras, turntable
+from psd_gs.gaussians import Gaussians, random_ball
+from psd_gs.render import render
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from reference import render_dense
+
+CASES = {
+    "4 000 Gaussians, 4 views of 64²": (4_000, 4, 64, 0.03),
+    "20 000 Gaussians, 256²": (20_000, 1, 256, 0.012),
+    "100 000 Gaussians, 512²": (100_000, 1, 512, 0.006),
+}
+"""Number of Gaussians, views, pixels along the side, and the size of a Gaussian (the ball's radius is 0.6)."""
+
+Image = Callable[[Gaussians, Cameras], Tensor]
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def scene(n: int, views: int, size: int, scale: float, device: str = "cpu") -> tuple[Gaussians, Cameras]:
+    """Half-transparent, slightly anisotropic Gaussians in a ball, seen from around."""
+    generator = torch.Generator().manual_seed(0)
+    gaussians = random_ball(n, 0.6, scale=scale, opacity=0.5, generator=generator)
+    gaussians.quats = torch.randn(n, 4, generator=generator)
+    gaussians.scales += 0.3 * torch.randn(n, 3, generator=generator)
+    gaussians = gaussians.to(device).map(lambda parameter: parameter.requires_grad_())
+    return gaussians, turntable(views, size=size).to(device)
+
+
+def step(image: Image, gaussians: Gaussians, cameras: Cameras) -> tuple[float, float]:
+    """Seconds of one forward and one backward pass."""
+    synchronize = torch.cuda.synchronize if gaussians.device.type == "cuda" else lambda: None
+    start = time.perf_counter()
+    rgb = image(gaussians, cameras)
+    synchronize()
+    middle = time.perf_counter()
+    rgb.backward(torch.ones_like(rgb))
+    synchronize()
+    return middle - start, time.perf_counter() - middle
+
+
+def dense(gaussians: Gaussians, cameras: Cameras) -> Tensor:
+    return render_dense(gaussians, cameras).rgb
+
+
+def with_threads(threads: int) -> Image:
+    def image(gaussians: Gaussians, cameras: Cameras) -> Tensor:
+        torch.set_num_threads(threads)
+        return render(gaussians, cameras).rgb
+
+    return image
+
+
+def fastest(images: list[Image], scenes: list[tuple[Gaussians, Cameras]], repetitions: int) -> list[tuple[float, ...]]:
+    """Best forward, backward and total time of each, after one call to warm up."""
+    times: list[list[tuple[float, float]]] = [[] for _ in images]
+    for repetition in range(repetitions + 1):
+        for record, image, arguments in zip(times, images, scenes, strict=True):
+            seconds = step(image, *arguments)
+            if repetition:
+                record.append(seconds)
+    return [(min(f for f, _ in r), min(b for _, b in r), min(f + b for f, b in r)) for r in times]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="3 repetitions instead of 20")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for the threaded columns")
+    parser.add_argument("--no-dense", action="store_true", help="skip the dense baseline")
+    arguments = parser.parse_args()
+    repetitions = 3 if arguments.quick else 20
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+    table = Table(title=f"{processor()}, torch {torch.__version__}", title_justify="left")
+    for column in ("case", "renderer", "forward ms", "backward ms", "total ms", "ratio"):
+        table.add_column(column, justify="left" if column in ("case", "renderer") else "right")
+    for title, (n, views, size, scale) in CASES.items():
+        names = ["cpu, 1 thread"]
+        images, scenes = [with_threads(1)], [scene(n, views, size, scale)]
+        if arguments.threads > 1:
+            names.append(f"cpu, {arguments.threads} threads")
+            images.append(with_threads(arguments.threads))
+            scenes.append(scenes[0])
+        if "cuda" in devices:
+            names.append(f"gsplat, {torch.cuda.get_device_name()}")
+            images.append(lambda g, c: render(g, c).rgb)
+            scenes.append(scene(n, views, size, scale, "cuda"))
+        rows = list(zip(names, fastest(images, scenes, repetitions), strict=True))
+        if size == 64 and not arguments.no_dense:
+            torch.set_num_threads(arguments.threads)
+            baseline = fastest([dense], scenes[:1], 2)
+            rows.insert(0, (f"dense torch float32, {arguments.threads} threads", baseline[0]))
+        for name, (forward, backward, total) in rows:
+            ratio = rows[0][1][2] / total
+            table.add_row(title, name, *(f"{1e3 * t:.1f}" for t in (forward, backward, total)), f"{ratio:.2f}x")
+            title = ""
+        table.add_section()
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
