@@ -280,6 +280,15 @@ def test_views_do_not_depend_on_their_neighbours():
         assert torch.equal(together[c : c + 1], render(gaussians, cameras[c : c + 1]).rgb)
 
 
+def test_double_precision_inputs_are_rendered_in_single_precision():
+    gaussians, cameras = random_scene(15).map(lambda p: p.double().requires_grad_()), odd_cameras()
+    cameras = replace(cameras, viewmats=cameras.viewmats.double(), Ks=cameras.Ks.double())
+    output = render(gaussians, cameras)
+    assert output.rgb.dtype == torch.float32
+    output.rgb.sum().backward()
+    assert gaussians.means.grad.dtype == torch.float64
+
+
 def test_contract_errors():
     gaussians, cameras = random_scene(0, n=3, sh_degree=1), odd_cameras()
     with pytest.raises(ConfigError, match="0 to 1"):

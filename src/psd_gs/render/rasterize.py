@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -29,7 +29,7 @@ class RenderOutput:
         meta: gsplat's keys. ``means2d [C,N,2]`` in pixels, in the graph: call ``retain_grad()`` on it
             before the backward pass and read ``.grad`` after it, and ``.absgrad`` (sums of absolute
             values over pixels) if ``absgrad`` was set; ``radii [C,N,2]`` int32 pixels, 0 where
-            invisible; ``depths [C,N]``; ``width``, ``height``, ``n_cameras``, ``gaussian_ids`` (None).
+            invisible; ``depths [C,N]``, meaningful only where visible; ``width``, ``height``, ``n_cameras``, ``gaussian_ids`` (None).
     """
 
     rgb: Float[Tensor, "C H W 3"]
@@ -58,7 +58,7 @@ def render(
     makes a Gaussian invisible.
 
     Args:
-        gaussians: scales are logarithms and opacities logits, as stored; float32.
+        gaussians: scales are logarithms and opacities logits, as stored; computed with in float32.
         cameras: on the same device as the Gaussians.
         background: sRGB colour in [0, 1], one or one per camera; black if None.
         sh_degree: spherical harmonics in use, 0 to the degree of the Gaussians; None is all.
@@ -94,8 +94,10 @@ def render(
         from psd_gs.render.cpu import rasterize
     else:
         raise ConfigError(f"backend: expected 'auto', 'cpu' or 'gsplat', got {backend!r}")
+    gaussians = gaussians.map(torch.Tensor.float)
+    cameras = replace(cameras, viewmats=cameras.viewmats.float(), Ks=cameras.Ks.float())
     rgb, alpha, depth, median, meta = rasterize(
-        gaussians.map(torch.Tensor.float), cameras, background, degree, antialiased, median_depth, absgrad
+        gaussians, cameras, background, degree, antialiased, median_depth, absgrad
     )
     meta |= {"width": cameras.width, "height": cameras.height, "n_cameras": C, "gaussian_ids": None}
     return RenderOutput(rgb, alpha, depth, median, meta)
