@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from psd_gs.errors import FormatError, InputError
-from psd_gs.export.frames import bounding_ball, rotation_matrices, turn_x180
+from psd_gs.export.frames import bounding_ball, turn_x180
 from psd_gs.export.metadata import to_json
 from psd_gs.export.ply import is_gaussian_ply, read_ply, read_ply_metadata, write_ply
-from psd_gs.gaussians import Gaussians, from_points
+from psd_gs.gaussians import Gaussians, from_points, rotation_matrices
 
 
 def random_gaussians(n: int, degree: int, seed: int = 0) -> Gaussians:

@@ -129,9 +129,7 @@ def turntable(
     """
     azimuth = start + torch.arange(n, dtype=torch.float32) * (360.0 / n)
     distance = radius / math.sin(math.radians(fov) / 2)
-    return orbit(
-        azimuth, torch.full((n,), elevation), torch.full((n,), distance), torch.full((n,), fov), size, size
-    )
+    return orbit(azimuth, torch.full((n,), elevation), torch.full((n,), distance), torch.full((n,), fov), size, size)
 
 
 def mvdream_cameras(cameras: Cameras) -> Float[Tensor, "C 16"]:

@@ -27,7 +27,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"cannot write {target}: {reason}. Free some space or choose another --output-dir.") from error
+        raise OutputError(
+            f"cannot write {target}: {reason}. Free some space or choose another --output-dir."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -78,6 +78,17 @@ def sh0_to_rgb(sh0: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
     return sh0 * SH_C0 + 0.5
 
 
+def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
+    """Matrices whose columns are the local axes, from wxyz quaternions of any length but zero."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    rows = [
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack(rows, dim=-1).reshape(*quats.shape[:-1], 3, 3)
+
+
 def from_points(
     points: Float[Tensor, "N 3"],
     rgb: Float[Tensor, "N 3"],
@@ -96,16 +107,15 @@ def from_points(
         sh_degree: 0 to 3; the coefficients above degree 0 start at zero.
     """
     n = points.shape[0]
-    kwargs = {"device": points.device, "dtype": points.dtype}
-    quats = torch.zeros(n, 4, **kwargs)
+    quats = points.new_zeros(n, 4)
     quats[:, 0] = 1
     return Gaussians(
         means=points.clone(),
         quats=quats,
-        scales=torch.full((n, 3), scale, **kwargs).log(),
-        opacities=torch.full((n,), opacity, **kwargs).logit(),
+        scales=points.new_full((n, 3), scale).log(),
+        opacities=points.new_full((n,), opacity).logit(),
         sh0=rgb_to_sh0(rgb)[:, None, :].clone(),
-        shN=torch.zeros(n, (sh_degree + 1) ** 2 - 1, 3, **kwargs),
+        shN=points.new_zeros(n, (sh_degree + 1) ** 2 - 1, 3),
     )
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mini.objects import BY_NAME, CATEGORIES, WEARERS  # noqa: E402
-from mini.scenes import COLOURS, HELD_COLOURS, HELD_RELATIONS, ItemLook, Look, caption, swapped  # noqa: E402
+from mini.objects import BY_NAME, CATEGORIES, WEARERS
+from mini.scenes import COLOURS, HELD_COLOURS, HELD_RELATIONS, ItemLook, Look, caption, swapped
 
 Item = ItemLook
 
@@ -84,18 +84,24 @@ def is_held_out(look: Look) -> bool:
 def other_objects(look: Look, rng: random.Random) -> list[Look]:
     taken = {item.category for item in look.items}
     first = look.items[0]
-    same_group = [c.name for c in CATEGORIES if c.core and c.name not in taken and c.group == BY_NAME[first.category].group]
+    same_group = [
+        c.name for c in CATEGORIES if c.core and c.name not in taken and c.group == BY_NAME[first.category].group
+    ]
     others = [c.name for c in CATEGORIES if c.core and c.name not in taken]
     names = rng.sample(same_group, 2)
     names += rng.sample([n for n in others if n not in names], 2)
-    return [
-        replace(look, items=(Item(n, first.colour, stretch=first.stretch), *look.items[1:])) for n in names
-    ]
+    return [replace(look, items=(Item(n, first.colour, stretch=first.stretch), *look.items[1:])) for n in names]
 
 
 def other_colours(look: Look, rng: random.Random) -> list[Look]:
     first = look.items[0]
-    field = "colour" if first.colour or not (first.part or first.accessory) else "part_colour" if first.part else "accessory_colour"
+    field = (
+        "colour"
+        if first.colour or not (first.part or first.accessory)
+        else "part_colour"
+        if first.part
+        else "accessory_colour"
+    )
     natural = BY_NAME[first.category].slots[BY_NAME[first.category].main[0]] if not getattr(first, field) else ()
     taken = {getattr(first, field), *natural, *(item.colour for item in look.items), "brown", "beige"}
     names = rng.sample([c for c in COLOURS if c not in taken], 3)
@@ -107,7 +113,11 @@ def other_arrangements(look: Look, rng: random.Random) -> list[Look]:
         a, b = look.items
         if look.relation == "next to":  # symmetric: exchanging the objects would not be wrong
             return [swapped(look), replace(look, relation="on"), replace(look, items=(b, a), relation="on")]
-        return [swapped(look), replace(look, items=(b, a)), replace(look, items=(b, replace(a, category="cone")), relation="next to")]
+        return [
+            swapped(look),
+            replace(look, items=(b, a)),
+            replace(look, items=(b, replace(a, category="cone")), relation="next to"),
+        ]
     (item,) = look.items
     out = [s for s in [swapped(look)] if s]
     if not item.accessory and item.category in WEARERS:
@@ -118,10 +128,19 @@ def other_arrangements(look: Look, rng: random.Random) -> list[Look]:
     parts = [p for p in BY_NAME[item.category].parts if p != item.part and p not in BY_NAME[item.category].main]
     if parts and len(out) < 2:
         out.append(Look((replace(item, part=parts[0], part_colour="pink" if item.colour != "pink" else "blue"),)))
-    solids = [("cube", "red" if item.colour != "red" else "blue"), ("cylinder", "green" if item.colour != "green" else "pink"), ("table", "white")]
+    solids = [
+        ("cube", "red" if item.colour != "red" else "blue"),
+        ("cylinder", "green" if item.colour != "green" else "pink"),
+        ("table", "white"),
+    ]
     while len(out) < 3:
         name, colour = solids.pop(0)
-        out.append(Look((replace(item, part=None, part_colour=None, accessory=None, accessory_colour=None), Item(name, colour)), "on"))
+        out.append(
+            Look(
+                (replace(item, part=None, part_colour=None, accessory=None, accessory_colour=None), Item(name, colour)),
+                "on",
+            )
+        )
     return out[:3]
 
 
@@ -136,7 +155,9 @@ def main() -> None:
         texts = [t for group in distractors.values() for t in group]
         if len({*texts, caption(look)}) != len(texts) + 1:
             raise SystemExit(f"{caption(look)!r} has equal distractors: {texts}")
-        rows.append({"prompt": caption(look), "held_out": is_held_out(look), "look": asdict(look), "distractors": distractors})
+        rows.append(
+            {"prompt": caption(look), "held_out": is_held_out(look), "look": asdict(look), "distractors": distractors}
+        )
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     (Path(__file__).parent / "prompts.json").write_text(f"[\n{lines}\n]\n")
 

@@ -20,13 +20,14 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from mini.objects import CATEGORIES
 from mini.scenes import MATERIALS, Palette, Scene, build_scene, sample_scene
 from mini.sdf import SDF, trace
 from psd_gs.cameras import Cameras, orbit
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 SHARD = 256
 VIEWS = 4
@@ -81,7 +82,10 @@ def trace_scene(scene: Scene, cameras: Cameras, device: str = "cpu") -> Buffers:
     primitives, smooth = build_scene(scene)
     slots, normals = trace(SDF(primitives, smooth, device), cameras.to(device))
     return Buffers(
-        slots[None], (normals * 127).round().to(torch.int8)[None], cameras.viewmats.to(device)[None], cameras.Ks.to(device)[None]
+        slots[None],
+        (normals * 127).round().to(torch.int8)[None],
+        cameras.viewmats.to(device)[None],
+        cameras.Ks.to(device)[None],
     )
 
 
@@ -120,7 +124,9 @@ def sample_background(n: int, generator: torch.Generator, device="cpu") -> Float
     return torch.where(kind == 0, torch.ones(n, 3), torch.where(kind == 1, grey, colour)).to(device)
 
 
-def compose(rgba: Float[Tensor, "B V 4 H W"], background: Float[Tensor, "B 3"], size: int) -> Float[Tensor, "B V 3 h w"]:
+def compose(
+    rgba: Float[Tensor, "B V 4 H W"], background: Float[Tensor, "B 3"], size: int
+) -> Float[Tensor, "B V 3 h w"]:
     """Average down to ``size`` and put the background behind, in [0, 1]."""
     b, v = rgba.shape[:2]
     if rgba.shape[-1] != size:
@@ -189,7 +195,13 @@ def main() -> None:
     start = time.time()
     with ProcessPoolExecutor(args.workers) as pool:
         jobs = [
-            pool.submit(make_shard, args.out / f"{args.seed:02d}-{i:04d}.safetensors", args.seed * 100_000 + i, args.size, args.all)
+            pool.submit(
+                make_shard,
+                args.out / f"{args.seed:02d}-{i:04d}.safetensors",
+                args.seed * 100_000 + i,
+                args.size,
+                args.all,
+            )
             for i in range(shards)
         ]
         for done, job in enumerate(jobs, 1):

@@ -778,7 +778,7 @@ def banana(s: Shape, rng: random.Random) -> None:
 def carrot(s: Shape, rng: random.Random) -> None:
     u = rng.uniform
     s.cone("body", (0, 0.4, 0), 0.02, u(0.14, 0.18), 0.42, 0.018)
-    for k in range(5):
+    for _ in range(5):
         x, z = u(-0.16, 0.16), u(-0.16, 0.16)
         s.limb("leaf", (0, 0.8, 0), (x, 0.8 + u(0.22, 0.34), z), 0.035, 0.045)
 

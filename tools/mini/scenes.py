@@ -151,7 +151,10 @@ def build_scene(scene: Scene) -> tuple[list[Primitive], float]:
     else:
         second = second.transformed(rng.uniform(0.75, 1.1), torch.zeros(3))
         side = rng.choice((-1.0, 1.0))
-        reach = {1.0: (first.bounds()[0][0], second.bounds()[1][0]), -1.0: (first.bounds()[1][0], second.bounds()[0][0])}
+        reach = {
+            1.0: (first.bounds()[0][0], second.bounds()[1][0]),
+            -1.0: (first.bounds()[1][0], second.bounds()[0][0]),
+        }
         a, b = reach[side]
         floor = second.bounds()[0][1] - first.bounds()[0][1]
         first = first.transformed(1.0, torch.tensor([float(b - a) + side * rng.uniform(0.03, 0.1), float(floor), 0.0]))
@@ -239,7 +242,9 @@ def paint(look: Look, rng: random.Random) -> Palette:
         colours.update(dict.fromkeys(category.main, main))
         for slot, choices in category.slots.items():  # an unnamed part must not vanish in the main colour
             if choices and slot not in category.main and colours[slot] == main and slot in category.parts:
-                colours[slot] = rng.choice([c for c in choices if c != main] or ["white" if main != "white" else "black"])
+                colours[slot] = rng.choice(
+                    [c for c in choices if c != main] or ["white" if main != "white" else "black"]
+                )
         if item.part and item.part_colour:
             colours[item.part] = item.part_colour
         colours["accessory"] = item.accessory_colour or "red"
@@ -254,7 +259,14 @@ def paint(look: Look, rng: random.Random) -> Palette:
 
 # --- captions --------------------------------------------------------------------------------------------------------
 
-TEMPLATES = ("a photo of {}", "a 3d model of {}", "a 3d render of {}", "{}, 3d asset", "an image of {}", "a picture of {}")
+TEMPLATES = (
+    "a photo of {}",
+    "a 3d model of {}",
+    "a 3d render of {}",
+    "{}, 3d asset",
+    "an image of {}",
+    "a picture of {}",
+)
 
 
 def article(phrase: str) -> str:
@@ -323,15 +335,15 @@ def swapped(look: Look) -> Look | None:
     return None
 
 
-def vocabulary() -> list[str]:
-    """Every word that a caption can contain, sorted."""
+def vocabulary(categories: tuple[Category, ...] = CATEGORIES) -> list[str]:
+    """Every word that a caption of these categories can contain, sorted."""
     words: set[str] = set()
 
     def add(*phrases: str) -> None:
         for phrase in phrases:
             words.update(phrase.replace("{}", " ").replace(",", " ").split())
 
-    for category in CATEGORIES:
+    for category in categories:
         add(*category.names, *category.parts.values())
     add(*COLOURS, *(w for group in COLOUR_WORDS.values() for w in group))
     for table in (STRETCH_WORDS, MATERIAL_WORDS, RELATION_WORDS):

@@ -281,7 +281,9 @@ def camera_rays(cameras: Cameras) -> tuple[Float[Tensor, "C H W 3"], Float[Tenso
     """Origins and unit directions through the pixel centres."""
     device = cameras.Ks.device
     y, x = torch.meshgrid(
-        torch.arange(cameras.height, device=device) + 0.5, torch.arange(cameras.width, device=device) + 0.5, indexing="ij"
+        torch.arange(cameras.height, device=device) + 0.5,
+        torch.arange(cameras.width, device=device) + 0.5,
+        indexing="ij",
     )
     pixels = torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3)
     c2w = cameras.camera_to_world

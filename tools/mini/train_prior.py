@@ -22,15 +22,16 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel, compute_snr
-from mini.dataset import Sets, compose, sample_background, sample_light, shade, trace_scene
-from mini.scenes import Look, caption, paint, sample_look, scene_of, vocabulary
-from mini.tokenizer import train_tokenizer
 from PIL import Image, ImageDraw
-from psd_gs.cameras import mvdream_cameras, turntable
-from psd_gs.priors.multiview import MultiViewPipeline, cosine_scheduler, encode_prompts, set_views
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from mini.dataset import Sets, compose, sample_background, sample_light, shade, trace_scene
+from mini.scenes import Look, caption, paint, sample_look, scene_of, vocabulary
+from mini.tokenizer import train_tokenizer
+from psd_gs.cameras import mvdream_cameras, turntable
+from psd_gs.priors.multiview import MultiViewPipeline, cosine_scheduler, encode_prompts, set_views
 
 VIEWS = 4
 CHANNELS = (32, 64, 128, 192)
@@ -157,14 +158,18 @@ def sample_sheet(model: Model, path: Path, rows: list[dict], size: int, seed: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that mini.dataset wrote; new shards are picked up")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that mini.dataset wrote; new shards are picked up"
+    )
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, curve, sheets and the fp16 pipeline")
     parser.add_argument("--init", type=Path, help="start from this saved pipeline (fp16 will do)")
     parser.add_argument("--size", type=int, default=32, help="pixels per side")
     parser.add_argument("--batch", type=int, default=12, help="sets of four views")
     parser.add_argument("--steps", type=int, default=8000, help="stop there")
     parser.add_argument("--lr", type=float, default=8e-4)
-    parser.add_argument("--decay", type=float, default=0.25, help="fraction of the steps, at the end, over which lr goes to 0")
+    parser.add_argument(
+        "--decay", type=float, default=0.25, help="fraction of the steps, at the end, over which lr goes to 0"
+    )
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fp32", action="store_true", help="train in fp32 (CPUs without bf16 instructions)")
@@ -193,12 +198,16 @@ def main() -> None:
         step = int(state["step"])
         model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
         for i, p in enumerate(parameters):
-            optimizer.state[p] = {k: state[f"adam.{i}.{k}"] for k in ("exp_avg", "exp_avg_sq")} | {"step": state["step"].float()}
+            optimizer.state[p] = {k: state[f"adam.{i}.{k}"] for k in ("exp_avg", "exp_avg_sq")} | {
+                "step": state["step"].float()
+            }
             ema.shadow_params[i].copy_(state[f"ema.{i}"])
         ema.optimization_step = step
 
     def save() -> None:
-        state: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()} | {"step": torch.tensor(step)}
+        state: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()} | {
+            "step": torch.tensor(step)
+        }
         for i, p in enumerate(parameters):
             state |= {f"adam.{i}.{k}": optimizer.state[p][k] for k in ("exp_avg", "exp_avg_sq")}
             state[f"ema.{i}"] = ema.shadow_params[i]
@@ -235,7 +244,12 @@ def main() -> None:
             raise SystemExit(f"loss is {loss.item()} at step {step}; lower --lr and go on from the last checkpoint")
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if step % 20 == 0:
-            row = {"step": step, "loss": round(running, 5), "views_per_s": round(seen / (time.time() - start), 1), "sets": len(data)}
+            row = {
+                "step": step,
+                "loss": round(running, 5),
+                "views_per_s": round(seen / (time.time() - start), 1),
+                "sets": len(data),
+            }
             curve.write(json.dumps(row) + "\n")
             curve.flush()
             print(row, flush=True)

@@ -65,14 +65,3 @@ def robust_box(points: Float[Tensor, "N 3"]) -> Float[Tensor, "2 3"]:
     ordered = points.sort(dim=0).values
     last = len(points) - 1
     return ordered[[round(0.005 * last), round(0.995 * last)]]
-
-
-def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
-    """Matrices whose columns are the local axes, from wxyz quaternions of any length but zero."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    rows = [
-        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    ]
-    return torch.stack(rows, dim=-1).reshape(*quats.shape[:-1], 3, 3)

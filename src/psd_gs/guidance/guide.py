@@ -45,12 +45,14 @@ class Guidance:
         prompt: what the asset is.
         config: options.
         reward: the judge; required by preference psd.
+        negative: a refined negative embedding to start from, instead of the negative prompt's.
         seed: of the generators that are not given.
         timestep_generator: draws timesteps; on the CPU, so that schedules are decided without waiting for a device.
         noise_generator: draws noise, on any device.
 
     Raises:
         ConfigError: no reward for psd, or a black box where its gradient is asked for.
+        InputError: a negative embedding of another prior.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Guidance:
         config: GuidanceConfig | None = None,
         *,
         reward: Reward | None = None,
+        negative: TextEmbedding | None = None,
         seed: int = 0,
         timestep_generator: torch.Generator | None = None,
         noise_generator: torch.Generator | None = None,
@@ -70,8 +73,8 @@ class Guidance:
                 "Guidance: expected a reward for preference psd, received none. "
                 "Give a reward or set preference to none."
             )
-        negative = config.negative if config.preference == "psd" else replace(config.negative, mode="off")
-        if negative.mode == "reward" and reward is not None and not reward.differentiable:
+        refinement = config.negative if config.preference == "psd" else replace(config.negative, mode="off")
+        if refinement.mode == "reward" and reward is not None and not reward.differentiable:
             raise ConfigError(
                 "NegativeConfig.mode: expected a differentiable reward for mode reward, received the black box "
                 f"{reward.name}. Set the mode to pull, which needs no gradient of the reward."
@@ -83,7 +86,13 @@ class Guidance:
         with torch.no_grad():
             self._directed = config.view_prompts and prior.views == 1
             self.text = prior.embed(directed(prompt) if self._directed else [prompt])
-            self.negative = NegativeEmbedding(prior.embed([config.negative_prompt]), negative)
+            initial = prior.embed([config.negative_prompt])
+        if negative is not None and negative.sequence.shape != initial.sequence.shape:
+            raise InputError(
+                f"negative embedding: expected shape {tuple(initial.sequence.shape)} for prior {prior.name}, "
+                f"received {tuple(negative.sequence.shape)}. Use one that a run with the same prior saved."
+            )
+        self.negative = NegativeEmbedding(negative.to(prior.device) if negative else initial, refinement)
         self.psd = PSD(config.psd, prior.device)
 
     def __call__(

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from psd_gs.cameras import Cameras, orbit
 from psd_gs.errors import InputError
-from psd_gs.export.frames import VISIBLE, bounding_ball, robust_box, rotation_matrices
-from psd_gs.gaussians import Gaussians, sh0_to_rgb
+from psd_gs.export.frames import VISIBLE, bounding_ball, robust_box
+from psd_gs.gaussians import Gaussians, rotation_matrices, sh0_to_rgb
 from psd_gs.mesh.surface import Mesh, Triangles, decimate, drop_small_parts, isosurface, vertex_normals
 from psd_gs.mesh.tsdf import Grid, fuse
 

@@ -162,7 +162,9 @@ class MultiViewPrior:
             pipeline = MultiViewPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=None, dtype=dtype)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise ModelError(f"cannot load the prior in {folder}: {reason}. Install psd-gs again, or name another folder.") from error
+            raise ModelError(
+                f"cannot load the prior in {folder}: {reason}. Install psd-gs again, or name another folder."
+            ) from error
         return cls(pipeline.to(device), name)
 
     @property
@@ -186,7 +188,11 @@ class MultiViewPrior:
 
     def decode(self, x0: Float[Tensor, "G V C h w"]) -> Float[Tensor, "G V 3 H W"]:
         if self.vae is not None:
-            x0 = self.vae.decode((x0.flatten(0, 1) / self.vae.config.scaling_factor).to(self.dtype)).sample.float().unflatten(0, x0.shape[:2])
+            x0 = (
+                self.vae.decode((x0.flatten(0, 1) / self.vae.config.scaling_factor).to(self.dtype))
+                .sample.float()
+                .unflatten(0, x0.shape[:2])
+            )
         return (0.5 * x0 + 0.5).clamp(0, 1)
 
     def timesteps(self, t: Float[Tensor, " G"]) -> Tensor:

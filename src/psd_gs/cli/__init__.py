@@ -1,0 +1,32 @@
+"""The command line: one file per subcommand, a tyro dataclass and a call."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of ``psd-gs``."""
+    import tyro
+
+    from psd_gs.cli.generate import Generate
+    from psd_gs.cli.words import Words
+    from psd_gs.errors import PsdGsError
+
+    commands = Annotated[Generate, tyro.conf.subcommand("generate")] | Annotated[Words, tyro.conf.subcommand("words")]
+    arguments = sys.argv[1:] if argv is None else argv
+    command = tyro.cli(
+        commands,  # type: ignore[arg-type]
+        prog="psd-gs",
+        description="Text to 3D Gaussian splats and game-ready meshes that people prefer.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    try:
+        command.run()
+    except PsdGsError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,259 @@
+"""Options of a run: dataclasses with defaults, presets in YAML, and what both become together.
+
+Precedence: dataclass defaults < preset (``common``, then the prior's family) < ``--config`` file <
+command line. Positions in the schedule are fractions of the run, so a preset holds for any number
+of steps.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from psd_gs.errors import ConfigError
+from psd_gs.guidance.config import GuidanceConfig
+
+T = TypeVar("T")
+
+PRESETS = ("draft", "default", "quality")
+FAMILIES = ("mini", "mvdream")
+"""Prior families that presets have a section for."""
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """The Gaussians before the first step."""
+
+    source: str = "ball"
+    """``ball``, or a file: a 3DGS PLY is taken as it is, a point cloud or mesh is sampled."""
+    count: int = 1500
+    """Number of Gaussians (at most, for files)."""
+    radius: float = 0.5
+    """Of the ball, world units."""
+    scale: float = 0.05
+    """Standard deviation of each Gaussian, world units."""
+    opacity: float = 0.12
+    """Of each Gaussian."""
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """Where the training views are taken from: orthogonal azimuths, one elevation, distance and field of view."""
+
+    elevation: tuple[float, float] = (-15.0, 60.0)
+    """Degrees above the horizon."""
+    fov: tuple[float, float] = (30.0, 50.0)
+    """Vertical, degrees."""
+    distance: tuple[float, float] = (0.95, 1.12)
+    """Factor on the distance at which a ball of ``radius`` just fills the image."""
+    radius: float = 0.66
+    """World units."""
+    size: tuple[int, int] = (64, 64)
+    """Image side at the start and from ``size_at`` on, pixels."""
+    size_at: float = 0.5
+    """Fraction of the run at which the second size begins."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam per parameter; rates fall exponentially from the first to the second value."""
+
+    means: tuple[float, float] = (5e-3, 5e-4)
+    scales: tuple[float, float] = (1e-2, 2e-3)
+    """Of the logarithms."""
+    quats: tuple[float, float] = (1e-2, 2e-3)
+    opacities: tuple[float, float] = (5e-2, 1e-2)
+    """Of the logits."""
+    sh0: tuple[float, float] = (2e-2, 4e-3)
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-15
+    opacity_weight: float = 1e-3
+    """Weight of the mean opacity, against haze."""
+    scale_weight: float = 1e-2
+    """Weight of the mean standard deviation in world units, against fluff."""
+
+
+@dataclass(frozen=True)
+class DensifyConfig:
+    """Growing where the guidance pulls hardest, and pruning what does not show."""
+
+    enabled: bool = True
+    start: float = 0.2
+    """Fraction of the run at which growing begins."""
+    stop: float = 0.7
+    """Fraction of the run at which growing ends."""
+    every: float = 0.05
+    """Fraction of the run between two rounds."""
+    grow: float = 0.12
+    """Share of the Gaussians, those with the largest mean screen-space gradient, that is doubled per round."""
+    cap: int = 6000
+    """Most Gaussians."""
+    split_scale: float = 0.03
+    """Larger Gaussians (world units) are split in two, smaller ones cloned."""
+    prune_opacity: float = 0.02
+    """Gaussians below this opacity are dropped in each round and at the end."""
+    prune_scale: float = 0.35
+    """Gaussians larger than this (world units) are dropped in each round and at the end."""
+    component_mass: float = 0.01
+    """At the end, detached groups with less than this share of the opacity are dropped."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run, besides the code."""
+
+    prompt: str = ""
+    seed: int = 0
+    preset: str = "default"
+    prior: str = "auto"
+    reward: str = "auto"
+    judge: str = "auto"
+    device: str = "auto"
+    steps: int = 300
+    backgrounds: Literal["augment", "white"] = "augment"
+    """augment: white, grey or a colour, a third each, drawn in every step; white: always white."""
+    negative_embedding: str | None = None
+    """File of a refined negative embedding to start from."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    cameras: CameraConfig = field(default_factory=CameraConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    densify: DensifyConfig = field(default_factory=DensifyConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"steps: expected 1 or more, received {self.steps}.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain dicts, lists and scalars, ready for YAML or JSON."""
+    return {name: _plain(value) for name, value in asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], where: str) -> T:
+    """A dataclass from nested dicts; keys that are missing keep their defaults.
+
+    Args:
+        cls: the dataclass.
+        data: nested mappings, as ``yaml.safe_load`` gives them.
+        where: named in messages.
+
+    Raises:
+        ConfigError: a key that does not exist (the nearest one is named), or a value of another type.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: expected options by name, received {data!r}.")
+    hints = get_type_hints(cls)
+    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    values = {}
+    for key, value in data.items():
+        if key not in names:
+            raise ConfigError(f"{where}: unknown option {key!r}.{suggestion(str(key), names)}")
+        hint = hints[key]
+        path = f"{where}.{key}"
+        values[key] = (
+            from_dict(hint, value, path)
+            if isinstance(hint, type) and is_dataclass(hint)
+            else _convert(value, hint, path)
+        )
+    return cls(**values)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the annotation ``hint`` wants it; ints pass for floats, lists for tuples, "1e-3" for floats."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal and value in args:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(value, next(a for a in args if a is not type(None)), where)
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(args):
+        return tuple(_convert(item, arg, where) for item, arg in zip(value, args, strict=True))
+    if hint is float and not isinstance(value, bool):
+        try:  # YAML reads 1e-3 as text
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    expected = " or ".join(map(repr, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{where}: expected {expected}, received {value!r}.")
+
+
+def merged(base: Mapping[str, Any], *updates: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts, later ones winning key by key."""
+    out = dict(base)
+    for update in updates:
+        for key, value in update.items():
+            both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+            out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def suggestion(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """ " Did you mean ...?" with the nearest known words, or all of them if none is near."""
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(known)}."
+
+
+def configs_folder() -> Path:
+    """Where the presets are: packed into the package in a wheel, beside ``src`` in a checkout."""
+    packed = Path(str(resources.files("psd_gs"))) / "configs"
+    return packed if packed.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file of options.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed, or is not a mapping.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = str(error).splitlines()[-1].strip()
+        raise ConfigError(f"{path} is not valid YAML ({line}). Compare it with a file in configs/.") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected options by name, received {type(data).__name__}.")
+    return data
+
+
+def preset(name: str, family: str) -> dict[str, Any]:
+    """The options of a preset for one prior family.
+
+    Args:
+        name: one of :data:`PRESETS`.
+        family: one of :data:`FAMILIES`.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}.{suggestion(name, PRESETS)}")
+    data = read_yaml(configs_folder() / f"{name}.yaml")
+    return merged({"preset": name}, data.get("common", {}), data.get(family, {}))
+
+
+def make_config(name: str, family: str, *overrides: Mapping[str, Any], where: str = "config") -> Config:
+    """A complete configuration: preset, then ``overrides`` in order.
+
+    Raises:
+        ConfigError: an unknown preset, key or value.
+    """
+    return from_dict(Config, merged(preset(name, family), *overrides), where)

@@ -1,0 +1,301 @@
+"""The whole job as a Python API: a sentence in, Gaussians, a mesh and scores out.
+
+from psd_gs import TextTo3DPipeline
+
+result = TextTo3DPipeline.from_pretrained("mini")("a corgi", seed=0)
+result.save("outputs/corgi")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from psd_gs import __version__, runs
+from psd_gs.cameras import Cameras, turntable
+from psd_gs.config import Config, make_config, suggestion, to_dict
+from psd_gs.errors import BackendError, ConfigError, InputError
+from psd_gs.gaussians import Gaussians, from_points, random_ball
+from psd_gs.guidance.guide import Guidance
+from psd_gs.priors import FAMILY, TextEmbedding, load_prior
+from psd_gs.priors.base import Prior
+from psd_gs.render import render
+from psd_gs.rewards import load_reward
+from psd_gs.rewards.base import Reward, group_score
+from psd_gs.trainer import StepEvent, Trainer, read_tensors, write_tensors
+
+MAX_PROMPT = 500
+"""Characters."""
+
+COMPANIONS = {"mini": ("mini", "mini-judge")}
+"""What ``--reward auto`` and ``--judge auto`` mean for each prior: two models, so that one is never optimized."""
+
+
+@dataclass
+class Result:
+    """A finished asset.
+
+    Attributes:
+        gaussians: the asset, world frame (+Y up, the front faces +Z).
+        config: everything that decided the run.
+        scores: mean score over eight evaluation views by model name: the reward that was optimized and
+            the judge that was not.
+        negative: the refined negative embedding.
+        logs: of the last step.
+    """
+
+    gaussians: Gaussians
+    config: Config
+    scores: dict[str, float]
+    negative: TextEmbedding
+    logs: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What goes into every file: prompt, seed, models, scores."""
+        return {
+            "schema": 1,
+            "psd_gs_version": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "prompt": self.config.prompt,
+            "seed": self.config.seed,
+            "preset": self.config.preset,
+            "steps": self.config.steps,
+            "prior": self.config.prior,
+            "reward": self.config.reward,
+            "judge": self.config.judge,
+            "scores": {name: round(score, 4) for name, score in self.scores.items()},
+            "n_splats": len(self.gaussians),
+            "sh_degree": self.gaussians.sh_degree,
+            "ai_generated": True,
+        }
+
+    def save(self, folder: str | Path, on_file: Callable[[str], None] = lambda name: None) -> Path:
+        """Write ``preview.png``, ``mesh.glb``, ``turntable.mp4``, ``negative.safetensors``, ``config.yaml``,
+        ``psd_gs.json`` and ``splat.ply``, each replaced in one step.
+
+        Args:
+            folder: created if it is missing.
+            on_file: called with the name of each file before it is made.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        from psd_gs.export.pictures import preview_png, turntable_video
+        from psd_gs.export.ply import write_ply
+        from psd_gs.mesh.extract import extract_mesh
+        from psd_gs.mesh.glb import write_glb
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        metadata, asset = self.metadata, self.gaussians
+        runs.write_yaml(folder / "config.yaml", to_dict(self.config))
+        write_tensors(
+            folder / "negative.safetensors", {"sequence": self.negative.sequence}, {"prior": self.config.prior}
+        )
+        on_file("preview.png")
+        preview_png(asset, folder / "preview.png", metadata=metadata)
+        on_file("turntable.mp4")
+        turntable_video(asset, folder / "turntable.mp4", metadata=metadata)
+        on_file("mesh.glb")
+        write_glb(extract_mesh(asset), folder / "mesh.glb", metadata=metadata)
+        runs.write_json(folder / "psd_gs.json", metadata)
+        on_file(runs.DONE)
+        write_ply(asset, folder / runs.DONE, metadata=metadata)  # last: it marks the run as finished
+        return folder
+
+
+class TextTo3DPipeline:
+    """Text to 3D Gaussians under score distillation with preferences.
+
+    Args:
+        prior: the diffusion model that is distilled.
+        reward: ranks win and lose noises; None if only preference "none" will be used.
+        judge: scores the result and is never optimized.
+    """
+
+    def __init__(self, prior: Prior, reward: Reward | None = None, judge: Reward | None = None) -> None:
+        self.prior, self.reward, self.judge = prior, reward, judge
+
+    @classmethod
+    def from_pretrained(
+        cls, prior: str = "auto", *, reward: str = "auto", judge: str = "auto", device: str = "auto"
+    ) -> TextTo3DPipeline:
+        """Load the models by name.
+
+        Args:
+            prior: ``mini`` or a folder; auto is mini.
+            reward: a reward's name; auto is the one that belongs to the prior.
+            judge: a reward's name; auto is the one that belongs to the prior.
+            device: ``cpu``, ``cuda`` or ``cuda:N``; auto is CUDA where there is one.
+
+        Raises:
+            BackendError: a device that is not there.
+            ConfigError: unknown names.
+            ModelError: damaged files.
+        """
+        prior, reward, judge = resolve(prior, reward, judge)
+        where = resolve_device(device)
+        return cls(load_prior(prior, where), load_reward(reward, where), load_reward(judge, where))
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        preset: str = "default",
+        steps: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        on_step: Callable[[StepEvent], None] = lambda event: None,
+    ) -> Result:
+        """Make one asset in memory.
+
+        Args:
+            prompt: what it is.
+            seed: of everything random.
+            preset: draft, default or quality.
+            steps: instead of the preset's.
+            overrides: nested options, as in a ``--config`` file.
+            on_step: called after each step.
+        """
+        names = {"prompt": prompt, "seed": seed, "prior": self.prior.name, "device": str(self.prior.device)}
+        names |= {
+            "reward": self.reward.name if self.reward else "none",
+            "judge": self.judge.name if self.judge else "none",
+        }
+        if steps is not None:
+            names["steps"] = steps
+        family = FAMILY.get(self.prior.name, "mini")
+        trainer = self.trainer(make_config(preset, family, overrides or {}, names))
+        for event in trainer.run():
+            on_step(event)
+        return self.result(trainer)
+
+    def trainer(self, config: Config, folder: Path | None = None) -> Trainer:
+        """The optimization of ``config``, ready to run; with a ``folder`` it can be resumed.
+
+        Raises:
+            InputError: an unusable prompt or file.
+        """
+        check_prompt_text(config.prompt)
+        seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(config.seed)).tolist()
+        negative = read_negative(config.negative_embedding) if config.negative_embedding else None
+        guidance = Guidance(
+            self.prior, config.prompt, config.guidance, reward=self.reward, negative=negative, seed=seeds[0]
+        )
+        start = initial_gaussians(config, torch.Generator().manual_seed(seeds[1]))
+        return Trainer(config, guidance, start.to(self.prior.device), folder)
+
+    def result(self, trainer: Trainer) -> Result:
+        """The finished asset of a trainer, swept and scored."""
+        asset = trainer.finish()
+        if not len(asset):
+            raise InputError(
+                "the finished asset is empty: every Gaussian became transparent. "
+                "Try another --seed or a plainer prompt."
+            )
+        models = {m.name: m for m in (self.reward, self.judge) if m is not None}
+        scores = {name: score_asset(asset, trainer.config.prompt, model) for name, model in models.items()}
+        return Result(asset, trainer.config, scores, trainer.guidance.negative.embedding)
+
+
+def resolve(prior: str, reward: str, judge: str) -> tuple[str, str, str]:
+    """``auto`` to names; the three belong together."""
+    prior = "mini" if prior == "auto" else prior
+    companions = COMPANIONS.get(prior, COMPANIONS["mini"])
+    return prior, companions[0] if reward == "auto" else reward, companions[1] if judge == "auto" else judge
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` to CUDA where there is one, else the CPU.
+
+    Raises:
+        BackendError: CUDA was asked for and is not there.
+        ConfigError: not a device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ConfigError(f"unknown device {name!r}.{suggestion(name, ('auto', 'cpu', 'cuda', 'cuda:0'))}")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        raise BackendError(
+            f"device {name} is not available: this torch ({torch.__version__}) sees {torch.cuda.device_count()} CUDA "
+            "devices. Leave --device out to run on the CPU, or install a CUDA build of torch and the NVIDIA driver."
+        )
+    return torch.device(name)
+
+
+def check_prompt_text(prompt: str) -> None:
+    """Refuse what cannot be a prompt.
+
+    Raises:
+        InputError: empty, without any letter, or longer than :data:`MAX_PROMPT` characters.
+    """
+    if not any(c.isalpha() for c in prompt):
+        raise InputError(f'expected a prompt in words, such as "a corgi", received {prompt!r}.')
+    if len(prompt) > MAX_PROMPT:
+        raise InputError(f"expected a prompt of at most {MAX_PROMPT} characters, received {len(prompt)}. Shorten it.")
+
+
+def initial_gaussians(config: Config, generator: torch.Generator) -> Gaussians:
+    """The Gaussians before the first step: a ball, a splat file, or points of a cloud or mesh.
+
+    Raises:
+        FormatError: a damaged or foreign file.
+        InputError: the file cannot be opened.
+    """
+    init = config.init
+    if init.source == "ball":
+        return random_ball(init.count, init.radius, scale=init.scale, opacity=init.opacity, generator=generator)
+    from psd_gs.export.ply import is_gaussian_ply, read_ply
+    from psd_gs.mesh.points import read_points
+
+    if init.source.lower().endswith(".ply") and is_gaussian_ply(init.source):
+        asset = read_ply(init.source)
+        return replace(asset, shN=asset.shN[:, :0])
+    points, rgb = read_points(init.source, init.count, generator)
+    return from_points(points, rgb, scale=init.scale, opacity=init.opacity)
+
+
+def read_negative(path: str) -> TextEmbedding:
+    """A negative embedding that a run saved.
+
+    Raises:
+        FormatError: another kind of file.
+    """
+    tensors = read_tensors(Path(path))
+    if "sequence" not in tensors:
+        raise InputError(
+            f"{path}: expected a negative embedding (negative.safetensors of a run), received {sorted(tensors)}."
+        )
+    return TextEmbedding(tensors["sequence"])
+
+
+def evaluation_cameras(size: int = 128) -> Cameras:
+    """Eight views, as two sets of four orthogonal ones: from 15 degrees above, and 45 degrees on from 30 above."""
+    low = turntable(4, elevation=15.0, radius=0.69, size=size)
+    high = turntable(4, elevation=30.0, radius=0.69, size=size, start=45.0)
+    return Cameras(torch.cat([low.viewmats, high.viewmats]), torch.cat([low.Ks, high.Ks]), size, size)
+
+
+@torch.no_grad()
+def evaluation_images(asset: Gaussians, size: int = 128) -> Tensor:
+    """``[2, 4, 3, H, W]``: the views of :func:`evaluation_cameras` on white, sRGB in [0, 1]."""
+    cameras = evaluation_cameras(size).to(asset.device)
+    rgb = render(asset, cameras, torch.ones(3, device=asset.device)).rgb.clamp(0, 1)
+    return rgb.permute(0, 3, 1, 2).unflatten(0, (2, 4))
+
+
+@torch.no_grad()
+def score_asset(asset: Gaussians, prompt: str, model: Reward) -> float:
+    """Mean score over the evaluation views."""
+    images = evaluation_images(asset)
+    cameras = evaluation_cameras().to(asset.device)
+    return float(group_score(model.score(images, [prompt] * len(images), cameras)).mean())

@@ -1,0 +1,295 @@
+"""The optimization loop: Gaussians, their optimizers, and everything that a resumed run must remember."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd_gs.cameras import Cameras, orbit
+from psd_gs.config import CameraConfig, Config
+from psd_gs.densify import Densifier, sweep
+from psd_gs.errors import FormatError, PsdGsError
+from psd_gs.files import atomic_path
+from psd_gs.gaussians import Gaussians
+from psd_gs.guidance.guide import Guidance
+from psd_gs.render import render
+
+CHECKPOINT_SECONDS = 20.0
+"""Longest time between two checkpoints."""
+
+STREAMS = ("cameras", "background", "densify")
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What one finished step reports.
+
+    Attributes:
+        step: number of finished steps.
+        steps: of the whole run.
+        logs: scalars by name.
+    """
+
+    step: int
+    steps: int
+    logs: dict[str, float]
+
+
+class Trainer:
+    """Optimizes Gaussians under a guidance; iterate over :meth:`run`.
+
+    Args:
+        config: options.
+        guidance: the gradient on the views.
+        gaussians: where to start.
+        folder: gets ``checkpoints/latest.safetensors`` and ``metrics.jsonl``; None keeps everything in memory.
+    """
+
+    def __init__(self, config: Config, guidance: Guidance, gaussians: Gaussians, folder: Path | None = None) -> None:
+        self.config, self.guidance, self.folder = config, guidance, folder
+        seeds = torch.Generator().manual_seed(config.seed)
+        self.generators = {
+            name: torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=seeds))) for name in STREAMS
+        }
+        self.densifier = Densifier(config.densify, self.generators["densify"])
+        self.step = 0
+        self.skipped = 0
+        self._adopt(gaussians)
+
+    def _adopt(self, gaussians: Gaussians, moments: dict[str, dict[str, Tensor]] | None = None) -> None:
+        """Make ``gaussians`` the ones being optimized, with fresh or given Adam moments."""
+        self.gaussians = gaussians.detach().map(lambda p: p.contiguous().requires_grad_(True))
+        options = self.config.optimizer
+        self.optimizers = {}
+        for name, parameter in self.gaussians.params().items():
+            optimizer = torch.optim.Adam([parameter], betas=options.betas, eps=options.eps)
+            fresh = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+            optimizer.state[parameter] = moments[name] if moments else fresh
+            self.optimizers[name] = optimizer
+
+    def _moments(self, name: str) -> dict[str, Tensor]:
+        optimizer = self.optimizers[name]
+        return optimizer.state[self.gaussians.params()[name]]
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[StepEvent]:
+        """Step until the end, yielding after each step; checkpoints from step 0 on.
+
+        A run can be left at any time and taken up again by :meth:`load_checkpoint`.
+        """
+        saved = time.monotonic()
+        if self.folder and self.step == 0:
+            self.save_checkpoint()
+        while self.step < self.config.steps:
+            logs = self._step()
+            if self.folder:
+                self._log(logs)
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self.save_checkpoint()
+                    saved = time.monotonic()
+            yield StepEvent(self.step, self.config.steps, logs)
+
+    def finish(self) -> Gaussians:
+        """The finished asset: what shows and hangs together, detached; the state of the run stays as it is."""
+        done = self.gaussians.detach()
+        return done.select(sweep(done, self.config.densify)) if self.config.densify.enabled else done
+
+    def _step(self) -> dict[str, float]:
+        config, progress = self.config, self.step / self.config.steps
+        start = time.perf_counter()
+        self._set_rates(progress)
+        size = config.cameras.size[progress >= config.cameras.size_at]
+        views = self.guidance.prior.views
+        cameras = sample_cameras(config.cameras, views, size, self.generators["cameras"]).to(self.gaussians.device)
+        background = sample_background(config.backgrounds, self.generators["background"]).to(self.gaussians.device)
+        out = render(self.gaussians, cameras, background, absgrad=True)
+        images = out.rgb.permute(0, 3, 1, 2)[None]
+        guided = self.guidance(images, cameras, progress, self.step)
+        loss = guided.loss + self._regularizer()
+        loss.backward()
+        finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in self.gaussians.params().values())
+        if finite:
+            self.densifier.observe(out.meta)
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+        else:
+            self.skipped += 1
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        logs = guided.logs | (self._densify() if finite else {})
+        logs |= {"gaussians": float(len(self.gaussians)), "skipped": float(self.skipped)}
+        return {**logs, "seconds": time.perf_counter() - start}
+
+    def _regularizer(self) -> Tensor:
+        """Penalties on the parameters themselves, so that they leave no trace in the screen-space gradients."""
+        options = self.config.optimizer
+        haze = torch.sigmoid(self.gaussians.opacities).mean()
+        fluff = self.gaussians.scales.exp().mean()
+        return options.opacity_weight * haze + options.scale_weight * fluff
+
+    def _set_rates(self, progress: float) -> None:
+        for name, optimizer in self.optimizers.items():
+            first, last = getattr(self.config.optimizer, "sh0" if name == "shN" else name)
+            rate = first * (last / first) ** progress
+            optimizer.param_groups[0]["lr"] = rate / 20 if name == "shN" else rate  # 3DGS: higher bands learn slowly
+
+    def _densify(self) -> dict[str, float]:
+        """One round of growing and pruning, if this step ends one; keeps the moments of the survivors."""
+        options, steps = self.config.densify, self.config.steps
+        every = max(1, round(options.every * steps))
+        progress = self.step / steps
+        if not options.enabled or self.step % every or not options.start <= progress < 1:
+            return {}
+        before = len(self.gaussians)
+        index, new = self.densifier.plan(self.gaussians.detach(), grow=progress <= options.stop)
+        if not len(index):
+            raise PsdGsError(
+                f"every Gaussian became transparent by step {self.step}: nothing is left to optimize. "
+                "Try another --seed, a plainer prompt, or lower densify.prune_opacity in a --config file."
+            )
+        moments = {}
+        for name in self.gaussians.params():
+            state = self._moments(name)
+            fresh = new.view(-1, *[1] * (state["exp_avg"].ndim - 1))
+            moments[name] = {
+                "step": state["step"],
+                **{key: torch.where(fresh, 0, state[key][index]) for key in ("exp_avg", "exp_avg_sq")},
+            }
+        grown = int(new.sum())
+        self._adopt(self.densifier.apply(self.gaussians.detach(), index, new), moments)
+        return {"grown": float(grown), "pruned": float(before + grown - len(index))}
+
+    # --- what is remembered -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Flat, tensors only."""
+        state: dict[str, Tensor] = {"step": torch.tensor(self.step), "skipped": torch.tensor(self.skipped)}
+        for name, parameter in self.gaussians.params().items():
+            state[f"gaussians.{name}"] = parameter.detach()
+            state |= {f"adam.{name}.{key}": value for key, value in self._moments(name).items()}
+        state |= {f"generator.{name}": g.get_state() for name, g in self.generators.items()}
+        state |= {f"densifier.{name}": value for name, value in self.densifier.state_dict().items()}
+        return state | {f"guidance.{name}": value for name, value in self.guidance.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where ``state_dict`` was taken."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+        device = self.gaussians.device
+        gaussians = Gaussians(**part("gaussians.")).to(device)
+        moments = {
+            name: {k: v if k == "step" else v.to(device) for k, v in part(f"adam.{name}.").items()}
+            for name in gaussians.params()
+        }
+        self._adopt(gaussians, moments)
+        for name, generator in self.generators.items():
+            generator.set_state(state[f"generator.{name}"])
+        self.densifier.load_state_dict(part("densifier."))
+        self.guidance.load_state_dict(part("guidance."))
+        self.step, self.skipped = int(state["step"]), int(state["skipped"])
+
+    def save_checkpoint(self) -> None:
+        """Replace the checkpoint in one step."""
+        assert self.folder is not None
+        write_tensors(self.folder / "checkpoints" / "latest.safetensors", self.state_dict())
+
+    def load_checkpoint(self) -> None:
+        """Take up the run in ``folder``; log lines after the checkpoint are dropped, for those steps come again.
+
+        Raises:
+            FormatError: the checkpoint is missing, damaged or of another version.
+        """
+        assert self.folder is not None
+        path = self.folder / "checkpoints" / "latest.safetensors"
+        try:
+            self.load_state_dict(read_tensors(path))
+        except (KeyError, TypeError) as error:
+            raise FormatError(
+                f"{path}: expected the entries of this version, {error} is missing. Start anew with --overwrite."
+            ) from error
+        log = self.folder / "metrics.jsonl"
+        if log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            with atomic_path(log) as temporary:
+                temporary.write_text("".join(lines[: self.step]), encoding="utf-8")
+
+    def _log(self, logs: dict[str, float]) -> None:
+        assert self.folder is not None
+        row = {"step": self.step, **{name: value if math.isfinite(value) else None for name, value in logs.items()}}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def sample_cameras(config: CameraConfig, views: int, size: int, generator: torch.Generator) -> Cameras:
+    """``views`` cameras evenly around the object, at one random elevation, distance and field of view."""
+
+    def between(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    azimuth, elevation, fov = between(0.0, 360.0), between(*config.elevation), between(*config.fov)
+    distance = between(*config.distance) * config.radius / math.sin(math.radians(fov) / 2)
+    ones = torch.ones(views)
+    turn = torch.arange(views) * (360.0 / views)
+    return orbit(azimuth + turn, elevation * ones, distance * ones, fov * ones, size, size)
+
+
+def sample_background(kind: str, generator: torch.Generator) -> Float[Tensor, " 3"]:
+    """White, a grey or a colour, a third each (``augment``), or white: one for all views of a step."""
+    which = int(torch.randint(3, (), generator=generator))
+    colour = torch.rand(3, generator=generator)
+    if kind == "white" or which == 0:
+        return torch.ones(3)
+    return colour[:1].expand(3) if which == 1 else colour
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
+    """A safetensors file, replaced in one step.
+
+    Raises:
+        OutputError: the folder is read-only or full.
+    """
+    from safetensors.torch import save
+
+    data = save(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        {name: json.dumps(value) for name, value in (metadata or {}).items()},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        FormatError: the file is missing, truncated or something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(path.read_bytes())
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}. Start anew with --overwrite.") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise FormatError(
+            f"{path} is not a complete safetensors file ({error}). Start anew with --overwrite."
+        ) from error
