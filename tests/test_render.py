@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -289,6 +290,15 @@ def test_double_precision_inputs_are_rendered_in_single_precision():
     assert gaussians.means.grad.dtype == torch.float64
 
 
+def test_changing_a_parameter_before_the_backward_pass_is_noticed():
+    gaussians = random_scene(16, n=10).map(lambda p: p.requires_grad_())
+    loss = render(gaussians, odd_cameras()).rgb.sum()
+    with torch.no_grad():
+        gaussians.means += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_contract_errors():
     gaussians, cameras = random_scene(0, n=3, sh_degree=1), odd_cameras()
     with pytest.raises(ConfigError, match="0 to 1"):
@@ -307,3 +317,24 @@ def test_contract_errors():
 def test_gsplat_without_cuda_is_refused_with_a_remedy():
     with pytest.raises(BackendError, match="backend 'cpu'"):
         render(random_scene(0, n=3), odd_cameras(), backend="gsplat")
+
+
+def seconds(image, gaussians: Gaussians, cameras: Cameras) -> float:
+    start = time.perf_counter()
+    image(gaussians, cameras).rgb.sum().backward()
+    return time.perf_counter() - start
+
+
+@pytest.mark.full
+def test_much_faster_than_a_dense_renderer():
+    gaussians = random_scene(0, n=4000, scale=0.03).map(lambda p: p.requires_grad_())
+    cameras = turntable(1, size=64)
+    ours = min(seconds(render, gaussians, cameras) for _ in range(5))
+    assert seconds(render_dense, gaussians, cameras) > 50 * ours
+
+
+@pytest.mark.full
+def test_memory_follows_intersections_not_pixels_times_gaussians():
+    gaussians = random_scene(0, n=100_000, scale=0.006).map(lambda p: p.requires_grad_())
+    render(gaussians, turntable(1, size=512)).rgb.sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in gaussians.params().values())

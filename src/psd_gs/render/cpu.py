@@ -1,4 +1,7 @@
-"""The CPU backend: threaded, compiled, deterministic. ``_project`` and ``_tiles`` hold the kernels."""
+"""The CPU backend: threaded, compiled, deterministic.
+
+``_project``, ``_lists`` and ``_raster`` hold the kernels, in the order in which they run.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from psd_gs.cameras import Cameras
 from psd_gs.gaussians import Gaussians
@@ -27,20 +31,23 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, options):
         C, N = len(viewmats), len(means)
-        inputs = _numpy(means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions)
+        inputs = means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions
         outputs = np.zeros((C, N, 2), np.float32), np.zeros((C, N, SPLAT), np.float32), np.zeros((C, N, 2), np.int32)
-        parallel(project_forward, N, *inputs, *options, *outputs)
+        parallel(project_forward, N, *_numpy(*inputs), *options, *outputs)
         means2d, splats, radii = map(torch.from_numpy, outputs)
-        ctx.inputs, ctx.options = inputs, options
-        ctx.save_for_backward(splats)
+        ctx.options = options
+        ctx.save_for_backward(*inputs, splats)
         ctx.mark_non_differentiable(radii)
         return means2d, splats, radii
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients):
-        splats, g_means2d, g_splats = _numpy(*ctx.saved_tensors, *gradients[:2])
-        grads = [np.zeros_like(array) for array in ctx.inputs[:6]]
-        parallel(project_backward, len(grads[0]), *ctx.inputs, *ctx.options, splats, g_means2d, g_splats, *grads)
+        *inputs, splats = _numpy(*ctx.saved_tensors)
+        grads = [np.zeros_like(array) for array in inputs[:6]]
+        parallel(
+            project_backward, len(grads[0]), *inputs, *ctx.options, splats, *_numpy(*gradients[:2]), *grads
+        )  # fmt: skip
         return *map(torch.from_numpy, grads), None, None, None, None
 
 
@@ -57,23 +64,25 @@ class _Rasterize(torch.autograd.Function):
             rasterize_forward, len(lists.starts) - 1, lists.rows, lists.starts, lists.ids,
             *_numpy(background), rgb, alpha, depth, median,
         )  # fmt: skip
-        ctx.save_for_backward(means2d)
-        ctx.images, ctx.lists, ctx.absgrad = (rgb, alpha, depth), lists, absgrad
-        outputs = [torch.from_numpy(image) for image in (rgb, *(i[..., None] for i in (alpha, depth, median)))]
+        outputs = tuple(torch.from_numpy(image) for image in (rgb, *(i[..., None] for i in (alpha, depth, median))))
+        ctx.lists, ctx.absgrad = lists, absgrad
+        ctx.save_for_backward(means2d, *outputs[:3])
         ctx.mark_non_differentiable(outputs[3])
-        return tuple(outputs)
+        return outputs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients):
-        (means2d,) = ctx.saved_tensors
+        means2d, *images = ctx.saved_tensors
         lists = ctx.lists
+        rgb, alpha, depth = _numpy(*images)
         C, N = means2d.shape[:2]
         grads = np.empty((len(lists.ids), GRAD), np.float32)
         g_tiles = np.zeros((len(lists.starts) - 1, 3), np.float32)
         g_rgb, g_alpha, g_depth = _numpy(*gradients[:3])
         parallel(
-            rasterize_backward, len(lists.starts) - 1, lists.rows, lists.starts, lists.ids, lists.slots, *ctx.images,
-            g_rgb, g_alpha[..., 0], g_depth[..., 0], ctx.absgrad, grads, g_tiles,
+            rasterize_backward, len(lists.starts) - 1, lists.rows, lists.starts, lists.ids, lists.slots,
+            rgb, alpha[..., 0], depth[..., 0], g_rgb, g_alpha[..., 0], g_depth[..., 0], ctx.absgrad, grads, g_tiles,
         )  # fmt: skip
         sums = [np.zeros((C, N, columns), np.float32) for columns in (2, 2, SPLAT)]
         parallel(sum_gradients, C * N, grads, lists.first_slot, lists.order, lists.count, *sums)

@@ -29,7 +29,8 @@ class RenderOutput:
         meta: gsplat's keys. ``means2d [C,N,2]`` in pixels, in the graph: call ``retain_grad()`` on it
             before the backward pass and read ``.grad`` after it, and ``.absgrad`` (sums of absolute
             values over pixels) if ``absgrad`` was set; ``radii [C,N,2]`` int32 pixels, 0 where
-            invisible; ``depths [C,N]``, meaningful only where visible; ``width``, ``height``, ``n_cameras``, ``gaussian_ids`` (None).
+            invisible; ``depths [C,N]``, meaningful where visible; ``width``, ``height``, ``n_cameras``,
+            ``gaussian_ids`` (None).
     """
 
     rgb: Float[Tensor, "C H W 3"]
