@@ -101,7 +101,7 @@ def main() -> None:
 
     table = Table(title=f"{processor()}, torch {torch.__version__}", title_justify="left")
     for column in ("case", "renderer", "forward ms", "backward ms", "total ms", "ratio"):
-        table.add_column(column, justify="left" if column in ("case", "renderer") else "right")
+        table.add_column(column, justify="left" if column in ("case", "renderer") else "right", no_wrap=True)
     for title, (n, views, size, scale) in CASES.items():
         names = ["cpu, 1 thread"]
         images, scenes = [with_threads(1)], [scene(n, views, size, scale)]
@@ -123,7 +123,7 @@ def main() -> None:
             table.add_row(title, name, *(f"{1e3 * t:.1f}" for t in (forward, backward, total)), f"{ratio:.2f}x")
             title = ""
         table.add_section()
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
