@@ -290,6 +290,24 @@ def test_double_precision_inputs_are_rendered_in_single_precision():
     assert gaussians.means.grad.dtype == torch.float64
 
 
+@pytest.mark.parametrize("name", ["alpha", "depth", "means2d", "depths"])
+def test_gradient_of_one_output_alone(name):
+    gaussians, cameras = random_scene(17, n=50).map(lambda p: p.requires_grad_()), odd_cameras()
+
+    def means_gradient(weights: dict[str, float]) -> Tensor:
+        gaussians.means.grad = None
+        output = render(gaussians, cameras)
+        values = {"rgb": output.rgb, "alpha": output.alpha, "depth": output.depth, **output.meta}
+        sum(weight * values[key].sum() for key, weight in weights.items()).backward()
+        return gaussians.means.grad
+
+    everything_else = {"rgb": 1.0, "alpha": 1.0, "depth": 1.0, "means2d": 1.0, "depths": 1.0}
+    alone, total = means_gradient({name: 1.0}), means_gradient(everything_else)
+    del everything_else[name]
+    assert alone.norm() > 0
+    assert (alone + means_gradient(everything_else) - total).norm() <= 1e-4 * total.norm()
+
+
 def test_changing_a_parameter_before_the_backward_pass_is_noticed():
     gaussians = random_scene(16, n=10).map(lambda p: p.requires_grad_())
     loss = render(gaussians, odd_cameras()).rgb.sum()

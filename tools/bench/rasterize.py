@@ -61,10 +61,13 @@ def step(image: Image, gaussians: Gaussians, cameras: Cameras) -> tuple[float, f
     start = time.perf_counter()
     rgb = image(gaussians, cameras)
     synchronize()
-    middle = time.perf_counter()
-    rgb.backward(torch.ones_like(rgb))
+    forward = time.perf_counter() - start
+    gradient = rgb.new_ones(()).expand_as(rgb)  # without waking torch's threads, which would then spin beside ours
     synchronize()
-    return middle - start, time.perf_counter() - middle
+    middle = time.perf_counter()
+    rgb.backward(gradient)
+    synchronize()
+    return forward, time.perf_counter() - middle
 
 
 def dense(gaussians: Gaussians, cameras: Cameras) -> Tensor:

@@ -22,7 +22,13 @@ from psd_gs.render.threads import parallel
 
 
 def _numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:
-    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
+    """Contiguous arrays, as far as possible on the same memory (a copy by torch would wake its own threads)."""
+    return tuple(np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors)
+
+
+def _gradient(tensor: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
+    """The gradient of an output, which is None where the loss does not depend on it."""
+    return np.zeros(shape, np.float32) if tensor is None else _numpy(tensor)[0]
 
 
 class _Project(torch.autograd.Function):
@@ -36,6 +42,7 @@ class _Project(torch.autograd.Function):
         parallel(project_forward, N, *_numpy(*inputs), *options, *outputs)
         means2d, splats, radii = map(torch.from_numpy, outputs)
         ctx.options = options
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs, splats)
         ctx.mark_non_differentiable(radii)
         return means2d, splats, radii
@@ -45,9 +52,8 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, *gradients):
         *inputs, splats = _numpy(*ctx.saved_tensors)
         grads = [np.zeros_like(array) for array in inputs[:6]]
-        parallel(
-            project_backward, len(grads[0]), *inputs, *ctx.options, splats, *_numpy(*gradients[:2]), *grads
-        )  # fmt: skip
+        g_means2d, g_splats = _gradient(gradients[0], (*splats.shape[:2], 2)), _gradient(gradients[1], splats.shape)
+        parallel(project_backward, len(grads[0]), *inputs, *ctx.options, splats, g_means2d, g_splats, *grads)
         return *map(torch.from_numpy, grads), None, None, None, None
 
 
@@ -66,6 +72,7 @@ class _Rasterize(torch.autograd.Function):
         )  # fmt: skip
         outputs = tuple(torch.from_numpy(image) for image in (rgb, *(i[..., None] for i in (alpha, depth, median))))
         ctx.lists, ctx.absgrad = lists, absgrad
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(means2d, *outputs[:3])
         ctx.mark_non_differentiable(outputs[3])
         return outputs
@@ -79,7 +86,7 @@ class _Rasterize(torch.autograd.Function):
         C, N = means2d.shape[:2]
         grads = np.empty((len(lists.ids), GRAD), np.float32)
         g_tiles = np.zeros((len(lists.starts) - 1, 3), np.float32)
-        g_rgb, g_alpha, g_depth = _numpy(*gradients[:3])
+        g_rgb, g_alpha, g_depth = (_gradient(g, i.shape) for g, i in zip(gradients[:3], images, strict=True))
         parallel(
             rasterize_backward, len(lists.starts) - 1, lists.rows, lists.starts, lists.ids, lists.slots,
             rgb, alpha[..., 0], depth[..., 0], g_rgb, g_alpha[..., 0], g_depth[..., 0], ctx.absgrad, grads, g_tiles,
