@@ -36,6 +36,8 @@ class Cameras:
 
     def __getitem__(self, index: slice | Tensor) -> Cameras:
         """The cameras that ``index`` picks; an int is refused so that the dimension stays."""
+        if isinstance(index, int):
+            raise TypeError(f"expected a slice or a tensor, received {index}; write cameras[{index} : {index} + 1].")
         return replace(self, viewmats=self.viewmats[index], Ks=self.Ks[index])
 
     @property
