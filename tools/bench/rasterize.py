@@ -58,6 +58,8 @@ def scene(n: int, views: int, size: int, scale: float, device: str = "cpu") -> t
 def step(image: Image, gaussians: Gaussians, cameras: Cameras) -> tuple[float, float]:
     """Seconds of one forward and one backward pass."""
     synchronize = torch.cuda.synchronize if gaussians.device.type == "cuda" else lambda: None
+    for parameter in gaussians.params().values():
+        parameter.grad = None
     start = time.perf_counter()
     rgb = image(gaussians, cameras)
     synchronize()
