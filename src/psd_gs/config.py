@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from psd_gs.errors import ConfigError
-from psd_gs.guidance.config import GuidanceConfig
+from psd_gs.guidance.config import GuidanceConfig, check_range
 
 T = TypeVar("T")
 
@@ -40,6 +40,11 @@ class InitConfig:
     opacity: float = 0.12
     """Of each Gaussian."""
 
+    def __post_init__(self) -> None:
+        check_range(self, 1, 10_000_000, "count")
+        check_range(self, 1e-4, 1e2, "radius", "scale")
+        check_range(self, 1e-3, 0.999, "opacity")
+
 
 @dataclass(frozen=True)
 class CameraConfig:
@@ -57,6 +62,13 @@ class CameraConfig:
     """Image side at the start and from ``size_at`` on, pixels."""
     size_at: float = 0.5
     """Fraction of the run at which the second size begins."""
+
+    def __post_init__(self) -> None:
+        check_range(self, -90, 90, "elevation")
+        check_range(self, 1, 170, "fov")
+        check_range(self, 1e-2, 1e2, "distance", "radius")
+        check_range(self, 8, 4096, "size")
+        check_range(self, 0, 1, "size_at")
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,11 @@ class OptimizerConfig:
     """Weight of the mean opacity, against haze."""
     scale_weight: float = 1e-2
     """Weight of the mean standard deviation in world units, against fluff."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1e-12, 1, "means", "scales", "quats", "opacities", "sh0")
+        check_range(self, 0, 1 - 1e-6, "betas")
+        check_range(self, 0, float("inf"), "eps", "opacity_weight", "scale_weight")
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,11 @@ class DensifyConfig:
     component_mass: float = 0.01
     """At the end, detached groups with less than this share of the opacity are dropped."""
 
+    def __post_init__(self) -> None:
+        check_range(self, 0, 1, "start", "stop", "every", "grow", "prune_opacity", "component_mass")
+        check_range(self, 1, float("inf"), "cap")
+        check_range(self, 0, float("inf"), "split_scale", "prune_scale")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -126,8 +148,8 @@ class Config:
     densify: DensifyConfig = field(default_factory=DensifyConfig)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps: expected 1 or more, received {self.steps}.")
+        check_range(self, 1, float("inf"), "steps")
+        check_range(self, 0, 2**63 - 1, "seed")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -173,6 +195,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str) -> T:
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """``value`` as the annotation ``hint`` wants it; ints pass for floats, lists for tuples, "1e-3" for floats."""
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal and value is False and "off" in args:
+        return "off"  # YAML 1.1 reads an unquoted off as false
     if origin is Literal and value in args:
         return value
     if origin in (Union, types.UnionType):
@@ -226,9 +250,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or an impossible date
         line = str(error).splitlines()[-1].strip()
         raise ConfigError(f"{path} is not valid YAML ({line}). Compare it with a file in configs/.") from error
+    if data is None:  # everything is commented out
+        return {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected options by name, received {type(data).__name__}.")
     return data

@@ -15,10 +15,15 @@ Schedule = Literal["mvdream", "uniform", "linear"]
 Scale = Literal["gap", "sign", "ramp", "bt"]
 
 
-def _check_range(config: object, low: float, high: float, *names: str) -> None:
+def check_range(config: object, low: float, high: float, *names: str) -> None:
+    """Refuse fields (numbers or pairs of numbers) outside the closed interval.
+
+    Raises:
+        ConfigError: names the field, the interval and the value.
+    """
     for name in names:
         value = getattr(config, name)
-        if not low <= value <= high:
+        if not all(low <= number <= high for number in (value if isinstance(value, tuple) else (value,))):
             raise ConfigError(
                 f"{type(config).__name__}.{name}: expected a value from {low} to {high}, received {value}."
             )
@@ -54,8 +59,8 @@ class TimestepConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_range(self, 1e-3, 1 - 1e-3, "t_max_start", "t_max_end", "t_min_start", "t_min_end")
-        _check_range(self, 1e-3, 1, "anneal_end")
+        check_range(self, 1e-3, 1 - 1e-3, "t_max_start", "t_max_end", "t_min_start", "t_min_end")
+        check_range(self, 1e-3, 1, "anneal_end")
         if self.t_min_start > self.t_max_start or self.t_min_end > self.t_max_end:
             raise ConfigError(
                 "TimestepConfig: expected t_min_start <= t_max_start and t_min_end <= t_max_end, received "
@@ -105,11 +110,11 @@ class PSDConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_range(self, 0, float("inf"), "weight", "guard", "pair_scale")
-        _check_range(self, 0, 1, "start", "end", "t_max")
-        _check_range(self, 2, 64, "n_noises")
-        _check_range(self, 1, float("inf"), "every")
-        _check_range(self, 1e-12, float("inf"), "threshold", "pooling_temperature")
+        check_range(self, 0, float("inf"), "weight", "guard", "pair_scale")
+        check_range(self, 0, 1, "start", "end", "t_max")
+        check_range(self, 2, 64, "n_noises")
+        check_range(self, 1, float("inf"), "every")
+        check_range(self, 1e-12, float("inf"), "threshold", "pooling_temperature")
 
 
 @dataclass(frozen=True)
@@ -132,9 +137,9 @@ class NegativeConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_range(self, 0, float("inf"), "lr", "radius")
-        _check_range(self, 1, float("inf"), "every")
-        _check_range(self, 0, 1, "start", "t_max")
+        check_range(self, 0, float("inf"), "lr", "radius")
+        check_range(self, 1, float("inf"), "every")
+        check_range(self, 0, 1, "start", "t_max")
 
 
 @dataclass(frozen=True)
@@ -161,8 +166,8 @@ class GuidanceConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_range(self, 0, float("inf"), "guidance_scale")
-        _check_range(self, 0, 1, "rescale")
+        check_range(self, 0, float("inf"), "guidance_scale")
+        check_range(self, 0, 1, "rescale")
         if self.preference == "psd" and self.negative.mode != "off" and self.psd.pair_scale == 1:
             raise ConfigError(
                 "PSDConfig.pair_scale: expected a value other than 1 to refine the negative embedding, received 1: "
