@@ -8,6 +8,7 @@ backend, since both report gsplat's meta.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from psd_gs.cameras import Cameras, turntable
 from psd_gs.config import DensifyConfig
-from psd_gs.gaussians import SH_C0, Gaussians, rotation_matrices
+from psd_gs.gaussians import SH_C0, Gaussians, rotation_matrices, usable
 from psd_gs.render.rasterize import render
 
 NEIGHBOURS = 12
@@ -74,18 +75,19 @@ class Densifier:
         """The Gaussians that :meth:`plan` asks for: large ones split in two smaller, small ones cloned.
 
         Both halves of a split lie at random places inside the original, 1.6 times smaller (3DGS,
-        section 5.2). A copy keeps the product of transmittances: opacity becomes ``1 - sqrt(1 - a)``
-        (Bulo et al. 2024), so that doubling does not darken the picture.
+        section 5.2). Clones lie on each other, so that each gets the opacity ``1 - sqrt(1 - a)``: the
+        product of their transmittances is that of the original (Bulò et al., 2404.06109).
         """
         out = gaussians.select(index).map(torch.Tensor.clone)
         doubled = torch.isin(index, index[new])
-        alpha = torch.sigmoid(out.opacities[doubled]).clamp_max(0.995)
-        out.opacities[doubled] = (1 - (1 - alpha).sqrt()).logit()
         split = doubled & (out.scales.exp().amax(-1) > self.config.split_scale)
+        cloned = doubled & ~split
+        alpha = torch.sigmoid(out.opacities[cloned]).clamp_max(0.995)
+        out.opacities[cloned] = (1 - (1 - alpha).sqrt()).logit()
         scales = out.scales[split].exp()
         noise = torch.randn(scales.shape, generator=self.generator).to(scales.device)
         out.means[split] += torch.einsum("nij,nj->ni", rotation_matrices(out.quats[split]), scales * noise * 0.7)
-        out.scales[split] -= float(np.log(1.6))
+        out.scales[split] -= math.log(1.6)
         self.gradient, self.visible = self.gradient[:0], self.visible[:0]
         return out
 
@@ -100,10 +102,9 @@ class Densifier:
 
 def prunable(gaussians: Gaussians, config: DensifyConfig) -> Bool[Tensor, " N"]:
     """Gaussians that are nearly transparent, far too large, or not finite."""
-    finite = torch.stack([p.flatten(1).isfinite().all(1) for p in (gaussians.means, gaussians.scales)]).all(0)
     faint = torch.sigmoid(gaussians.opacities) < config.prune_opacity
     huge = gaussians.scales.exp().amax(-1) > config.prune_scale
-    return faint | huge | ~finite
+    return faint | huge | ~usable(gaussians)
 
 
 def contribution(gaussians: Gaussians, cameras: Cameras) -> Float[Tensor, " N"]:
@@ -155,6 +156,8 @@ def sweep(gaussians: Gaussians, config: DensifyConfig, views: int = 24, size: in
         shown = torch.maximum(shown, contribution(gaussians, cameras.to(gaussians.device)))
     keep &= shown > 0.05 * shown[keep].median()
     index = keep.nonzero()[:, 0]
+    if not len(index):
+        return keep
     labels = torch.from_numpy(components(gaussians.select(index))).to(index.device)
     mass = torch.zeros(int(labels.max()) + 1, device=index.device)
     mass.index_add_(0, labels, torch.sigmoid(gaussians.opacities.detach()[index]))

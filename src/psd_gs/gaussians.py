@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 SH_C0 = 0.28209479177387814
@@ -66,6 +67,12 @@ class Gaussians:
     def select(self, index: Tensor) -> Gaussians:
         """The rows that ``index`` (a boolean mask or integer indices) picks."""
         return self.map(lambda tensor: tensor[index])
+
+
+def usable(gaussians: Gaussians) -> Bool[Tensor, " N"]:
+    """Which rows are finite and have a rotation."""
+    finite = [p.isfinite().reshape(len(p), math.prod(p.shape[1:])).all(1) for p in gaussians.params().values()]
+    return torch.stack(finite).all(0) & (gaussians.quats.norm(dim=1) > 0)
 
 
 def rgb_to_sh0(rgb: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:

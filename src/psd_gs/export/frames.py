@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from psd_gs.gaussians import Gaussians
@@ -32,12 +30,6 @@ def turn_x180(gaussians: Gaussians) -> Gaussians:
     return replace(
         gaussians, means=gaussians.means * axes, quats=gaussians.quats * wxyz, shN=gaussians.shN * signs[:, None]
     )
-
-
-def usable(gaussians: Gaussians) -> Bool[Tensor, " N"]:
-    """Which rows are finite and have a rotation."""
-    finite = [p.isfinite().reshape(len(p), math.prod(p.shape[1:])).all(1) for p in gaussians.params().values()]
-    return torch.stack(finite).all(0) & (gaussians.quats.norm(dim=1) > 0)
 
 
 def bounding_ball(gaussians: Gaussians) -> tuple[Float[Tensor, " 3"], float]:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from psd_gs.errors import FormatError, InputError
-from psd_gs.export.frames import turn_x180, usable
+from psd_gs.export.frames import turn_x180
 from psd_gs.export.metadata import Metadata, to_json
 from psd_gs.files import atomic_path
-from psd_gs.gaussians import Gaussians
+from psd_gs.gaussians import Gaussians, usable
 
 MAX_LOGIT = 15.0
 MAX_LOG_SCALE = 20.0
