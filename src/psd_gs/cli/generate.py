@@ -76,7 +76,7 @@ class Generate:
         from rich.console import Console
 
         from psd_gs.errors import ConfigError
-        from psd_gs.pipeline import TextTo3DPipeline, check_prompt_text, resolve, resolve_device
+        from psd_gs.pipeline import TextTo3DPipeline, check_prompt_text, resolve_device
 
         console = Console(highlight=False, quiet=self.quiet)
         check_prompt_text(self.prompt)
@@ -85,7 +85,7 @@ class Generate:
         configs = [self._config(self.seed + i) for i in range(self.best_of)]
         first = configs[0]
         device = resolve_device(first.device)
-        prior, reward, judge = resolve(first.prior, first.reward, first.judge)
+        prior, reward, judge = first.prior, first.reward, first.judge
         console.print(
             f"prior {prior} · reward {reward} · judge {judge} · {device} · preset {first.preset}, {first.steps} steps"
         )
@@ -106,35 +106,27 @@ class Generate:
             plain.print(f"{folder}  ({text})", soft_wrap=True)
 
     def _config(self, seed: int) -> Config:
-        """Preset, then the file, then the command line."""
+        """Preset, then the file, then the command line; the models by their resolved names."""
         from psd_gs.config import make_config, read_yaml
         from psd_gs.pipeline import resolve
         from psd_gs.priors import FAMILY
 
         file = read_yaml(self.config) if self.config else {}
+        wanted = {"prior": self.prior, "reward": self.reward, "judge": self.judge}
+        models = [str(file.get(name, "auto")) if flag == "auto" else flag for name, flag in wanted.items()]
         given = {
-            "prior": None if self.prior == "auto" else self.prior,
-            "reward": None if self.reward == "auto" else self.reward,
-            "judge": None if self.judge == "auto" else self.judge,
+            "preset": self.preset if self.preset != "default" else str(file.get("preset", "default")),
             "device": None if self.device == "auto" else self.device,
             "steps": self.steps,
             "negative_embedding": str(self.negative_embedding) if self.negative_embedding else None,
+            "init": {"source": self.init} if self.init else None,
         }
         guidance = {"method": self.method, "preference": self.preference, "negative_prompt": self.negative_prompt}
         flags: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        flags |= dict(zip(wanted, resolve(*models), strict=True)) | {"prompt": self.prompt, "seed": seed}
         flags["guidance"] = {name: value for name, value in guidance.items() if value is not None}
-        flags["init"] = {"source": self.init} if self.init else {}
-        prior = resolve(str(flags.get("prior", file.get("prior", "auto"))), "auto", "auto")[0]
-        name = self.preset if self.preset != "default" else str(file.get("preset", "default"))
         where = str(self.config) if self.config else "command line"
-        return make_config(
-            name,
-            FAMILY.get(prior, "mini"),
-            file,
-            flags,
-            {"prompt": self.prompt, "seed": seed, "preset": name},
-            where=where,
-        )
+        return make_config(flags["preset"], FAMILY.get(flags["prior"], "mini"), file, flags, where=where)
 
     def _warn(self, console: Console) -> None:
         from psd_gs.priors.mini import check_prompt

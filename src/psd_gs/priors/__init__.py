@@ -29,10 +29,12 @@ def load_prior(name: str, device: torch.device | str = "cpu") -> Prior:
         ModelError: files that are missing, damaged or of another architecture.
     """
     from psd_gs.priors import mini
-    from psd_gs.priors.multiview import MultiViewPrior
+    from psd_gs.priors.multiview import MultiViewPrior, fast_dtype
 
     if name == "mini":
-        return MultiViewPrior.from_pretrained(mini.folder("prior"), name="mini", device=device)
+        return MultiViewPrior.from_pretrained(
+            mini.folder("prior"), name="mini", device=device, dtype=fast_dtype(device)
+        )
     if Path(name).is_dir():
         return MultiViewPrior.from_pretrained(name, name=Path(name).name, device=device)
     raise ConfigError(

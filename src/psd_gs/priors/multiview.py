@@ -251,6 +251,15 @@ class MultiViewPrior:
         return to_x0(out[0]), to_x0(out[1])
 
 
+def fast_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 on CPUs with instructions for it (about twice as fast there), else float32."""
+    if torch.device(device).type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
 def cosine_scheduler() -> DDIMScheduler:
     """The schedule of the embedded model: cosine, v-prediction, trailing steps."""
     return DDIMScheduler(
