@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.training_utils import EMAModel, compute_snr
+from diffusers.training_utils import EMAModel
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -107,7 +107,11 @@ def draw_batch(data: Sets, n: int, size: int, device: str, rng: random.Random, g
 
 
 def loss_of(model: Model, batch: Batch, scheduler, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """v-prediction with min-SNR weighting (Hang et al. 2023, gamma 5); text dropped 10 %, cameras 5 %."""
+    """Plain v-prediction; text dropped 10 %, cameras 5 %.
+
+    No min-SNR weighting: it nearly mutes the high noise levels, where a prior of 32 pixels decides
+    what the object is and that all views show the same one.
+    """
     n, device = len(batch.captions), batch.images.device
     t = torch.randint(len(scheduler.alphas_cumprod), (n,), generator=generator).to(device)
     noise = torch.randn(batch.images.shape, generator=generator).to(device)
@@ -122,9 +126,7 @@ def loss_of(model: Model, batch: Batch, scheduler, generator: torch.Generator, d
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         text = encode_prompts(model.tokenizer, model.text_encoder, captions).repeat_interleave(VIEWS, 0)
         v = model.unet(noisy, per_view, encoder_hidden_states=text, class_labels=labels, return_dict=False)[0]
-    snr = compute_snr(scheduler, t)
-    weight = (snr.clamp(max=5.0) / (snr + 1)).repeat_interleave(VIEWS)
-    return (weight * (v.float() - target).pow(2).mean((1, 2, 3))).mean()
+    return (v.float() - target).square().mean()
 
 
 def pipeline_of(model: Model) -> MultiViewPipeline:
