@@ -8,6 +8,7 @@ result.save("outputs/corgi")
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from psd_gs import __version__, runs
 from psd_gs.cameras import Cameras, turntable
 from psd_gs.config import Config, make_config, suggestion, to_dict
 from psd_gs.errors import BackendError, ConfigError, InputError
+from psd_gs.files import writing
 from psd_gs.gaussians import Gaussians, from_points, random_ball
 from psd_gs.guidance.guide import Guidance
 from psd_gs.priors import FAMILY, TextEmbedding, load_prior
@@ -28,7 +30,7 @@ from psd_gs.priors.base import Prior
 from psd_gs.render import render
 from psd_gs.rewards import load_reward
 from psd_gs.rewards.base import Reward, group_score
-from psd_gs.trainer import StepEvent, Trainer, read_tensors, write_tensors
+from psd_gs.trainer import StepEvent, Trainer, read_tensors, stream_seeds, write_tensors
 
 MAX_PROMPT = 500
 """Characters."""
@@ -93,7 +95,8 @@ class Result:
         from psd_gs.mesh.glb import write_glb
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         metadata, asset = self.metadata, self.gaussians
         runs.write_yaml(folder / "config.yaml", to_dict(self.config))
         write_tensors(
@@ -184,12 +187,12 @@ class TextTo3DPipeline:
             InputError: an unusable prompt or file.
         """
         check_prompt_text(config.prompt)
-        seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(config.seed)).tolist()
+        seeds = stream_seeds(config.seed)
         negative = read_negative(config.negative_embedding) if config.negative_embedding else None
         guidance = Guidance(
-            self.prior, config.prompt, config.guidance, reward=self.reward, negative=negative, seed=seeds[0]
+            self.prior, config.prompt, config.guidance, reward=self.reward, negative=negative, seed=seeds["guidance"]
         )
-        start = initial_gaussians(config, torch.Generator().manual_seed(seeds[1]))
+        start = initial_gaussians(config, torch.Generator().manual_seed(seeds["init"]))
         return Trainer(config, guidance, start.to(self.prior.device), folder)
 
     def result(self, trainer: Trainer) -> Result:
@@ -221,10 +224,10 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if not match:
         raise ConfigError(f"unknown device {name!r}.{suggestion(name, ('auto', 'cpu', 'cuda', 'cuda:0'))}")
-    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+    if name != "cpu" and (not torch.cuda.is_available() or int(match[1] or 0) >= torch.cuda.device_count()):
         raise BackendError(
             f"device {name} is not available: this torch ({torch.__version__}) sees {torch.cuda.device_count()} CUDA "
             "devices. Leave --device out to run on the CPU, or install a CUDA build of torch and the NVIDIA driver."
@@ -236,8 +239,10 @@ def check_prompt_text(prompt: str) -> None:
     """Refuse what cannot be a prompt.
 
     Raises:
-        InputError: empty, without any letter, or longer than :data:`MAX_PROMPT` characters.
+        InputError: empty, without any letter, not Unicode, or longer than :data:`MAX_PROMPT` characters.
     """
+    if any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise InputError(f"expected a prompt in UTF-8, received {prompt!a}. Check the terminal's encoding.")
     if not any(c.isalpha() for c in prompt):
         raise InputError(f'expected a prompt in words, such as "a corgi", received {prompt!r}.')
     if len(prompt) > MAX_PROMPT:

@@ -24,45 +24,56 @@ def slug(prompt: str) -> str:
     return text or "asset"
 
 
-def open_run(root: Path, prompt: str, seed: int, *, resume: bool, overwrite: bool) -> Path:
-    """The folder for a run, created.
+def find_run(root: Path, prompt: str, seed: int, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Where a run belongs; nothing is created or deleted.
 
-    A finished run of the same name is left alone and the next free name taken (``a-corgi-0-2``).
+    A finished run of the same name is left alone and the next free name taken (``a-corgi-0-2``), unless
+
+    * ``overwrite`` is set: the unfinished run if there is one, else the first one of the name;
+    * ``resume`` is set: the unfinished run if there is one, else the last finished one.
 
     Args:
         root: of all runs.
         prompt: becomes the name.
         seed: of the run.
-        resume: take up the unfinished run.
-        overwrite: delete the unfinished or finished run and start anew.
+        resume: it is to be taken up.
+        overwrite: it is to be replaced.
 
     Raises:
-        OutputError: the folder cannot be written; an unfinished run is there and neither switch is given;
-            there is nothing to resume.
+        OutputError: an unfinished run is there and neither switch is given.
     """
     base = root / f"{slug(prompt)}-{seed}"
-    folder, number = base, 1
+    folder, last, number = base, base, 1
+    while is_finished(folder):
+        number += 1
+        folder, last = base.with_name(f"{base.name}-{number}"), folder
+    if not has_begun(folder):
+        return base if overwrite else last if resume else folder
+    if not (resume or overwrite):
+        raise OutputError(f"{folder} holds an unfinished run. Go on with --resume, or start anew with --overwrite.")
+    return folder
+
+
+def make_folder(folder: Path, *, empty: bool = False) -> None:
+    """Create the folder of a run, delete what is in it if it is to be ``empty``, and see that it can be written.
+
+    Raises:
+        OutputError: it cannot be.
+    """
     try:
-        if overwrite and base.exists():
-            shutil.rmtree(base)
-        while (folder / DONE).exists() and not resume:
-            number += 1
-            folder = base.with_name(f"{base.name}-{number}")
-        unfinished = (folder / "config.yaml").exists() and not (folder / DONE).exists()
-        if resume and not (folder / "config.yaml").exists():
-            raise OutputError(
-                f"nothing to resume in {folder}: expected a run of this prompt and seed. Leave --resume out."
-            )
-        if unfinished and not resume:
-            raise OutputError(f"{folder} holds an unfinished run. Go on with --resume, or start anew with --overwrite.")
+        if empty and folder.exists():
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / ".writable", "")
+        (folder / ".writable").write_bytes(b"")
         (folder / ".writable").unlink()
     except OSError as error:
         raise OutputError(
             f"cannot write {folder}: {error.strerror or error}. Choose another place with --output-dir."
         ) from error
-    return folder
+
+
+def has_begun(folder: Path) -> bool:
+    return (folder / "config.yaml").exists()
 
 
 def is_finished(folder: Path) -> bool:

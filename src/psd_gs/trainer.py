@@ -18,7 +18,7 @@ from psd_gs.cameras import Cameras, orbit
 from psd_gs.config import CameraConfig, Config
 from psd_gs.densify import Densifier, sweep
 from psd_gs.errors import FormatError, PsdGsError
-from psd_gs.files import atomic_path
+from psd_gs.files import write_atomic, writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
 from psd_gs.render import render
@@ -26,7 +26,8 @@ from psd_gs.render import render
 CHECKPOINT_SECONDS = 20.0
 """Longest time between two checkpoints."""
 
-STREAMS = ("cameras", "background", "densify")
+STREAMS = ("cameras", "background", "densify", "guidance", "init")
+"""Consumers of randomness, each with a generator of its own."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Trainer:
 
     def __init__(self, config: Config, guidance: Guidance, gaussians: Gaussians, folder: Path | None = None) -> None:
         self.config, self.guidance, self.folder = config, guidance, folder
-        seeds = torch.Generator().manual_seed(config.seed)
+        seeds = stream_seeds(config.seed)
         self.generators = {
-            name: torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=seeds))) for name in STREAMS
+            name: torch.Generator().manual_seed(seeds[name]) for name in ("cameras", "background", "densify")
         }
         self.densifier = Densifier(config.densify, self.generators["densify"])
         self.step = 0
@@ -87,7 +88,7 @@ class Trainer:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> Iterator[StepEvent]:
-        """Step until the end, yielding after each step; checkpoints from step 0 on.
+        """Step until the end, yielding after each step; checkpoints from step 0 on and at the end.
 
         A run can be left at any time and taken up again by :meth:`load_checkpoint`.
         """
@@ -102,6 +103,8 @@ class Trainer:
                     self.save_checkpoint()
                     saved = time.monotonic()
             yield StepEvent(self.step, self.config.steps, logs)
+        if self.folder:
+            self.save_checkpoint()
 
     def finish(self) -> Gaussians:
         """The finished asset: what shows and hangs together, detached; the state of the run stays as it is."""
@@ -121,7 +124,10 @@ class Trainer:
         guided = self.guidance(images, cameras, progress, self.step)
         loss = guided.loss + self._regularizer()
         loss.backward()
-        finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in self.gaussians.params().values())
+        # A prior that answers NaN would otherwise leave a step of the regularizers alone.
+        finite = math.isfinite(guided.logs["base_norm"]) and all(
+            p.grad is None or bool(p.grad.isfinite().all()) for p in self.gaussians.params().values()
+        )
         if finite:
             self.densifier.observe(out.meta)
             for optimizer in self.optimizers.values():
@@ -220,21 +226,30 @@ class Trainer:
         path = self.folder / "checkpoints" / "latest.safetensors"
         try:
             self.load_state_dict(read_tensors(path))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
             raise FormatError(
-                f"{path}: expected the entries of this version, {error} is missing. Start anew with --overwrite."
+                f"{path}: expected a checkpoint of this version and of this run's options ({reason}). "
+                "Start anew with --overwrite."
             ) from error
+        except FormatError as error:
+            raise FormatError(f"{error} Start anew with --overwrite.") from error
         log = self.folder / "metrics.jsonl"
         if log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            with atomic_path(log) as temporary:
-                temporary.write_text("".join(lines[: self.step]), encoding="utf-8")
+            write_atomic(log, b"".join(log.read_bytes().splitlines(keepends=True)[: self.step]))
 
     def _log(self, logs: dict[str, float]) -> None:
         assert self.folder is not None
         row = {"step": self.step, **{name: value if math.isfinite(value) else None for name, value in logs.items()}}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        path = self.folder / "metrics.jsonl"
+        with writing(path), path.open("ab") as file:
+            file.write(json.dumps(row).encode() + b"\n")
+
+
+def stream_seeds(seed: int) -> dict[str, int]:
+    """One seed for each of :data:`STREAMS`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: int(torch.randint(2**62, (), generator=generator)) for name in STREAMS}
 
 
 def sample_cameras(config: CameraConfig, views: int, size: int, generator: torch.Generator) -> Cameras:
@@ -271,9 +286,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
         {name: tensor.contiguous() for name, tensor in tensors.items()},
         {name: json.dumps(value) for name, value in (metadata or {}).items()},
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -288,8 +303,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load(path.read_bytes())
     except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}. Start anew with --overwrite.") from error
+        raise FormatError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
     except (SafetensorError, ValueError, KeyError) as error:
-        raise FormatError(
-            f"{path} is not a complete safetensors file ({error}). Start anew with --overwrite."
-        ) from error
+        raise FormatError(f"{path} is not a complete safetensors file ({error}).") from error

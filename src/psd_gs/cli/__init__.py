@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -15,6 +16,9 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.errors import PsdGsError
 
     commands = Annotated[Generate, tyro.conf.subcommand("generate")] | Annotated[Words, tyro.conf.subcommand("words")]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a prompt may have letters that the terminal's encoding lacks
     arguments = sys.argv[1:] if argv is None else argv
     command = tyro.cli(
         commands,  # type: ignore[arg-type]
@@ -25,8 +29,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     try:
         command.run()
-    except PsdGsError as error:
+    except (PsdGsError, OSError) as error:
         if "--debug" in arguments:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

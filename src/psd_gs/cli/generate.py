@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
@@ -14,11 +18,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from psd_gs.config import Config
-    from psd_gs.pipeline import Result, TextTo3DPipeline
+    from psd_gs.pipeline import TextTo3DPipeline
     from psd_gs.trainer import Trainer
 
 PLAIN_SECONDS = 10.0
 """Between two progress lines when the output is not a terminal."""
+
+Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 
 
 @dataclass
@@ -32,35 +40,35 @@ class Generate:
 
     prompt: Positional[str]
     """What to make, for instance "a corgi wearing a red hat"."""
-    preset: str = "default"
-    """Tier of quality against time: draft, default or quality (configs/*.yaml)."""
-    prior: str = "auto"
-    """Diffusion model: mini (embedded) or a local folder."""
-    reward: str = "auto"
-    """Reward model that ranks the noise pairs."""
-    judge: str = "auto"
-    """Reward model that scores the result and is never optimized."""
-    method: str | None = None
+    preset: Text = None
+    """Tier of quality against time: draft, default or quality (configs/*.yaml). Default: default."""
+    prior: Text = None
+    """Diffusion model: auto, mini (embedded) or a local folder."""
+    reward: Text = None
+    """Reward model that ranks the noise pairs. Default: the one that belongs to the prior."""
+    judge: Text = None
+    """Reward model that scores the result and is never optimized. Default: the one that belongs to the prior."""
+    method: Text = None
     """Base score: recon or sds. Default: the preset's."""
-    preference: str | None = None
+    preference: Text = None
     """Preference score added to it: psd or none. Default: the preset's."""
-    negative_prompt: str | None = None
+    negative_prompt: Text = None
     """What the asset should not look like; where the refinement of the negative embedding starts."""
-    negative_embedding: Path | None = None
+    negative_embedding: File = None
     """Start from a refined negative embedding (negative.safetensors of an earlier run)."""
-    steps: int | None = None
+    steps: Number = None
     """Optimization steps. Default: the preset's; the schedule stretches with it."""
-    seed: int = 0
-    """Seed of everything random."""
+    seed: Number = None
+    """Seed of everything random. Default: 0."""
     best_of: Annotated[int, arg(metavar="N")] = 1
     """Run N seeds (SEED, SEED+1, ...), rank them by the reward, keep all."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    init: str | None = None
+    device: Text = None
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    init: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Start from a 3DGS PLY, a point cloud (.ply) or a mesh (.glb, .obj, .stl) instead of a ball."""
-    config: Path | None = None
+    config: File = None
     """YAML file of options that goes over the preset; a run's config.yaml repeats the run."""
-    output_dir: Path = Path("outputs")
+    output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
     """Folder of all runs."""
     resume: bool = False
     """Go on with an interrupted run of this prompt and seed."""
@@ -75,113 +83,149 @@ class Generate:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from rich.console import Console
 
+        from psd_gs import runs
         from psd_gs.errors import ConfigError
-        from psd_gs.pipeline import TextTo3DPipeline, check_prompt_text, resolve_device
+        from psd_gs.pipeline import TextTo3DPipeline, check_prompt_text, resolve, resolve_device
 
-        console = Console(highlight=False, quiet=self.quiet)
+        console = Console(highlight=False, markup=False, quiet=self.quiet)
         check_prompt_text(self.prompt)
-        if self.best_of < 1:
-            raise ConfigError(f"--best-of: expected 1 or more, received {self.best_of}.")
-        configs = [self._config(self.seed + i) for i in range(self.best_of)]
+        if self.resume and self.overwrite:
+            raise ConfigError("expected --resume or --overwrite, received both. Leave one of them out.")
+        configs = self._configs()
+        folders = [self._find(config.seed) for config in configs]
+        if self.resume:
+            configs = self._saved(console, configs, folders)
         first = configs[0]
         device = resolve_device(first.device)
-        prior, reward, judge = first.prior, first.reward, first.judge
+        prior, reward, judge = resolve(first.prior, first.reward, first.judge)
+        configs = [replace(config, prior=prior, reward=reward, judge=judge) for config in configs]
         console.print(
-            f"prior {prior} · reward {reward} · judge {judge} · {device} · preset {first.preset}, {first.steps} steps"
+            f"prior {prior} · reward {reward} · judge {judge} · {device} · preset {first.preset}, {first.steps} steps",
+            soft_wrap=True,
         )
         if prior == "mini":
             self._warn(console)
-        folders = [self._open(config.seed) for config in configs]
+        for folder in folders:
+            runs.make_folder(folder)
         silence_libraries()
-        with console.status("loading models") if console.is_terminal else _nothing():
+        with console.status("loading models") if console.is_terminal else nullcontext():
             pipeline = TextTo3DPipeline.from_pretrained(prior, reward=reward, judge=judge, device=str(device))
         done = [
             (folder, self._run_one(console, pipeline, config, folder))
             for config, folder in zip(configs, folders, strict=True)
         ]
         ranked = sorted(done, key=lambda pair: -pair[1].get(reward, 0.0))
-        plain = Console(highlight=False)
+        plain = Console(highlight=False, markup=False)
         for folder, scores in ranked:
             text = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
             plain.print(f"{folder}  ({text})", soft_wrap=True)
 
-    def _config(self, seed: int) -> Config:
-        """Preset, then the file, then the command line; the models by their resolved names."""
+    def _configs(self) -> list[Config]:
+        """One per seed: preset, then the file, then the command line."""
         from psd_gs.config import make_config, read_yaml
+        from psd_gs.errors import ConfigError
         from psd_gs.pipeline import resolve
         from psd_gs.priors import FAMILY
 
+        if self.best_of < 1:
+            raise ConfigError(f"--best-of: expected 1 or more, received {self.best_of}.")
         file = read_yaml(self.config) if self.config else {}
-        wanted = {"prior": self.prior, "reward": self.reward, "judge": self.judge}
-        models = [str(file.get(name, "auto")) if flag == "auto" else flag for name, flag in wanted.items()]
         given = {
-            "preset": self.preset if self.preset != "default" else str(file.get("preset", "default")),
-            "device": None if self.device == "auto" else self.device,
+            "preset": self.preset,
+            "prior": self.prior,
+            "reward": self.reward,
+            "judge": self.judge,
+            "device": self.device,
             "steps": self.steps,
+            "seed": self.seed,
             "negative_embedding": str(self.negative_embedding) if self.negative_embedding else None,
-            "init": {"source": self.init} if self.init else None,
         }
         guidance = {"method": self.method, "preference": self.preference, "negative_prompt": self.negative_prompt}
         flags: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        flags |= dict(zip(wanted, resolve(*models), strict=True)) | {"prompt": self.prompt, "seed": seed}
         flags["guidance"] = {name: value for name, value in guidance.items() if value is not None}
+        flags["init"] = {"source": self.init} if self.init else {}
+        both = {**file, **flags}
+        family = FAMILY.get(resolve(str(both.get("prior", "auto")), "auto", "auto")[0], "mini")
+        name = str(both.get("preset", "default"))
         where = str(self.config) if self.config else "command line"
-        return make_config(flags["preset"], FAMILY.get(flags["prior"], "mini"), file, flags, where=where)
+        first = make_config(name, family, file, flags, {"prompt": self.prompt}, where=where)
+        return [replace(first, seed=first.seed + i) for i in range(self.best_of)]
+
+    def _find(self, seed: int) -> Path:
+        from psd_gs.runs import find_run
+
+        return find_run(self.output_dir, self.prompt, seed, resume=self.resume, overwrite=self.overwrite)
+
+    def _saved(self, console: Console, configs: list[Config], folders: list[Path]) -> list[Config]:
+        """The options with which the runs began; those of this command for seeds that have not begun."""
+        from psd_gs.config import Config, from_dict, read_yaml
+        from psd_gs.errors import OutputError
+        from psd_gs.runs import has_begun
+
+        if not any(map(has_begun, folders)):
+            raise OutputError(
+                f"nothing to resume in {folders[0]}: expected a run of this prompt and seed. Leave --resume out."
+            )
+        out = []
+        for config, folder in zip(configs, folders, strict=True):
+            if has_begun(folder):
+                path = folder / "config.yaml"
+                config = from_dict(Config, read_yaml(path), str(path))
+                if config.prompt != self.prompt:
+                    raise OutputError(
+                        f"{folder} holds a run of {config.prompt!r}. Choose another --output-dir or --seed."
+                    )
+            out.append(config)
+        return out
 
     def _warn(self, console: Console) -> None:
         from psd_gs.priors.mini import check_prompt
 
         message = check_prompt(self.prompt).message
         if message:
-            console.print(f"[yellow]warning:[/yellow] {message}", soft_wrap=True)
-
-    def _open(self, seed: int) -> Path:
-        from psd_gs.runs import open_run
-
-        return open_run(self.output_dir, self.prompt, seed, resume=self.resume, overwrite=self.overwrite)
+            console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
     def _run_one(self, console: Console, pipeline: TextTo3DPipeline, config: Config, folder: Path) -> dict[str, float]:
         """One seed, from its first step or its checkpoint to the files; returns the scores."""
         from psd_gs import runs
-        from psd_gs.config import from_dict, read_yaml, to_dict
+        from psd_gs.config import read_yaml, to_dict
 
-        if runs.is_finished(folder):
-            console.print(f"{folder} is finished already")
+        if self.resume and runs.is_finished(folder):
+            console.print(f"{folder} is finished already", soft_wrap=True)
             return dict(read_yaml(folder / "psd_gs.json")["scores"])
-        if self.resume:
-            from psd_gs.config import Config
-
-            config = from_dict(Config, read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
         trainer = pipeline.trainer(config, folder)
-        if self.resume:
+        if self.overwrite:
+            runs.make_folder(folder, empty=True)  # now that nothing of the command can be wrong any more
+        if runs.has_begun(folder):
             trainer.load_checkpoint()
             console.print(f"going on from step {trainer.step}")
         else:
+            trainer.save_checkpoint()  # first, so that a run that has begun can always go on
             runs.write_yaml(folder / "config.yaml", to_dict(config))
-        try:
-            self._optimize(console, trainer, pipeline)
-        except KeyboardInterrupt:
+        with stop_after_step() as stop:
+            progress = self._progress_bar if console.is_terminal else self._progress_lines
+            progress(console, trainer, stop)
+        if stop.is_set():
             trainer.save_checkpoint()
-            console.print(f"\nstopped at step {trainer.step}; go on with the same command and --resume")
-            raise SystemExit(130) from None
-        trainer.save_checkpoint()
+            console.print(f"stopped at step {trainer.step}; go on with the same command and --resume")
+            raise SystemExit(130)
         result = pipeline.result(trainer)
-        with console.status("writing") if console.is_terminal else _nothing() as status:
+        with console.status("writing") if console.is_terminal else nullcontext() as status:
             result.save(folder, lambda name: status.update(f"writing {name}") if status else None)
-        self._report(console, result, trainer)
+        skipped = f", {trainer.skipped} steps skipped for non-finite gradients" if trainer.skipped else ""
+        console.print(f"{len(result.gaussians)} Gaussians{skipped}")
         return result.scores
 
-    def _optimize(self, console: Console, trainer: Trainer, pipeline: TextTo3DPipeline) -> None:
-        if console.is_terminal:
-            self._progress_bar(console, trainer)
-            return
+    def _progress_lines(self, console: Console, trainer: Trainer, stop: Event) -> None:
         last = time.monotonic()
         for event in trainer.run():
             if time.monotonic() - last > PLAIN_SECONDS or event.step == event.steps:
                 last = time.monotonic()
                 console.print(f"step {event.step}/{event.steps}  {_live(event.logs)}", soft_wrap=True)
+            if stop.is_set():
+                return
 
-    def _progress_bar(self, console: Console, trainer: Trainer) -> None:
+    def _progress_bar(self, console: Console, trainer: Trainer, stop: Event) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
@@ -197,10 +241,8 @@ class Generate:
             for event in trainer.run():
                 live |= event.logs
                 progress.update(task, completed=event.step, live=_live(live))
-
-    def _report(self, console: Console, result: Result, trainer: Trainer) -> None:
-        skipped = f", {trainer.skipped} steps skipped for non-finite gradients" if trainer.skipped else ""
-        console.print(f"{len(result.gaussians)} Gaussians{skipped}")
+                if stop.is_set():
+                    return
 
 
 def _live(logs: dict[str, float]) -> str:
@@ -222,11 +264,18 @@ def silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-class _nothing:  # noqa: N801 - reads as a statement where it is used
-    """Stands in for a status line when there is no terminal."""
+@contextmanager
+def stop_after_step() -> Iterator[Event]:
+    """Ctrl-C sets the event instead of raising, so that a step is never left half done; a second one raises."""
+    asked = Event()
+    before = signal.getsignal(signal.SIGINT)
 
-    def __enter__(self) -> None:
-        return None
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
 
-    def __exit__(self, *error: object) -> None:
-        return None
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
