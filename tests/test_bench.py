@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from bench import common, preference, recognizable, verdicts
+from bench import common, generate, preference, recognizable, verdicts
 from bench.colours import NAMES, classify, fits, named, needed, shares
 from mini.dataset import sample_light, shade, trace_scene
 from mini.scenes import COLOURS, ItemLook, Look, paint, scene_of
@@ -90,8 +90,8 @@ def config_of(bench, **options):
 
 
 def test_bootstrap_matches_the_normal_interval_of_the_mean():
-    values = np.random.default_rng(1).normal(0.3, 2.0, 2000)
-    half = 1.96 * values.std() / 2000**0.5
+    values = np.random.default_rng(1).normal(0.3, 2.0, 400)
+    half = 1.96 * values.std() / 20
     assert verdicts.bootstrap(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05 * half)
 
 
@@ -342,6 +342,38 @@ def test_dev_prompts_are_not_report_prompts():
     assert all(len(set(verdicts.captions(row))) == 11 for row in development)
 
 
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+def test_clocks_count_and_repeat():
+    done: list[int] = []
+    clocks = generate.Clocks(every=2, synchronize=lambda: None)
+    function = clocks.around(done.append, lambda x: f"of {x % 2}", lambda x: lambda: done.append(-x))
+    for i in range(6):
+        function(i)
+    assert done == list(range(6))
+    assert {kind: len(seconds) for kind, seconds in clocks.seconds.items()} == {"of 0": 3, "of 1": 3}
+    assert clocks.bare("of 1", repetitions=1) > 0
+    assert done[6:] == [-1, -5]
+
+
+def test_bars_of_the_main_command():
+    rows = [
+        {"kind": "command", "run": "first", "seconds": 90.0, "loop": 40.0, "gigabytes": 1.5},
+        {"kind": "command", "run": "second", "seconds": 50.0, "loop": 40.0, "gigabytes": 1.4},
+        {"kind": "loop", "seconds": 40.0, "bare": 32.0, "steps": 10},
+        *({"kind": "preference", "arm": arm, "seconds": s} for arm, s in (("psd", 40.0), ("base", 20.0))),
+    ]
+    assert generate.bars_table(rows, "default", 32).splitlines()[2:] == [
+        "| wall time | 50.0 s | at most 120 s | yes |",
+        "| first run on an empty kernel cache, more | 40.0 s | at most 30 s | no |",
+        "| peak memory | 1.50 GB | at most 2 GB | yes |",
+        "| loading, export and scores | 10.0 s |  |  |",
+        "| step against its bare calls | 1.25 x | at most 1.2 x | no |",
+        "| run with preference against one without | 2.00 x | at most 1.8 x | no |",
+    ]
+
+
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
@@ -363,3 +395,15 @@ def test_two_prompts_from_the_command_line(tmp_path):
     assert report.with_suffix(".png").exists()
     new = (tmp_path / "out" / "runs.jsonl").read_text().removeprefix(journal).splitlines()
     assert sorted(json.loads(line)["kind"] for line in new) == ["empty"] * 2 + ["generator"] * 2 + ["prior"] * 2
+
+
+@pytest.mark.full
+def test_time_of_a_short_run(tmp_path):
+    report = tmp_path / "generate.md"
+    arguments = ["--preset", "draft", "--steps", "4", "--set", "init.count=100", "--repeat", "1"]
+    generate.main([*arguments, "--skip-command", "--report", str(report)])
+    rows = [json.loads(line) for line in report.with_suffix(".jsonl").read_text().splitlines()]
+    parts = {row["part"]: row["calls"] for row in rows if row["kind"] == "part"}
+    assert parts["render"] == parts["render, backward"] == 4
+    assert sum(calls for part, calls in parts.items() if part.startswith("reward")) > 0
+    assert "step against its bare calls" in report.read_text()

@@ -2,7 +2,8 @@
 
 Everything that takes time is one line of ``runs*.jsonl`` under a key of all that decides it (options,
 weights of the models, prompt, seed). A benchmark that is started again reads the lines it finds and
-makes the rest, so it can be stopped at any time, or run in several processes at once (``--shard``).
+makes the rest, so it can be stopped at any time, or run in several processes at once (``--shard``). The code is
+not part of the key: take another ``--out`` after a change that matters; a report names the commits of its lines.
 """
 
 from __future__ import annotations
@@ -283,7 +284,8 @@ class Bench:
     def decides(self, config: Config) -> Row:
         """The options and weights that an asset depends on; those that cannot act are left out."""
         options = to_dict(config)
-        options.pop("judge")
+        for name in ("judge", "preset"):
+            options.pop(name)
         weights = {"prior": self.weights["prior"], "reward": self.weights.get("reward")}
         if config.guidance.preference == "none":
             for name in ("psd", "negative"):
