@@ -158,12 +158,24 @@ class MultiViewPrior:
         Raises:
             ModelError: files are missing, truncated or of another architecture.
         """
+        folder = Path(folder)
         try:
-            pipeline = MultiViewPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=None, dtype=dtype)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            # The text encoder by itself: a pipeline would fill in missing weights at random without a word.
+            text_encoder, report = CLIPTextModel.from_pretrained(
+                folder / "text_encoder", local_files_only=True, dtype=dtype, output_loading_info=True
+            )
+            if report["missing_keys"]:
+                raise ValueError(f"the text encoder lacks {len(report['missing_keys'])} of its tensors")
+            pipeline = MultiViewPipeline.from_pretrained(
+                folder, local_files_only=True, torch_dtype=None, dtype=dtype, text_encoder=text_encoder
+            )
+            expected, received = text_encoder.config.vocab_size, len(pipeline.tokenizer)
+            if expected != received:
+                raise ValueError(f"expected a tokenizer of {expected} tokens, received {received}")
+        except Exception as error:  # safetensors, json, diffusers and transformers each raise their own
+            reason = (str(error).splitlines() or [type(error).__name__])[0].split(" For more information")[0]
             raise ModelError(
-                f"cannot load the prior in {folder}: {reason}. Install psd-gs again, or name another folder."
+                f"cannot load the prior in {folder}: {reason[:250]}. Install psd-gs again, or name another folder."
             ) from error
         return cls(pipeline.to(device), name)
 
