@@ -138,7 +138,7 @@ class Config:
     device: str = "auto"
     steps: int = 300
     backgrounds: Literal["augment", "white"] = "augment"
-    """augment: white, grey or a colour, a third each, drawn in every step; white: always white."""
+    """augment: white or mid-grey, sometimes a colour, drawn in every step; white: always white."""
     negative_embedding: str | None = None
     """File of a refined negative embedding to start from."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)

@@ -117,11 +117,15 @@ def sample_light(n: int, generator: torch.Generator, device="cpu") -> Float[Tens
 
 
 def sample_background(n: int, generator: torch.Generator, device="cpu") -> Float[Tensor, "n 3"]:
-    """White, grey or coloured, a third each: what the optimization loop paints behind the object too."""
-    grey = torch.rand(n, 1, generator=generator).expand(n, 3)
+    """White or mid-grey, and a random colour in one set of ten.
+
+    Two tones suffice to tell a white object from nothing; a random colour behind every set would be
+    most of the variance of the pictures, and drown what the words could explain.
+    """
     colour = torch.rand(n, 3, generator=generator)
-    kind = torch.randint(3, (n, 1), generator=generator)
-    return torch.where(kind == 0, torch.ones(n, 3), torch.where(kind == 1, grey, colour)).to(device)
+    kind = torch.rand(n, 1, generator=generator)
+    tone = torch.where(kind < 0.45, 1.0, 0.5).expand(n, 3)
+    return torch.where(kind < 0.9, tone, colour).to(device)
 
 
 def compose(
