@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def mini_pipeline():
+    """The embedded models, loaded once."""
+    from psd_gs import TextTo3DPipeline
+
+    return TextTo3DPipeline.from_pretrained("mini", device="cpu")
+
+
+@pytest.fixture
+def quick_files(monkeypatch):
+    """Small pictures and coarse meshes, for tests that are about something else."""
+    from psd_gs.export import pictures
+    from psd_gs.mesh import extract
+
+    monkeypatch.setattr(pictures, "preview_png", partial(pictures.preview_png, size=48))
+    monkeypatch.setattr(pictures, "turntable_video", partial(pictures.turntable_video, frames=4, size=48))
+    monkeypatch.setattr(extract, "extract_mesh", partial(extract.extract_mesh, resolution=32, views=6, faces=500))

@@ -8,6 +8,7 @@ result.save("outputs/corgi")
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ from psd_gs.render import render
 from psd_gs.rewards import load_reward
 from psd_gs.rewards.base import Reward, group_score
 from psd_gs.trainer import StepEvent, Trainer, read_tensors, stream_seeds, write_tensors
+
+logger = logging.getLogger(__name__)
 
 MAX_PROMPT = 500
 """Characters."""
@@ -80,7 +83,7 @@ class Result:
 
     def save(self, folder: str | Path, on_file: Callable[[str], None] = lambda name: None) -> Path:
         """Write ``preview.png``, ``mesh.glb``, ``turntable.mp4``, ``negative.safetensors``, ``config.yaml``,
-        ``psd_gs.json`` and ``splat.ply``, each replaced in one step.
+        ``psd_gs.json`` and ``splat.ply``, each replaced in one step; no mesh if nothing is opaque.
 
         Args:
             folder: created if it is missing.
@@ -107,7 +110,10 @@ class Result:
         on_file("turntable.mp4")
         turntable_video(asset, folder / "turntable.mp4", metadata=metadata)
         on_file("mesh.glb")
-        write_glb(extract_mesh(asset), folder / "mesh.glb", metadata=metadata)
+        try:
+            write_glb(extract_mesh(asset), folder / "mesh.glb", metadata=metadata)
+        except InputError as error:  # a cloud without a surface is an asset still
+            logger.warning("no mesh.glb: %s", error)
         runs.write_json(folder / "psd_gs.json", metadata)
         on_file(runs.DONE)
         write_ply(asset, folder / runs.DONE, metadata=metadata)  # last: it marks the run as finished

@@ -85,7 +85,7 @@ class Generate:
 
         from psd_gs import runs
         from psd_gs.errors import ConfigError
-        from psd_gs.pipeline import TextTo3DPipeline, check_prompt_text, resolve, resolve_device
+        from psd_gs.pipeline import TextTo3DPipeline, check_prompt_text, resolve_device
 
         console = Console(highlight=False, markup=False, quiet=self.quiet)
         check_prompt_text(self.prompt)
@@ -97,31 +97,32 @@ class Generate:
             configs = self._saved(console, configs, folders)
         first = configs[0]
         device = resolve_device(first.device)
-        prior, reward, judge = resolve(first.prior, first.reward, first.judge)
-        configs = [replace(config, prior=prior, reward=reward, judge=judge) for config in configs]
         console.print(
-            f"prior {prior} · reward {reward} · judge {judge} · {device} · preset {first.preset}, {first.steps} steps",
+            f"prior {first.prior} · reward {first.reward} · judge {first.judge} · {device} · "
+            f"preset {first.preset}, {first.steps} steps",
             soft_wrap=True,
         )
-        if prior == "mini":
+        if first.prior == "mini":
             self._warn(console)
         for folder in folders:
             runs.make_folder(folder)
         silence_libraries()
         with console.status("loading models") if console.is_terminal else nullcontext():
-            pipeline = TextTo3DPipeline.from_pretrained(prior, reward=reward, judge=judge, device=str(device))
+            pipeline = TextTo3DPipeline.from_pretrained(
+                first.prior, reward=first.reward, judge=first.judge, device=str(device)
+            )
         done = [
             (folder, self._run_one(console, pipeline, config, folder))
             for config, folder in zip(configs, folders, strict=True)
         ]
-        ranked = sorted(done, key=lambda pair: -pair[1].get(reward, 0.0))
+        ranked = sorted(done, key=lambda pair: -pair[1].get(first.reward, 0.0))
         plain = Console(highlight=False, markup=False)
         for folder, scores in ranked:
             text = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
             plain.print(f"{folder}  ({text})", soft_wrap=True)
 
     def _configs(self) -> list[Config]:
-        """One per seed: preset, then the file, then the command line."""
+        """One per seed: preset, then the file, then the command line; models by their resolved names."""
         from psd_gs.config import make_config, read_yaml
         from psd_gs.errors import ConfigError
         from psd_gs.pipeline import resolve
@@ -132,9 +133,6 @@ class Generate:
         file = read_yaml(self.config) if self.config else {}
         given = {
             "preset": self.preset,
-            "prior": self.prior,
-            "reward": self.reward,
-            "judge": self.judge,
             "device": self.device,
             "steps": self.steps,
             "seed": self.seed,
@@ -144,11 +142,12 @@ class Generate:
         flags: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         flags["guidance"] = {name: value for name, value in guidance.items() if value is not None}
         flags["init"] = {"source": self.init} if self.init else {}
-        both = {**file, **flags}
-        family = FAMILY.get(resolve(str(both.get("prior", "auto")), "auto", "auto")[0], "mini")
-        name = str(both.get("preset", "default"))
+        wanted = {"prior": self.prior, "reward": self.reward, "judge": self.judge}
+        names = resolve(*(flag or str(file.get(name, "auto")) for name, flag in wanted.items()))
+        flags |= {"prompt": self.prompt, **dict(zip(wanted, names, strict=True))}
+        name = self.preset or str(file.get("preset", "default"))
         where = str(self.config) if self.config else "command line"
-        first = make_config(name, family, file, flags, {"prompt": self.prompt}, where=where)
+        first = make_config(name, FAMILY.get(names[0], "mini"), file, flags, where=where)
         return [replace(first, seed=first.seed + i) for i in range(self.best_of)]
 
     def _find(self, seed: int) -> Path:
@@ -158,7 +157,7 @@ class Generate:
 
     def _saved(self, console: Console, configs: list[Config], folders: list[Path]) -> list[Config]:
         """The options with which the runs began; those of this command for seeds that have not begun."""
-        from psd_gs.config import Config, from_dict, read_yaml
+        from psd_gs.config import Config, from_dict, read_yaml, to_dict
         from psd_gs.errors import OutputError
         from psd_gs.runs import has_begun
 
@@ -170,11 +169,16 @@ class Generate:
         for config, folder in zip(configs, folders, strict=True):
             if has_begun(folder):
                 path = folder / "config.yaml"
-                config = from_dict(Config, read_yaml(path), str(path))
-                if config.prompt != self.prompt:
+                saved = from_dict(Config, read_yaml(path), str(path))
+                if saved.prompt != self.prompt:
                     raise OutputError(
-                        f"{folder} holds a run of {config.prompt!r}. Choose another --output-dir or --seed."
+                        f"{folder} holds a run of {saved.prompt!r}. Choose another --output-dir or --seed."
                     )
+                mine, its = to_dict(config), to_dict(saved)
+                other = ", ".join(name for name in its if its[name] != mine[name])
+                if other:
+                    console.print(f"warning: {path} differs from this command in {other}, and holds", soft_wrap=True)
+                config = saved
             out.append(config)
         return out
 

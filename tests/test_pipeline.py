@@ -1,0 +1,402 @@
+"""The whole job as a Python API."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import trimesh
+import yaml
+from painted import PaintedPrior, RedReward, red_ball, tiny_config
+from PIL import Image
+
+import psd_gs
+from psd_gs import TextTo3DPipeline, pipeline
+from psd_gs.config import PRESETS, Config, from_dict, make_config, to_dict
+from psd_gs.errors import BackendError, ConfigError, FormatError, InputError, OutputError
+from psd_gs.export.ply import read_ply, read_ply_metadata, write_ply
+from psd_gs.gaussians import from_points, random_ball
+from psd_gs.pipeline import (
+    MAX_PROMPT,
+    Result,
+    check_prompt_text,
+    evaluation_cameras,
+    evaluation_images,
+    initial_gaussians,
+    read_negative,
+    resolve,
+    resolve_device,
+    score_asset,
+)
+from psd_gs.rewards.base import CallableReward, group_score
+from psd_gs.runs import DONE
+from psd_gs.trainer import write_tensors
+
+FILES = {"splat.ply", "mesh.glb", "turntable.mp4", "preview.png", "config.yaml", "psd_gs.json", "negative.safetensors"}
+
+
+def options(**more) -> dict:
+    """The tiny run of ``painted`` as overrides."""
+    kept = {name: value for name, value in to_dict(tiny_config()).items() if name not in Config.__annotations__}
+    kept |= {name: to_dict(tiny_config())[name] for name in ("guidance", "init", "cameras", "densify", "backgrounds")}
+    return {**kept, **more}
+
+
+@pytest.fixture
+def painted() -> TextTo3DPipeline:
+    bright = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "bright")
+    return TextTo3DPipeline(PaintedPrior(), RedReward(), bright)
+
+
+@pytest.fixture(scope="module")
+def corgi(mini_pipeline):
+    """A short run of the default preset on the embedded models, and its logs."""
+    events = []
+    result = mini_pipeline("a corgi", seed=0, steps=12, on_step=events.append)
+    return result, events
+
+
+# --- the embedded models ---------------------------------------------------------------------------------------------
+
+
+def test_pair_and_refinement_act_in_the_default_preset(corgi):
+    result, events = corgi
+    assert [event.step for event in events] == list(range(1, 13))
+    assert {event.steps for event in events} == {12}
+    judged = [event for event in events if "reward_win" in event.logs]
+    assert len(judged) >= 6
+    assert all(event.logs["reward_win"] >= event.logs["reward_lose"] for event in judged)
+    assert any(event.logs["gap"] > 0 and event.logs["pair_share"] > 0 for event in judged)
+    assert max(event.logs.get("negative_shift", 0) for event in events) > 0
+    unrefined = psd_gs.pipeline.load_prior("mini").embed([""]).sequence
+    assert not torch.equal(result.negative.sequence, unrefined)
+    assert all(math.isfinite(value) for event in events for value in event.logs.values())
+    assert sum(event.logs.get("grown", 0) for event in events) > 0
+
+
+def test_a_result_knows_what_it_is(corgi):
+    result, _ = corgi
+    assert len(result.gaussians) > 500
+    assert not any(p.requires_grad for p in result.gaussians.params().values())
+    assert result.config.prompt == "a corgi"
+    assert (result.config.prior, result.config.reward, result.config.judge) == ("mini", "mini", "mini-judge")
+    assert set(result.scores) == {"mini", "mini-judge"}
+    metadata = result.metadata
+    assert metadata["prompt"] == "a corgi"
+    assert metadata["n_splats"] == len(result.gaussians)
+    assert metadata["psd_gs_version"] == psd_gs.__version__
+    assert metadata["ai_generated"] is True
+    assert json.loads(json.dumps(metadata)) == metadata
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_same_seed_same_bits_other_seed_other_asset(painted):
+    first, again, other = (painted("a red ball", seed=s, steps=15, overrides=options()) for s in (3, 3, 4))
+    for name, value in first.gaussians.params().items():
+        assert torch.equal(value, getattr(again.gaussians, name)), name
+    assert first.scores == again.scores
+    assert torch.equal(first.negative.sequence, again.negative.sequence)
+    assert len(first.gaussians) != len(other.gaussians) or not torch.equal(first.gaussians.means, other.gaussians.means)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_pair_and_refinement_act_in_every_preset(painted, preset):
+    logs: dict[str, float] = {}
+    small = {name: options()[name] for name in ("init", "cameras")}
+    result = painted("a ball", preset=preset, steps=20, overrides=small, on_step=lambda event: logs.update(event.logs))
+    assert result.config.preset == preset
+    assert {"reward_win", "kappa", "pair_share", "grown"} <= logs.keys()
+    assert logs["negative_shift"] > 0
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_overrides_go_over_the_preset_and_arguments_over_both(painted):
+    result = painted(
+        "a ball", steps=3, preset="draft", overrides=options(steps=99, densify={"enabled": False}, init={"count": 77})
+    )
+    assert result.config.steps == 3
+    assert result.config.preset == "draft"
+    assert len(result.gaussians) == 77
+    assert result.config.prior == "painted"
+    assert result.config.device == "cpu"
+    assert painted("a ball", overrides=options(steps=2)).config.steps == 2
+    with pytest.raises(ConfigError, match=r"unknown option 'stepz'. Did you mean steps"):
+        painted("a ball", overrides={"stepz": 3})
+    with pytest.raises(ConfigError, match=r"unknown preset 'fast'"):
+        painted("a ball", preset="fast")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_without_reward_and_judge():
+    bare = TextTo3DPipeline(PaintedPrior())
+    with pytest.raises(ConfigError, match=r"expected a reward for preference psd, received none"):
+        bare("a ball", steps=2, overrides=options())
+    result = bare("a ball", steps=2, overrides=options(guidance={"preference": "none"}))
+    assert result.scores == {}
+    assert (result.config.reward, result.config.judge) == ("none", "none")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_nothing_left_is_said_clearly(painted):
+    with pytest.raises(InputError, match=r"the finished asset is empty: every Gaussian became transparent"):
+        painted("a ball", steps=1, overrides=options(densify={"prune_opacity": 0.9}))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_folder_makes_the_run_resumable(painted, tmp_path):
+    config = replace(tiny_config(steps=10), seed=5)
+    first = painted.trainer(config, tmp_path)
+    events = first.run()
+    for _ in range(4):
+        next(events)
+    first.save_checkpoint()
+    second = painted.trainer(config, tmp_path)
+    second.load_checkpoint()
+    assert second.step == 4
+    for _ in second.run():
+        pass
+    whole = painted.trainer(config)
+    for _ in whole.run():
+        pass
+    assert torch.equal(whole.gaussians.means, second.gaussians.means)
+    assert painted.result(whole).scores == painted.result(second).scores
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def result(painted) -> Result:
+    asset = red_ball()
+    scores = {model.name: score_asset(asset, "a red ball", model) for model in (painted.reward, painted.judge)}
+    return Result(asset, tiny_config(seed=1), scores, painted.prior.embed(["bad"]))
+
+
+def test_save_writes_everything_with_its_metadata(result, tmp_path, quick_files):
+    named = []
+    folder = result.save(tmp_path / "new" / "ball", named.append)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert named == ["preview.png", "turntable.mp4", "mesh.glb", "splat.ply"]
+    expected = result.metadata
+    for found in (
+        json.loads((folder / "psd_gs.json").read_text()),
+        read_ply_metadata(folder / "splat.ply"),
+        json.loads(Image.open(folder / "preview.png").text["psd-gs"]),
+    ):
+        assert {**found, "created": None} == {**expected, "created": None}
+    back = read_ply(folder / "splat.ply")
+    assert torch.equal(back.means, result.gaussians.means)
+    assert torch.equal(back.opacities, result.gaussians.opacities)
+    mesh = trimesh.load_mesh(folder / "mesh.glb")
+    assert len(mesh.faces) > 50
+    assert mesh.is_watertight
+    assert abs(mesh.centroid).max() < 0.2
+    red, green, blue, _ = mesh.visual.vertex_attributes["color"].astype(float).mean(0)
+    assert red > 2 * max(green, blue)
+    assert (folder / "turntable.mp4").read_bytes()[4:8] == b"ftyp"
+    config = from_dict(Config, yaml.safe_load((folder / "config.yaml").read_text()), "config")
+    assert config == result.config
+    again = read_negative(str(folder / "negative.safetensors"))
+    assert torch.equal(again.sequence, result.negative.sequence)
+
+
+def test_the_splat_is_written_last(result, tmp_path, monkeypatch, quick_files):
+    """It marks the run as finished, so nothing may be missing when it is there."""
+
+    def fail(*args, **kwargs):
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr("psd_gs.mesh.glb.write_glb", fail)
+    with pytest.raises(OutputError):
+        result.save(tmp_path)
+    assert not (tmp_path / DONE).exists()
+    monkeypatch.undo()
+
+
+def test_a_cloud_without_a_surface_is_saved_without_a_mesh(result, tmp_path, caplog, quick_files):
+    faint = replace(result, gaussians=random_ball(60, 0.5, scale=0.02, opacity=0.04))
+    with caplog.at_level(logging.WARNING):
+        faint.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"mesh.glb"}
+    assert "no mesh.glb: expected an asset with an opaque surface" in caplog.text
+
+
+def test_saving_into_a_file_is_one_clear_line(result, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write .*file: File exists"):
+        result.save(tmp_path / "file")
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_views():
+    cameras = evaluation_cameras(64)
+    x, y, z = cameras.positions.unbind(-1)
+    azimuth = torch.rad2deg(torch.atan2(x, z)) % 360
+    elevation = torch.rad2deg(torch.asin(y / cameras.positions.norm(dim=1)))
+    assert azimuth.tolist() == pytest.approx([0, 90, 180, 270, 45, 135, 225, 315], abs=1e-3)
+    assert elevation.tolist() == pytest.approx([15] * 4 + [30] * 4, abs=1e-3)
+    images = evaluation_images(red_ball(), 64)
+    assert images.shape == (2, 4, 3, 64, 64)
+    assert images.amin() >= 0
+    assert images.amax() <= 1
+    assert torch.equal(images[0, 0, :, 0, 0], torch.ones(3))
+
+
+def test_scores_are_means_over_the_evaluation_views():
+    asset, judge = red_ball(), RedReward()
+    images = evaluation_images(asset)
+    expected = float((images[:, :, 0] - images[:, :, 1]).mean())
+    assert score_asset(asset, "a ball", judge) == pytest.approx(expected, abs=1e-6)
+    seen = []
+
+    def per_view(pictures, prompts):
+        seen.extend(prompts)
+        return torch.arange(len(pictures)).float()
+
+    assert score_asset(asset, "a ball", CallableReward(per_view)) == pytest.approx(3.5)
+    assert seen == ["a ball"] * 8
+    assert group_score(torch.arange(8.0).view(2, 4)).tolist() == [1.5, 5.5]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_reward_and_judge_score_the_swept_asset(painted):
+    result = painted("a red ball", steps=30, overrides=options())
+    assert set(result.scores) == {"red", "bright"}
+    assert result.scores["red"] == score_asset(result.gaussians, "a red ball", painted.reward) > 0
+    assert result.scores["bright"] == score_asset(result.gaussians, "a red ball", painted.judge)
+    assert result.metadata["scores"] == {name: round(score, 4) for name, score in result.scores.items()}
+
+
+# --- what comes from outside -----------------------------------------------------------------------------------------
+
+
+def test_starting_points(tmp_path):
+    def start(source: str, count: int = 50, seed: int = 0):
+        config = replace(tiny_config(), init=replace(tiny_config().init, source=source, count=count))
+        return initial_gaussians(config, torch.Generator().manual_seed(seed))
+
+    ball = start("ball")
+    assert len(ball) == 50
+    assert ball.means.norm(dim=1).max() <= 0.5
+    assert torch.equal(ball.means, start("ball").means)
+    assert not torch.equal(ball.means, start("ball", seed=1).means)
+
+    splat = random_ball(30, 0.4, scale=0.03, opacity=0.5, sh_degree=2, generator=torch.Generator().manual_seed(0))
+    write_ply(splat, tmp_path / "splat.ply")
+    taken = start(str(tmp_path / "splat.ply"))
+    assert torch.equal(taken.means, splat.means)
+    assert taken.sh_degree == 0
+
+    trimesh.creation.box().export(tmp_path / "box.glb")
+    sampled = start(str(tmp_path / "box.glb"), count=200)
+    assert len(sampled) == 200
+    assert sampled.means.norm(dim=1).max() == pytest.approx(0.5, abs=0.05)
+    config = tiny_config().init
+    torch.testing.assert_close(sampled.scales.exp(), torch.full((200, 3), config.scale))
+    torch.testing.assert_close(sampled.opacities.sigmoid(), torch.full((200,), config.opacity))
+
+    trimesh.PointCloud(torch.randn(40, 3).numpy()).export(tmp_path / "cloud.ply")
+    assert len(start(str(tmp_path / "cloud.ply"))) == 40
+    for name, error in (("missing.ply", InputError), ("missing.glb", InputError), ("picture.png", FormatError)):
+        with pytest.raises(error, match=name):
+            start(str(tmp_path / name))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_refined_negative_embedding_is_used_again(painted, tmp_path):
+    first = painted("a ball", steps=20, overrides=options())
+    path = tmp_path / "negative.safetensors"
+    write_tensors(path, {"sequence": first.negative.sequence})
+    config = replace(tiny_config(), negative_embedding=str(path))
+    trainer = painted.trainer(config)
+    assert torch.equal(trainer.guidance.negative.embedding.sequence, first.negative.sequence)
+
+
+def test_negative_embeddings_of_another_kind(painted, tmp_path):
+    path = tmp_path / "negative.safetensors"
+    with pytest.raises(FormatError, match=r"cannot read .*negative.safetensors: No such file or directory. Check the"):
+        read_negative(str(path))
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(FormatError, match=r"negative.safetensors is not a complete safetensors file"):
+        read_negative(str(path))
+    write_tensors(path, {"weights": torch.zeros(3)})
+    with pytest.raises(InputError, match=r"expected a negative embedding .*, received \['weights'\]"):
+        read_negative(str(path))
+    write_tensors(path, {"sequence": torch.ones(1, 7, 7)})
+    with pytest.raises(InputError, match=r"expected shape \(1, 2, 3\) for prior painted, received \(1, 7, 7\)"):
+        painted.trainer(replace(tiny_config(), negative_embedding=str(path)))
+
+
+def test_models_resolve_together():
+    assert resolve("auto", "auto", "auto") == ("mini", "mini", "mini-judge")
+    assert resolve("mini", "mini-judge", "auto") == ("mini", "mini-judge", "mini-judge")
+    assert resolve("some/folder", "auto", "auto") == ("some/folder", "mini", "mini-judge")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("metal", "Known"), ("cdua", "cuda"), ("cuda:", "cuda"), ("cuda:x", "cuda"), ("cpu:1", "cpu"), ("", "Known")],
+)
+def test_unknown_devices(name, near):
+    with pytest.raises(ConfigError, match=f"unknown device '{name}'.*{near}"):
+        resolve_device(name)
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(pipeline.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(pipeline.torch.cuda, "device_count", lambda: 0)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(BackendError, match=rf"device {name} is not available: .*Leave --device out"):
+            resolve_device(name)
+    monkeypatch.setattr(pipeline.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(pipeline.torch.cuda, "device_count", lambda: 1)
+    assert resolve_device("auto") == torch.device("cuda")
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(BackendError, match=r"device cuda:1 is not available"):
+        resolve_device("cuda:1")
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "123", "!?", "\n"])
+def test_prompts_without_words(prompt):
+    with pytest.raises(InputError, match=r'expected a prompt in words, such as "a corgi", received'):
+        check_prompt_text(prompt)
+
+
+def test_overlong_and_broken_prompts():
+    check_prompt_text("a" * MAX_PROMPT)
+    with pytest.raises(InputError, match=rf"at most {MAX_PROMPT} characters, received {MAX_PROMPT + 1}"):
+        check_prompt_text("a" * (MAX_PROMPT + 1))
+    with pytest.raises(InputError, match=r"expected a prompt in UTF-8, received '\\udcff corgi'"):
+        check_prompt_text("\udcff corgi")
+    check_prompt_text("ein Löwe 🦁 und 一只柯基")
+
+
+def test_unknown_models():
+    with pytest.raises(ConfigError, match=r"unknown prior 'sdxl'"):
+        TextTo3DPipeline.from_pretrained("sdxl")
+    with pytest.raises(ConfigError, match=r"unknown reward 'clip'"):
+        TextTo3DPipeline.from_pretrained("mini", reward="clip")
+
+
+def test_make_config_is_what_the_pipeline_runs(painted, one_thread):
+    made = make_config("draft", "mini", options(), {"prompt": "a ball", "steps": 1})
+    run = painted("a ball", preset="draft", steps=1, overrides=options()).config
+    assert replace(run, prior="auto", reward="auto", judge="auto", device="auto") == made
+
+
+def test_points_of_one_colour_stay_visible():
+    """``from_points`` and the evaluation agree on sRGB."""
+    g = from_points(torch.zeros(1, 3), torch.tensor([[0.9, 0.1, 0.1]]), scale=0.3, opacity=0.99)
+    centre = evaluation_images(g, 32)[0, 0, :, 15:17, 15:17].mean((1, 2))
+    torch.testing.assert_close(centre, torch.tensor([0.9, 0.1, 0.1]), atol=0.02, rtol=0)
