@@ -195,7 +195,7 @@ def test_save_writes_everything_with_its_metadata(result, tmp_path, quick_files)
     back = read_ply(folder / "splat.ply")
     assert torch.equal(back.means, result.gaussians.means)
     assert torch.equal(back.opacities, result.gaussians.opacities)
-    mesh = trimesh.load_mesh(folder / "mesh.glb")
+    (mesh,) = trimesh.load_scene(folder / "mesh.glb").geometry.values()
     assert len(mesh.faces) > 50
     assert mesh.is_watertight
     assert abs(mesh.centroid).max() < 0.2
