@@ -63,6 +63,17 @@ def load_prompts(path: Path = PROMPTS, count: int | None = None) -> list[Row]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
+def key_value(text: str) -> str:
+    """``text`` as it is; for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: no equals sign.
+    """
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"expected key=value, such as guidance.psd.weight=2, received {text!r}")
+    return text
+
+
 def parse_overrides(pairs: Iterable[str]) -> Row:
     """``["a.b=1", "steps=20"]`` to ``{"a": {"b": 1}, "steps": 20}``; values are read as YAML.
 
@@ -72,10 +83,8 @@ def parse_overrides(pairs: Iterable[str]) -> Row:
     import yaml
 
     nested: Row = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise argparse.ArgumentTypeError(f"expected key=value, such as guidance.psd.weight=2, received {pair!r}")
+    for pair in map(key_value, pairs):
+        name, _, value = pair.partition("=")
         *outer, last = name.strip().split(".")
         inside = nested
         for part in outer:
@@ -91,15 +100,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", type=Path, default=PROMPTS, help="prompt file (default: tools/bench/prompts.json)")
     parser.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds 0 to K-1 of each prompt (default: 1)")
     parser.add_argument("--steps", type=int, help="instead of the preset's")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="option over the preset; repeatable"
-    )
+    add_set_argument(parser)
     parser.add_argument("--prior", default="auto", help="name or folder (default: the embedded one)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th prompt from the I-th only")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "outputs" / "bench", help="keeps finished work (default: outputs/bench)"
     )
+
+
+def add_set_argument(parser: argparse.ArgumentParser) -> None:
+    text = "option over the preset; repeatable"
+    parser.add_argument("--set", action="append", default=[], type=key_value, metavar="KEY=VALUE", help=text)
 
 
 def load_pipeline(device: str = "auto", prior: str = "auto") -> TextTo3DPipeline:
@@ -140,8 +152,8 @@ def digest(paths: Iterable[Path]) -> str:
 
 
 def weights_of(name: str, folder: Path) -> str:
-    """Digest of a model's files; its name if there are none."""
-    return digest(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else name
+    """Digest of a model's weights; its name if there are none."""
+    return digest(folder.rglob("*.safetensors")) if folder.is_dir() else name
 
 
 def processor() -> str:
@@ -245,10 +257,6 @@ class Bench:
 
     def key(self, what: Row) -> str:
         return fingerprint({**what, "judged by": {name: self.weights[name] for name in self.rewards}})
-
-    def find(self, what: Row) -> Row | None:
-        """The line of something that was judged before."""
-        return self.journal.rows.get(self.key(what))
 
     def row(self, prompt: Row, what: Row, make: Callable[[], Drawn]) -> Row:
         """Judge ``make()``, or find the line of an earlier time.

@@ -40,6 +40,7 @@ from bench.common import (
     ROOT,
     Bench,
     Row,
+    add_set_argument,
     load_pipeline,
     make_run_config,
     optimize,
@@ -309,7 +310,7 @@ def main(argv: list[str] | None = None) -> str:
     parser.add_argument("--preset", default="default", help="draft, default or quality")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="instead of the preset's (for a quick look)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option over the preset")
+    add_set_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--repeat", type=int, default=2, help="runs with and without preference (default: 2; 0: none)")
     parser.add_argument("--skip-command", action="store_true", help="measure in this process only")

@@ -241,7 +241,7 @@ For each set of four orthogonal views the judge scores the right caption and ten
 Scores have no zero, so the ratio counts from the score of an empty white picture under the same caption: 0 is nothing
 at all, 1 is as good as the generator's own renders. This map is affine; a probability against the empty picture would
 be monotone too, but close to 1 for almost everything. Counted from wrong captions (of the generator's renders) the
-ratio is stricter.
+ratio is stricter. How often the judge is right about the generator's renders is the most that can be asked of it.
 
 {kinds}
 
