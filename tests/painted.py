@@ -101,7 +101,7 @@ def tiny_config(**options) -> Config:
             psd=PSDConfig(pair_scale=1.5),
             negative=NegativeConfig(every=3, t_max=0.9),
         ),
-        "init": InitConfig(count=120),
+        "init": InitConfig(count=120, scale=0.07, opacity=0.6),
         "cameras": CameraConfig(size=(16, 16)),
         "densify": DensifyConfig(every=0.1, grow=0.2, cap=250),
     }

@@ -1,0 +1,702 @@
+"""The command line: the main command for real once, and all its ways on a prior that takes milliseconds."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+import yaml
+from painted import PaintedPrior, RedReward, tiny_config
+from PIL import Image
+
+from psd_gs import cli, pipeline, runs, trainer
+from psd_gs.cli import generate
+from psd_gs.config import Config, from_dict, to_dict
+from psd_gs.errors import OutputError
+from psd_gs.export.ply import read_ply, read_ply_metadata, write_ply
+from psd_gs.gaussians import random_ball
+from psd_gs.pipeline import TextTo3DPipeline
+from psd_gs.rewards.base import CallableReward
+
+FILES = {"splat.ply", "mesh.glb", "turntable.mp4", "preview.png", "config.yaml", "metrics.jsonl", "psd_gs.json"}
+STEPS = 16
+
+
+def psd_gs(*arguments: str, **options) -> subprocess.CompletedProcess:
+    """The installed program in a process of its own."""
+    command = [sys.executable, "-c", "import sys; from psd_gs.cli import main; main(sys.argv[1:])", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300, **options)
+
+
+# --- the main command for real ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """``psd-gs generate "a corgi"`` with few steps, everything else as a user gets it."""
+    folder = tmp_path_factory.mktemp("real")
+    done = psd_gs("generate", "a corgi", "--steps", "12", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "outputs" / "a-corgi-0", done
+
+
+def test_generate_writes_everything(real):
+    folder, done = real
+    assert {path.name for path in folder.iterdir()} == FILES | {"checkpoints", "negative.safetensors"}
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["latest.safetensors"]
+    assert "Traceback" not in done.stderr
+    assert "warning" not in done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("prior mini · reward mini · judge mini-judge · cpu · preset default, 12 steps")
+    assert any(line.startswith("step 12/12  ") and "Gaussians" in line and "reward" in line for line in lines)
+    assert lines[-1].startswith(f"{Path('outputs') / 'a-corgi-0'}  (mini ")
+
+
+def test_generated_files_open(real):
+    folder, _ = real
+    splat = read_ply(folder / "splat.ply")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert max(row.get("negative_shift", 0) for row in rows) > 0
+    assert sum("reward_win" in row for row in rows) >= 6
+    assert rows[-1]["gaussians"] >= len(splat) > 500
+    preview = Image.open(folder / "preview.png")
+    assert preview.width == 4 * preview.height
+    (mesh,) = trimesh.load_scene(folder / "mesh.glb", process=False).geometry.values()
+    assert 100 < len(mesh.faces) <= 20_000
+    _, uses = np.unique(mesh.edges_sorted, axis=0, return_counts=True)
+    assert (uses % 2 == 0).all(), "the surface is not closed"
+    assert (folder / "turntable.mp4").stat().st_size > 10_000
+    config = from_dict(Config, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), "config")
+    assert (config.prompt, config.steps, config.prior, config.judge) == ("a corgi", 12, "mini", "mini-judge")
+    metadata = read_ply_metadata(folder / "splat.ply")
+    assert metadata == json.loads((folder / "psd_gs.json").read_text())
+    assert metadata["scores"].keys() == {"mini", "mini-judge"}
+
+
+def test_the_python_api_makes_the_same_asset(real, mini_pipeline):
+    folder, _ = real
+    result = mini_pipeline("a corgi", seed=0, steps=12)
+    splat = read_ply(folder / "splat.ply")
+    for name in ("means", "scales", "opacities", "sh0"):
+        assert torch.equal(getattr(splat, name), getattr(result.gaussians, name)), name
+    scores = json.loads((folder / "psd_gs.json").read_text())["scores"]
+    assert scores == {name: round(score, 4) for name, score in result.scores.items()}
+
+
+def cpu_seconds(code: str) -> tuple[float, str]:
+    """Processor time of a fresh interpreter that runs ``code``, the best of three, and what it printed."""
+    seconds = []
+    for _ in range(3):
+        command = [sys.executable, "-c", f"import sys, time\n{code}\nprint(time.process_time(), file=sys.stderr)"]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
+        assert done.returncode == 0, done.stderr
+        seconds.append(float(done.stderr))
+    return min(seconds), done.stdout
+
+
+def test_help_is_quick():
+    """Half a second, start of the interpreter included; double that on a slow or busy machine."""
+    code = "from psd_gs.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    seconds, text = cpu_seconds(code)
+    assert {"generate", "words"} <= set(text.split())
+    assert seconds < 1.0
+
+
+def test_the_package_imports_quickly_and_without_torch():
+    heavy = "{'torch', 'numpy', 'diffusers', 'transformers', 'scipy', 'numba'}"
+    seconds, _ = cpu_seconds(f"import psd_gs\nassert not {heavy} & set(sys.modules)")
+    assert seconds < 0.3
+
+
+def test_help_of_generate_names_every_flag():
+    done = psd_gs("generate", "--help")
+    assert done.returncode == 0
+    flags = "preset prior reward judge method preference negative-prompt steps seed best-of device init config"
+    for flag in [*flags.split(), "output-dir", "resume", "overwrite", "quiet", "debug", "negative-embedding"]:
+        assert f"--{flag}" in done.stdout, flag
+
+
+def test_a_real_process_says_it_in_one_line():
+    done = psd_gs("generate", "", cwd=Path(__file__).parent)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "error: expected a prompt in words, such as \"a corgi\", received ''.\n"
+
+
+def interrupted(folder: Path, seconds: float) -> subprocess.CompletedProcess:
+    """Start the main command, and press Ctrl-C some time after its first step."""
+    command = [sys.executable, "-c", "from psd_gs.cli import main; main()", "generate", "a red cube", "--steps", "400"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = folder / "outputs" / "a-red-cube-0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send Ctrl-C to one process alone")
+def test_a_real_interrupt_is_exact(tmp_path, mini_pipeline):
+    done = interrupted(tmp_path, 1.5)
+    assert done.returncode == 130
+    assert done.stderr == ""
+    assert "go on with the same command and --resume" in done.stdout.splitlines()[-1]
+    folder = tmp_path / "outputs" / "a-red-cube-0"
+    config = from_dict(Config, yaml.safe_load((folder / "config.yaml").read_text()), "config")
+    resumed = mini_pipeline.trainer(config, folder)
+    resumed.load_checkpoint()
+    straight = mini_pipeline.trainer(config)
+    for event in straight.run():
+        if event.step == resumed.step:
+            break
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+# --- the same command on a prior that takes milliseconds -------------------------------------------------------------
+
+
+class Clock(datetime):
+    """Stands still, so that equal runs write equal files."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys, quick_files, one_thread):
+    """Calls the program in this process, on the painted prior: ``(exit code, stdout, stderr)``."""
+    options = {name: value for name, value in to_dict(tiny_config()).items() if isinstance(value, dict)}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump({**options, "backgrounds": "white", "steps": STEPS}))
+
+    def load(prior="auto", *, reward="auto", judge="auto", device="auto"):
+        bright = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "mini-judge")
+        made = TextTo3DPipeline(PaintedPrior(), RedReward(), bright)
+        made.reward.name = "mini"
+        return made
+
+    monkeypatch.setattr(TextTo3DPipeline, "from_pretrained", load)
+    monkeypatch.setattr(generate, "silence_libraries", lambda: None)
+    monkeypatch.setattr(pipeline, "datetime", Clock)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, tiny: bool = True) -> tuple[int, str, str]:
+        more = ["--config", str(file)] if tiny and "--config" not in arguments and arguments[0] == "generate" else []
+        code = 0
+        try:
+            cli.main([*arguments, *more])
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+BALL = ("generate", "a red ball")
+FOLDER = Path("outputs") / "a-red-ball-0"
+
+
+def interrupt_at(step: int, monkeypatch, times: int = 1) -> None:
+    """Press Ctrl-C in the middle of a step."""
+    inner = trainer.Trainer._step
+
+    def stepped(self):
+        if self.step == step - 1:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return inner(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", stepped)
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """All files; of the log, what is not a time."""
+    out: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "metrics.jsonl":
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            out[path.name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        elif path.is_file():
+            out[str(path.relative_to(folder))] = path.read_bytes()
+    return out
+
+
+def test_runs_are_repeatable_to_the_bit(command):
+    for where in ("one", "two"):
+        code, _, err = command(*BALL, "--output-dir", where)
+        assert (code, err) == (0, "")
+    one, two = (contents(Path(where) / "a-red-ball-0") for where in ("one", "two"))
+    assert one == two
+    assert len(one) == 9
+    assert command(*BALL, "--seed", "1", "--output-dir", "one")[0] == 0
+    assert contents(Path("one") / "a-red-ball-1")["splat.ply"] != one["splat.ply"]
+
+
+def test_a_finished_folder_is_left_alone(command):
+    assert command(*BALL)[0] == 0
+    before = contents(FOLDER)
+    for number in (2, 3):
+        code, out, _ = command(*BALL)
+        assert code == 0
+        assert out.splitlines()[-1].startswith(f"{FOLDER}-{number}  (mini ")
+    assert contents(FOLDER) == before
+    assert sorted(path.name for path in Path("outputs").iterdir()) == [f"a-red-ball-0{n}" for n in ("", "-2", "-3")]
+
+
+def test_the_runs_own_config_repeats_it(command):
+    assert command(*BALL, "--seed", "7", "--steps", "9", "--preset", "draft")[0] == 0
+    first = Path("outputs") / "a-red-ball-7"
+    assert command(*BALL, "--config", str(first / "config.yaml"), "--output-dir", "again")[0] == 0
+    assert contents(first) == contents(Path("again") / "a-red-ball-7")
+
+
+def test_flags_go_over_the_file_over_the_preset(command, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("{preset: draft, seed: 4, steps: 2, guidance: {guidance_scale: 2}, init: {count: 50}}")
+    arguments = ("--config", str(file), "--steps", "1", "--method", "sds", "--preference", "none")
+    assert command(*BALL, *arguments, "--negative-prompt", "blurry")[0] == 0
+    config = yaml.safe_load((Path("outputs") / "a-red-ball-4" / "config.yaml").read_text())
+    assert (config["preset"], config["seed"], config["steps"], config["init"]["count"]) == ("draft", 4, 1, 50)
+    guidance = config["guidance"]
+    assert (guidance["method"], guidance["preference"], guidance["guidance_scale"]) == ("sds", "none", 2.0)
+    assert guidance["negative_prompt"] == "blurry"
+
+
+# --- stop, resume, overwrite -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 9, STEPS])
+def test_interrupt_and_resume_equal_an_uninterrupted_run(command, monkeypatch, step):
+    assert command(*BALL, "--output-dir", "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        code, out, err = command(*BALL)
+    assert (code, err) == (130, "")
+    assert out.splitlines()[-1] == f"stopped at step {step}; go on with the same command and --resume"
+    assert not (FOLDER / "splat.ply").exists()
+    code, out, err = command(*BALL, "--resume")
+    assert (code, err) == (0, "")
+    assert f"going on from step {step}" in out
+    assert contents(FOLDER) == contents(Path("whole") / "a-red-ball-0")
+
+
+def test_interrupting_twice_stops_at_once_and_the_last_checkpoint_holds(command, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(6, patch, times=2)
+        code, _, err = command(*BALL)
+    assert (code, err) == (130, "interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert command(*BALL, "--resume")[0] == 0
+    assert command(*BALL, "--output-dir", "whole")[0] == 0
+    assert contents(FOLDER) == contents(Path("whole") / "a-red-ball-0")
+
+
+def test_interrupt_while_files_are_written(command, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("psd_gs.mesh.glb.write_glb", lambda *a, **k: signal.raise_signal(signal.SIGINT))
+        code, _, err = command(*BALL)
+    assert (code, err) == (130, "interrupted\n")
+    code, out, _ = command(*BALL, "--resume")
+    assert code == 0
+    assert f"going on from step {STEPS}" in out
+    assert command(*BALL, "--output-dir", "whole")[0] == 0
+    assert contents(FOLDER) == contents(Path("whole") / "a-red-ball-0")
+
+
+@pytest.fixture
+def unfinished(command, monkeypatch):
+    """A run that stopped at step 5."""
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        assert command(*BALL)[0] == 130
+    return FOLDER
+
+
+def one_line(result: tuple[int, str, str], *parts: str) -> None:
+    """A failure: one line on stderr that has all ``parts``, exit code 1, no traceback."""
+    code, out, err = result
+    assert code == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in out + err
+    for part in parts:
+        assert part in err
+
+
+def test_an_unfinished_folder_is_neither_lost_nor_mixed_up(command, unfinished):
+    before = contents(unfinished)
+    one_line(command(*BALL), "holds an unfinished run", "--resume", "--overwrite")
+    assert contents(unfinished) == before
+    assert command(*BALL, "--overwrite")[0] == 0
+    assert command(*BALL, "--output-dir", "whole")[0] == 0
+    assert contents(unfinished) == contents(Path("whole") / "a-red-ball-0")
+
+
+def test_overwrite_replaces_a_finished_run(command):
+    assert command(*BALL, "--steps", "3")[0] == 0
+    (FOLDER / "stray.txt").write_text("")
+    assert command(*BALL, "--overwrite")[0] == 0
+    assert not (FOLDER / "stray.txt").exists()
+    assert yaml.safe_load((FOLDER / "config.yaml").read_text())["steps"] == STEPS
+    assert [path.name for path in Path("outputs").iterdir()] == ["a-red-ball-0"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--method", "sdz"), ("--init", "missing.ply"), ("--device", "cuda:99"), ("--negative-embedding", "missing")],
+)
+def test_a_command_that_cannot_run_deletes_nothing(command, wrong):
+    assert command(*BALL)[0] == 0
+    before = contents(FOLDER)
+    one_line(command(*BALL, "--overwrite", *wrong))
+    assert contents(FOLDER) == before
+
+
+def test_a_model_that_cannot_be_loaded_deletes_nothing(command, monkeypatch):
+    assert command(*BALL)[0] == 0
+    before = contents(FOLDER)
+
+    def fail(*args, **kwargs):
+        raise OutputError("no such model")
+
+    monkeypatch.setattr(TextTo3DPipeline, "from_pretrained", fail)
+    one_line(command(*BALL, "--overwrite"), "no such model")
+    assert contents(FOLDER) == before
+
+
+def test_resume_finds_the_unfinished_run_behind_finished_ones(command, monkeypatch):
+    assert command(*BALL)[0] == 0
+    before = contents(FOLDER)
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        assert command(*BALL)[0] == 130
+    one_line(command(*BALL), "a-red-ball-0-2 holds an unfinished run")
+    code, out, _ = command(*BALL, "--resume")
+    assert code == 0
+    assert out.splitlines()[-1].startswith(f"{FOLDER}-2  (")
+    assert contents(FOLDER) == before
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        assert command(*BALL)[0] == 130
+    assert command(*BALL, "--overwrite")[0] == 0  # the unfinished third, not the finished first
+    assert contents(FOLDER) == before
+    assert len(list(Path("outputs").iterdir())) == 3
+
+
+def test_resume_without_anything_to_resume(command):
+    one_line(command(*BALL, "--resume"), "nothing to resume", "a-red-ball-0", "Leave --resume out")
+    assert not Path("outputs").exists()
+    one_line(command(*BALL, "--resume", "--overwrite"), "expected --resume or --overwrite, received both")
+
+
+def test_resuming_a_finished_run_shows_its_scores(command):
+    _, first, _ = command(*BALL)
+    before = contents(FOLDER)
+    code, out, _ = command(*BALL, "--resume")
+    assert code == 0
+    assert f"{FOLDER} is finished already" in out
+    assert out.splitlines()[-1] == first.splitlines()[-1]
+    assert contents(FOLDER) == before
+
+
+def test_resume_keeps_the_runs_own_options_and_says_so(command, unfinished):
+    code, out, _ = command(*BALL, "--resume", "--steps", "40", "--method", "sds")
+    assert code == 0
+    assert "config.yaml differs from this command in steps, guidance, and holds" in out
+    assert f"step {STEPS}/{STEPS}" in out
+    config = yaml.safe_load((unfinished / "config.yaml").read_text())
+    assert (config["steps"], config["guidance"]["method"]) == (STEPS, "recon")
+
+
+def test_another_prompt_of_the_same_name_is_not_resumed(command, unfinished):
+    one_line(command("generate", "A red ball!", "--resume"), "holds a run of 'a red ball'", "--output-dir")
+    assert command(*BALL, "--resume")[0] == 0
+
+
+def test_a_damaged_checkpoint_is_one_clear_line(command, unfinished):
+    path = unfinished / "checkpoints" / "latest.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    one_line(command(*BALL, "--resume"), "latest.safetensors is not a complete safetensors file", "--overwrite")
+    (unfinished / "config.yaml").write_text("steps: [")
+    one_line(command(*BALL, "--resume"), "config.yaml is not valid YAML")
+
+
+def test_a_run_that_has_begun_can_always_go_on(command, monkeypatch):
+    """Whatever moment it dies in: the checkpoint is there before the folder counts as begun."""
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_yaml", lambda *a: (_ for _ in ()).throw(OutputError("killed")))
+        one_line(command(*BALL), "killed")
+    assert (FOLDER / "checkpoints" / "latest.safetensors").exists()
+    assert command(*BALL)[0] == 0  # not begun: no switch is needed
+
+
+# --- several seeds ---------------------------------------------------------------------------------------------------
+
+
+def test_best_of_keeps_and_ranks_all(command):
+    code, out, _ = command(*BALL, "--best-of", "3", "--seed", "5", "--quiet")
+    assert code == 0
+    lines = out.splitlines()
+    assert len(lines) == 3
+    assert {line.split("  (")[0] for line in lines} == {str(Path("outputs") / f"a-red-ball-{s}") for s in (5, 6, 7)}
+    rewards = [float(line.split("(mini ")[1].split(",")[0]) for line in lines]
+    assert rewards == sorted(rewards, reverse=True)
+    for line in lines:
+        folder = Path(line.split("  (")[0])
+        assert {path.name for path in folder.iterdir()} >= FILES
+        scores = json.loads((folder / "psd_gs.json").read_text())["scores"]
+        assert float(line.split("(mini ")[1].split(",")[0]) == pytest.approx(scores["mini"], abs=6e-4)
+    alone = command(*BALL, "--seed", "6", "--output-dir", "alone")
+    assert alone[0] == 0
+    assert contents(Path("outputs") / "a-red-ball-6") == contents(Path("alone") / "a-red-ball-6")
+
+
+def test_best_of_goes_on_where_it_stopped(command, monkeypatch):
+    with monkeypatch.context() as patch:
+        inner = trainer.Trainer._step
+
+        def stepped(self):
+            if self.config.seed == 1 and self.step == 4:
+                signal.raise_signal(signal.SIGINT)
+            return inner(self)
+
+        patch.setattr(trainer.Trainer, "_step", stepped)
+        assert command(*BALL, "--best-of", "3")[0] == 130
+    code, out, _ = command(*BALL, "--best-of", "3", "--resume")
+    assert code == 0
+    assert "a-red-ball-0 is finished already" in out
+    assert "going on from step 5" in out
+    assert len(out.splitlines()[-3:]) == 3
+    assert command(*BALL, "--best-of", "3", "--output-dir", "whole")[0] == 0
+    for seed in range(3):
+        name = f"a-red-ball-{seed}"
+        assert contents(Path("outputs") / name) == contents(Path("whole") / name)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("",), ["expected a prompt in words"]),
+        (("   ",), ["expected a prompt in words"]),
+        (("🐶",), ["expected a prompt in words"]),
+        (("a corgi " * 100,), ["at most 500 characters, received 800"]),
+        (("\udcff corgi",), ["expected a prompt in UTF-8"]),
+        (("a ball", "--preset", "drafd"), ["unknown preset 'drafd'", "Did you mean draft?"]),
+        (("a ball", "--preset", "x"), ["unknown preset 'x'", "Known: draft, default, quality"]),
+        (("a ball", "--config", "missing.yaml"), ["cannot read missing.yaml: No such file or directory"]),
+        (("a ball", "--config", "typo.yaml"), ["guidance: unknown option 'guidence_scale'", "mean guidance_scale?"]),
+        (("a ball", "--config", "broken.yaml"), ["broken.yaml is not valid YAML"]),
+        (("a ball", "--config", "wrong.yaml"), ["wrong.yaml.steps: expected int, received 'many'"]),
+        (("a ball", "--config", "."), ["cannot read ."]),
+        (("a ball", "--steps", "0"), ["steps: expected a value from 1", "received 0"]),
+        (("a ball", "--seed", "-1"), ["seed: expected a value from 0", "received -1"]),
+        (("a ball", "--seed", str(2**70)), ["seed: expected a value from 0"]),
+        (("a ball", "--best-of", "0"), ["--best-of: expected 1 or more, received 0"]),
+        (("a ball", "--method", "sdz"), ["guidance.method: expected 'sds' or 'recon', received 'sdz'"]),
+        (("a ball", "--preference", "dpo"), ["guidance.preference: expected 'none' or 'psd', received 'dpo'"]),
+        (("a ball", "--device", "gpu"), ["unknown device 'gpu'"]),
+        (("a ball", "--device", "cuda:99"), ["device cuda:99 is not available", "Leave --device out"]),
+        (("a ball", "--init", "missing.ply"), ["missing.ply"]),
+        (("a ball", "--init", "truncated.ply"), ["truncated.ply is truncated"]),
+        (("a ball", "--init", "truncated.glb"), ["truncated.glb"]),
+        (("a ball", "--init", "typo.yaml"), ["typo.yaml: expected a point cloud or mesh", ".yaml"]),
+        (("a ball", "--init", "."), ["expected a point cloud or mesh"]),
+        (("a ball", "--negative-embedding", "missing.safetensors"), ["cannot read missing.safetensors"]),
+        (("a ball", "--negative-embedding", "typo.yaml"), ["typo.yaml is not a complete safetensors file"]),
+        (("a ball", "--output-dir", "typo.yaml"), ["cannot write", "Choose another place with --output-dir"]),
+        (("a ball", "--output-dir", "typo.yaml/below"), ["cannot write", "Choose another place with --output-dir"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(command, tmp_path, arguments, parts):
+    (tmp_path / "typo.yaml").write_text("guidance: {guidence_scale: 3}\n")
+    (tmp_path / "broken.yaml").write_text("steps: [1,\n")
+    (tmp_path / "wrong.yaml").write_text("steps: many\n")
+    write_ply(random_ball(50, 0.5, scale=0.05, opacity=0.5), tmp_path / "truncated.ply")
+    trimesh.creation.icosphere().export(tmp_path / "truncated.glb")
+    for path in (tmp_path / "truncated.ply", tmp_path / "truncated.glb"):
+        path.write_bytes(path.read_bytes()[:-500])
+    kept = {path.name for path in tmp_path.iterdir()}
+    one_line(command("generate", *arguments), *parts)
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in kept]
+    assert left == [], "a command that fails leaves no files behind"
+
+
+def test_unknown_models_are_one_clear_line(monkeypatch, command):
+    monkeypatch.undo()  # the real loader
+    for arguments, part in (
+        (("--prior", "sdxl"), "unknown prior 'sdxl': expected mini, or a folder"),
+        (("--reward", "clip"), "unknown reward 'clip'"),
+        (("--judge", "clip"), "unknown reward 'clip'"),
+    ):
+        one_line(command(*BALL, *arguments, "--output-dir", str(Path.cwd() / "nowhere")), part)
+
+
+def test_debug_shows_the_traceback(command):
+    with pytest.raises(OutputError, match="nothing to resume"):
+        command(*BALL, "--resume", "--debug")
+
+
+@pytest.mark.parametrize("arguments", [("generate",), ("generat", "a ball"), ("generate", "a ball", "--stepz", "3")])
+def test_arguments_that_do_not_parse(command, arguments):
+    code, out, err = command(*arguments, tiny=False)
+    assert code == 2
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [("ein Löwe", "ein-lowe-0"), ("一只柯基", "asset-0"), ("a/b\\c: ..", "a-b-c-0"), ("[red] ball", "red-ball-0")],
+)
+def test_any_letters_make_an_asset(command, prompt, name):
+    code, out, err = command("generate", prompt, "--steps", "2", "--output-dir", "out [b]")
+    assert (code, err) == (0, "")
+    folder = Path("out [b]") / name
+    assert out.splitlines()[-1].startswith(str(folder))
+    assert json.loads((folder / "psd_gs.json").read_text())["prompt"] == prompt
+    assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["prompt"] == prompt
+    assert read_ply_metadata(folder / "splat.ply")["prompt"] == prompt
+
+
+def test_a_terminal_without_the_letters_is_no_error(command, monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert command("generate", "ein Löwe", "--prior", "nö", "--steps", "1")[0] == 0
+    narrow.flush()
+    assert narrow.buffer.getvalue().startswith(b"prior n? ? reward mini")
+
+
+def test_unknown_words_are_warned_of_before_any_work(command, monkeypatch):
+    def work(*args, **kwargs):
+        raise OutputError("work has begun")
+
+    monkeypatch.setattr(TextTo3DPipeline, "from_pretrained", work)
+    code, out, err = command("generate", "a corgy with a purpel xylophone")
+    assert code == 1
+    assert "work has begun" in err
+    assert "warning: the embedded model does not know 'corgy', 'purpel', 'xylophone'" in out
+    assert "close words that it knows: corgi" in out
+    assert "psd-gs words" in out
+
+
+def test_known_words_are_not(command):
+    _, out, _ = command("generate", "a corgi", "--steps", "1")
+    assert "warning" not in out
+
+
+# --- a disk that is full ---------------------------------------------------------------------------------------------
+
+
+def fill_disk(monkeypatch, name: str, nth: int) -> None:
+    """From the ``nth`` write of the file ``name`` on, there is no space left."""
+    left = [nth]
+    replace, opened = os.replace, Path.open
+
+    def check(path: Path) -> None:
+        if path.name == name:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def full_replace(source, target):
+        check(Path(target))
+        replace(source, target)
+
+    def full_open(path: Path, mode: str = "r", *args, **kwargs):
+        if "a" in mode:
+            check(path)
+        return opened(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(os, "replace", full_replace)
+    monkeypatch.setattr(Path, "open", full_open)
+
+
+@pytest.mark.parametrize(
+    ("name", "nth"),
+    [
+        ("latest.safetensors", 0),
+        ("latest.safetensors", 2),
+        ("metrics.jsonl", 7),
+        ("turntable.mp4", 0),
+        ("mesh.glb", 0),
+        ("splat.ply", 0),
+    ],
+)
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(command, monkeypatch, name, nth):
+    with monkeypatch.context() as patch:
+        fill_disk(patch, name, nth)
+        one_line(command(*BALL), "cannot write", "No space left on device", "Free some space")
+    begun = (FOLDER / "config.yaml").exists()
+    assert begun == ((name, nth) != ("latest.safetensors", 0))
+    assert command(*BALL, *(["--resume"] if begun else []))[0] == 0
+    assert command(*BALL, "--output-dir", "whole")[0] == 0
+    assert contents(FOLDER) == contents(Path("whole") / "a-red-ball-0")
+
+
+# --- what is printed -------------------------------------------------------------------------------------------------
+
+
+def test_quiet_prints_the_result_alone(command):
+    code, out, err = command(*BALL, "--quiet")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 1
+    assert out.startswith(str(FOLDER))
+
+
+def test_skipped_steps_are_reported(command, monkeypatch):
+    monkeypatch.setattr(PaintedPrior.__init__, "__defaults__", (None, (3, 4)))
+    _, out, _ = command(*BALL)
+    assert "2 steps skipped for non-finite gradients" in out
+
+
+def test_a_terminal_gets_a_progress_bar_with_the_time_left(command, monkeypatch):
+    from rich import console
+
+    inner = console.Console.__init__
+
+    def terminal(self, *args, **kwargs):
+        inner(self, *args, **{**kwargs, "force_terminal": True, "width": 120})
+
+    monkeypatch.setattr(console.Console, "__init__", terminal)
+    code, out, _ = command(*BALL)
+    assert code == 0
+    assert f"{STEPS}/{STEPS}" in out
+    assert "optimizing" in out
+    assert "reward" in out
+    assert "0:00:00" in out
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        code, out, _ = command(*BALL)
+    assert code == 130
+    assert "stopped at step 5; go on with the same command and --resume" in out
+
+
+def test_words(command):
+    code, out, _ = command("words")
+    assert code == 0
+    spoken = " ".join(out.split())
+    assert "objects corgi, corgi dog, dog" in spoken
+    assert "red" in spoken.split("others")[1]
