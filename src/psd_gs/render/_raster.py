@@ -46,7 +46,7 @@ def _load(rows, ids, x0, y0, height, batch, spans):
         spans[i, 0], spans[i, 1] = first * TILE, max(first, last) * TILE
 
 
-@njit(fastmath=_MATH, error_model="numpy", cache=True)
+@njit(fastmath=_MATH, error_model="numpy", inline="always")
 def _composite(rows, ids, x0, y0, height, tile):
     """Composite the Gaussians ``ids`` over a tile.
 
@@ -84,7 +84,7 @@ def _composite(rows, ids, x0, y0, height, tile):
             break
 
 
-@njit(fastmath=_MATH, error_model="numpy", cache=True)
+@njit(fastmath=_MATH, error_model="numpy", inline="always")
 def _any_live(tile, height):
     best = _F0
     for p in range(height * TILE):
@@ -105,7 +105,7 @@ def _new_tile(planes, height, y0, width, x0):
     return tile, rows, columns
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, fastmath=_MATH, error_model="numpy", cache=True)
 def rasterize_forward(begin, end, rows, starts, ids, background, rgb, alpha, depth, median):
     """For tiles begin to end: fill the images. ``rows`` has C and N flattened, ``starts`` delimits the lists."""
     C, height, width = alpha.shape
@@ -137,7 +137,7 @@ def _spread(n):
     return stride
 
 
-@njit(fastmath=_MATH, error_model="numpy", cache=True)
+@njit(fastmath=_MATH, error_model="numpy", inline="always")
 def _differentiate(rows, ids, slots, x0, y0, height, tile, absgrad, grads):
     """Replay ``_composite`` and write the gradient slots of the tile's Gaussians.
 
@@ -206,7 +206,7 @@ def _differentiate(rows, ids, slots, x0, y0, height, tile, absgrad, grads):
             break
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, fastmath=_MATH, error_model="numpy", cache=True)
 def rasterize_backward(
     begin, end, rows, starts, ids, slots, rgb, alpha, depth, g_rgb, g_alpha, g_depth, absgrad,
     grads, g_background,
