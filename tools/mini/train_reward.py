@@ -118,9 +118,14 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return tokenizer(captions, padding=True, truncation=True, return_tensors="pt").input_ids
 
 
+WEIGHTS = {"quality": 3.0, "severity": 3.0, "blend": 2.0}
+"""Of the preferences that are few in an episode; 1 for the others."""
+
+
 def preference_loss(scores: Tensor, batch: Batch) -> Tensor:
     """Bradley-Terry: minus the log-probability that the better of two wins."""
-    return F.softplus(scores[batch.worse] - scores[batch.better]).mean()
+    weights = torch.tensor([WEIGHTS.get(kind.split("/")[0], 1.0) for kind in batch.kinds])
+    return (weights * F.softplus(scores[batch.worse] - scores[batch.better])).sum() / weights.sum()
 
 
 @torch.no_grad()
@@ -169,7 +174,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     seed = list(MODELS).index(args.model) + 1
     overrides, corruptions = MODELS[args.model]
-    tokenizer = train_tokenizer(vocabulary(), args.out / "tokenizer")
+    tokens = args.out / "tokenizer"  # its training breaks ties at random: once only
+    tokenizer = CLIPTokenizer.from_pretrained(tokens) if tokens.exists() else train_tokenizer(vocabulary(), tokens)
     torch.manual_seed(seed)
     config = RewardConfig(vocab_size=len(tokenizer), text_length=tokenizer.model_max_length, **overrides)
     student = Student(config, tokenizer)
