@@ -1,0 +1,222 @@
+"""What is installed: metadata, dependencies, layers, and a wheel that has everything."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import psd_gs
+from psd_gs.config import PRESETS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(psd_gs.__file__).parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+# --- metadata --------------------------------------------------------------------------------------------------------
+
+
+def test_version_is_the_same_everywhere():
+    assert psd_gs.__version__ == PROJECT["version"] == metadata.version("psd-gs")
+
+
+def test_licence():
+    assert metadata.metadata("psd-gs")["License-Expression"] == "Apache-2.0"
+    names = [str(path) for path in metadata.files("psd-gs") or []]
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_entry_point():
+    (script,) = (entry for entry in metadata.entry_points(group="console_scripts") if entry.name == "psd-gs")
+    assert script.value == "psd_gs.cli:main"
+    assert callable(script.load())
+
+
+def test_the_public_names_resolve():
+    assert psd_gs.TextTo3DPipeline is importlib.import_module("psd_gs.pipeline").TextTo3DPipeline
+    assert all(hasattr(psd_gs, name) for name in psd_gs.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Pipelin'"):
+        psd_gs.Pipelin  # noqa: B018
+    assert (PACKAGE / "py.typed").exists()
+
+
+def requirements(name: str, extras: frozenset[str] = frozenset(), seen: set | None = None) -> set[str]:
+    """Names of everything that an installation of ``name`` brings along on this platform."""
+    seen = set() if seen is None else seen
+    if (name, extras) in seen:
+        return set()
+    seen.add((name, extras))
+    try:
+        lines = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return set()
+    found = set()
+    for line in lines:
+        requirement = Requirement(line)
+        chosen = extras or {""}
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in chosen):
+            continue
+        needed = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        found |= {needed} | requirements(needed, frozenset(requirement.extras), seen)
+    return found
+
+
+def test_what_breaks_beside_a_cpu_torch_is_not_installed():
+    found = requirements("psd-gs")
+    assert {"torch", "diffusers", "transformers", "safetensors", "plyfile", "numba"} <= found
+    assert not {"torchvision", "timm", "open-clip-torch"} & found
+
+
+def test_every_dependency_of_the_main_job_is_a_base_one():
+    base = {Requirement(line).name.lower() for line in PROJECT["dependencies"]}
+    installed = {
+        *("imageio_ffmpeg", "fast_simplification", "skimage", "yaml", "PIL", "huggingface_hub"),
+        *sys.stdlib_module_names,
+        "psd_gs",
+    }
+    named = {"imageio-ffmpeg", "fast-simplification", "scikit-image", "pyyaml", "pillow", "huggingface-hub"}
+    assert named <= {name.replace("_", "-") for name in base}
+    for path in PACKAGE.rglob("*.py"):
+        for module in imported(path):
+            top = module.split(".")[0]
+            assert top in installed or top in base, f"{path.name} imports {module}"
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def imported(path: Path, top_level: bool = False) -> set[str]:
+    """Modules that a file imports (at its top level only, on request), without those for type checkers."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(tree.body) if top_level else list(ast.walk(tree))
+    if not top_level:
+        typing_only = [
+            node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        ]
+        skipped = {id(child) for node in typing_only for child in ast.walk(node)}
+        nodes = [node for node in nodes if id(node) not in skipped]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+LAYERS = {
+    "errors": set(),
+    "files": {"errors"},
+    "gaussians": set(),
+    "cameras": set(),
+    "render": {"errors", "gaussians", "cameras"},
+    "priors": {"errors", "cameras", "files"},
+    "rewards": {"errors", "cameras", "files"},
+    "guidance": {"errors", "cameras", "priors", "rewards"},
+    "config": {"errors", "guidance"},
+    "densify": {"errors", "gaussians", "cameras", "config", "render"},
+    "export": {"errors", "files", "gaussians", "cameras", "render"},
+    "mesh": {"errors", "files", "gaussians", "cameras", "render", "export"},
+}
+"""Layer to the layers that it may import."""
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_down(layer):
+    folder = PACKAGE / layer
+    files = list(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    assert files
+    for path in files:
+        for module in imported(path):
+            parts = module.split(".")
+            if parts[0] == "psd_gs" and len(parts) > 1 and parts[1] != "__version__":
+                assert parts[1] in LAYERS[layer] | {layer}, f"{path.name} imports {module}"
+
+
+def test_only_the_command_line_prints_parses_and_reads_the_environment():
+    for path in PACKAGE.rglob("*.py"):
+        if "cli" in path.relative_to(PACKAGE).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("print", "input", "eval", "exec"), path
+            assert not (isinstance(node, ast.Attribute) and node.attr == "argv"), path
+
+
+def test_nothing_is_unpickled():
+    for path in PACKAGE.rglob("*.py"):
+        assert not {"pickle", "dill", "joblib", "shelve"} & {module.split(".")[0] for module in imported(path)}, path
+        for call in re.findall(r"torch\.load\(.*", path.read_text(encoding="utf-8")):
+            assert "weights_only=True" in call, path
+
+
+def test_the_gpl_module_is_imported_in_one_place_and_late():
+    importers = [path for path in PACKAGE.rglob("*.py") if "plyfile" in imported(path)]
+    assert [path.relative_to(PACKAGE).as_posix() for path in importers] == ["export/ply.py"]
+    assert "plyfile" not in imported(importers[0], top_level=True)
+    code = "import sys, psd_gs.export.ply, psd_gs.mesh.points; assert 'plyfile' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_every_module_imports_and_is_described():
+    for module in pkgutil.walk_packages(psd_gs.__path__, "psd_gs."):
+        assert importlib.import_module(module.name).__doc__, module.name
+
+
+def test_no_file_is_long():
+    for folder in (PACKAGE, ROOT / "tools"):
+        for path in folder.rglob("*.py"):
+            if path.name != "objects.py":  # the catalogue
+                assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, path
+
+
+# --- the wheel -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+def test_the_wheel_has_everything_and_runs(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--quiet", "--wheel-dir", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 40e6
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    expected = {f"psd_gs/configs/{name}.yaml" for name in PRESETS} | {"psd_gs/py.typed"}
+    prior = ["model_index.json", "words.txt", "nouns.txt", "unet/diffusion_pytorch_model.safetensors"]
+    expected |= {f"psd_gs/assets/mini/prior/{name}" for name in prior}
+    expected |= {f"psd_gs/assets/mini/{name}/model.safetensors" for name in ("reward", "judge")}
+    assert expected <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name.split("/")[0] for name in names} == {"psd_gs", f"psd_gs-{psd_gs.__version__}.dist-info"}
+    assert not any("__pycache__" in name for name in names)
+    code = (
+        "import psd_gs; from psd_gs.config import PRESETS, configs_folder, make_config; "
+        "from psd_gs import TextTo3DPipeline; from psd_gs.priors.mini import nouns; "
+        "print(psd_gs.__file__, configs_folder(), sep='\\n'); "
+        "assert all(make_config(name, 'mini').steps for name in PRESETS); assert 'corgi' in nouns(); "
+        "TextTo3DPipeline.from_pretrained('mini')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    where, configs = done.stdout.splitlines()
+    assert Path(where).is_relative_to(tmp_path / "site")
+    assert Path(configs).is_relative_to(tmp_path / "site")
