@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 LENGTH = 24
 """Tokens per prompt with start and end; the longest caption of the grammar has 22."""
+
+
+def byte_pairs(words: list[str]) -> list[tuple[str, str]]:
+    """Merges that make one piece of every word: the most frequent pair first, ties in alphabetical order.
+
+    The trainer of the ``tokenizers`` library breaks ties differently in every process, which would
+    exchange words between a checkpoint and its continuation.
+    """
+    pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges = []
+    while any(len(word) > 1 for word in pieces):
+        counts = Counter(pair for word in pieces for pair in pairwise(word))
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        for word in pieces:
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == best:
+                    word[i : i + 2] = ["".join(best)]
+                i += 1
+    return merges
 
 
 def train_tokenizer(words: list[str], folder: Path) -> CLIPTokenizer:
@@ -22,11 +45,7 @@ def train_tokenizer(words: list[str], folder: Path) -> CLIPTokenizer:
         folder: gets vocab.json, merges.txt and tokenizer_config.json.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(vocab_size=100_000, min_frequency=0, end_of_word_suffix="</w>", show_progress=False)
-    model.train_from_iterator(words, trainer)
-    merges = [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
+    merges = byte_pairs(words)
     pieces = [*alphabet, *(a + "</w>" for a in alphabet), *dict.fromkeys(a + b for a, b in merges)]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)

@@ -200,7 +200,9 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(vocabulary(), args.out / "tokenizer")
+    known = [folder for folder in (args.out / "tokenizer", args.init and args.init / "tokenizer") if folder]
+    found = next((folder for folder in known if folder.is_dir()), None)
+    tokenizer = CLIPTokenizer.from_pretrained(found) if found else train_tokenizer(vocabulary(), known[0])
     torch.manual_seed(args.seed)
     model = Model(tokenizer, args.size)
     if args.init:
