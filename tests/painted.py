@@ -119,3 +119,11 @@ def make_trainer(config: Config | None = None, folder: Path | None = None, prior
         init.count, init.radius, scale=init.scale, opacity=init.opacity, generator=torch.Generator().manual_seed(1)
     )
     return Trainer(config, guidance, start, folder)
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    """Two states are equal to the bit, NaN where NaN."""
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert value.dtype == b[name].dtype, name
+        assert torch.equal(value.nan_to_num(nan=-7.0), b[name].nan_to_num(nan=-7.0)), name

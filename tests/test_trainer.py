@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from painted import RED, PaintedPrior, make_trainer, tiny_config
+from painted import RED, PaintedPrior, assert_same, make_trainer, tiny_config
 from toy import LinearReward, ToyPrior
 
 from psd_gs import trainer as trainer_module
@@ -37,19 +37,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def advance(trainer: Trainer, steps: int) -> list[dict[str, float]]:
     """So many steps, or fewer at the end of the run; logs without the time that they took."""
-    logs = []
+    logs: list[dict[str, float]] = []
+    if not steps:
+        return logs
     for event in trainer.run():
         logs.append({name: value for name, value in event.logs.items() if name != "seconds"})
         if len(logs) == steps:
             break
     return logs
-
-
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert value.dtype == b[name].dtype, name
-        assert torch.equal(value.nan_to_num(nan=-7.0), b[name].nan_to_num(nan=-7.0)), name
 
 
 def metrics(folder: Path) -> list[dict]:
