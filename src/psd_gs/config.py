@@ -112,7 +112,7 @@ class DensifyConfig:
     """Most Gaussians."""
     split_scale: float = 0.03
     """Larger Gaussians (world units) are split in two, smaller ones cloned."""
-    prune_opacity: float = 0.02
+    prune_opacity: float = 0.06
     """Gaussians below this opacity are dropped in each round and at the end."""
     prune_scale: float = 0.35
     """Gaussians larger than this (world units) are dropped in each round and at the end."""

@@ -22,7 +22,7 @@ from psd_gs.gaussians import SH_C0, Gaussians, rotation_matrices, usable
 from psd_gs.render.rasterize import render
 
 NEIGHBOURS = 12
-REACH = 3.0
+REACH = 2.0
 """Two Gaussians touch if their centres are nearer than so many of their mean standard deviations together."""
 
 
