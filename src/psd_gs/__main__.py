@@ -1,0 +1,5 @@
+"""``python -m psd_gs`` is the command line."""
+
+from psd_gs.cli import main
+
+main()
