@@ -1,6 +1,6 @@
 """Make the contact sheet that the README opens with.
 
-    python tools/bench/contact_sheet.py [--preset draft] ["a prompt" ...]
+python tools/bench/contact_sheet.py [--preset draft] ["a prompt" ...]
 """
 
 from __future__ import annotations
