@@ -196,7 +196,8 @@ def sample_item_look(item: Item, rng: random.Random, always_coloured: bool) -> I
     part = part_colour = None
     if category.parts and rng.random() < (0.1 if always_coloured else 0.25):
         part = rng.choice(list(category.parts))
-        part_colour = rng.choice([c for c in COLOURS if c != colour])
+        held = {c for name, c in HELD_COLOURS if name == category.name and part in category.main}
+        part_colour = rng.choice([c for c in COLOURS if c != colour and c not in held])
         if colour and part == category.main[0]:
             part = part_colour = None
     material = rng.choice(category.materials) if category.materials and rng.random() < 0.15 else None
