@@ -10,6 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.runs import slug
 
@@ -37,8 +41,9 @@ def main() -> None:
         if not picture.exists():
             command = [sys.executable, "-m", "psd_gs", "generate", prompt, "--preset", args.preset, "--overwrite"]
             subprocess.run([*command, "--output-dir", str(args.output_dir)], check=True)
-        pictures.append(picture)
-    contact_sheet(pictures, "docs/contact_sheet.png", captions=list(args.prompts), columns=2, size=400)
+        strip = torch.from_numpy(np.asarray(Image.open(picture).convert("RGB"))) / 255
+        pictures.append(strip[:, : strip.shape[0]])  # the front view
+    contact_sheet(pictures, "docs/contact_sheet.png", captions=list(args.prompts), columns=4, size=200)
 
 
 if __name__ == "__main__":
