@@ -41,7 +41,7 @@ def main() -> None:
         if not picture.exists():
             command = [sys.executable, "-m", "psd_gs", "generate", prompt, "--preset", args.preset, "--overwrite"]
             subprocess.run([*command, "--output-dir", str(args.output_dir)], check=True)
-        strip = torch.from_numpy(np.asarray(Image.open(picture).convert("RGB"))) / 255
+        strip = torch.from_numpy(np.array(Image.open(picture).convert("RGB"))) / 255
         pictures.append(strip[:, : strip.shape[0]])  # the front view
     contact_sheet(pictures, "docs/contact_sheet.png", captions=list(args.prompts), columns=4, size=200)
 
