@@ -298,5 +298,5 @@ def test_bad_options_are_refused(make, message):
 
 
 def test_unit_scale_is_fine_without_refinement():
-    GuidanceConfig(psd=PSDConfig(pair_scale=1), negative=NegativeConfig(mode="off"))
-    GuidanceConfig(psd=PSDConfig(pair_scale=1), preference="none")
+    for rest in ({"negative": NegativeConfig(mode="off")}, {"preference": "none"}):
+        assert GuidanceConfig(psd=PSDConfig(pair_scale=1), **rest).psd.pair_scale == 1
