@@ -16,6 +16,7 @@ import argparse
 import json
 import random
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mini.dataset import Sets, compose, sample_background, sample_light, shade, trace_scene
@@ -34,6 +36,8 @@ from psd_gs.cameras import mvdream_cameras, turntable
 from psd_gs.priors.multiview import MultiViewPipeline, cosine_scheduler, encode_prompts, set_views
 
 VIEWS = 4
+OUTER = ("conv_in", "conv_out", "class_embedding")
+"""Layers of the U-Net that meet pixels and camera numbers: not for Muon."""
 CHANNELS = (32, 64, 128, 192)
 TEXT_WIDTH = 192
 TEXT_RATE = 0.1
@@ -147,6 +151,26 @@ def loss_of(model: Model, batch: Batch, scheduler, generator: torch.Generator, d
     return (weight * (v.float() - target).square()).mean() / weight.mean()
 
 
+def make_optimizers(model: Model, lr: float) -> tuple[list[nn.Parameter], torch.optim.Muon, torch.optim.AdamW]:
+    """Muon for the U-Net's inner matrices (a convolution's filters are the rows of one), AdamW for the rest.
+
+    Muon takes 2D parameters only, so it gets flat views of the first result; `share_gradients` serves them.
+    """
+    inner = [p for name, p in model.unet.named_parameters() if p.ndim >= 2 and not name.startswith(OUTER)]
+    chosen = {id(p) for p in inner}
+    rest = [p for p in model.unet.parameters() if id(p) not in chosen]
+    views = [nn.Parameter(p.detach().flatten(1)) for p in inner]
+    muon = torch.optim.Muon(views, lr, weight_decay=1e-3, adjust_lr_fn="match_rms_adamw")
+    groups = [{"params": rest}, {"params": list(model.text_encoder.parameters()), "scale": TEXT_RATE}]
+    return inner, muon, torch.optim.AdamW(groups, lr, betas=(0.9, 0.995), weight_decay=1e-3, fused=True)
+
+
+def share_gradients(muon: torch.optim.Muon, inner: list[nn.Parameter]) -> None:
+    for view, p in zip(muon.param_groups[0]["params"], inner, strict=True):
+        if p.grad is not None:
+            view.grad, p.grad = p.grad.flatten(1), None
+
+
 def pipeline_of(model: Model) -> MultiViewPipeline:
     return MultiViewPipeline(model.tokenizer, model.text_encoder, model.unet, cosine_scheduler(), views=VIEWS)
 
@@ -209,10 +233,8 @@ def main() -> None:
         model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.init / "unet").state_dict())
         model.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(args.init / "text_encoder").state_dict())
     model.to(args.device)
-    text = list(model.text_encoder.parameters())
-    parameters = [*model.unet.parameters(), *text]
-    groups = [{"params": list(model.unet.parameters())}, {"params": text}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.995), weight_decay=1e-3, fused=True)
+    parameters = [*model.unet.parameters(), *model.text_encoder.parameters()]
+    inner, *optimizers = make_optimizers(model, args.lr)
     ema = EMAModel(parameters, decay=args.ema)
     scheduler = cosine_scheduler()
     step = 0
@@ -221,20 +243,22 @@ def main() -> None:
         state = load_file(checkpoint, args.device)
         step = int(state["step"])
         model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
-        for i, p in enumerate(parameters):
-            optimizer.state[p] = {k: state[f"adam.{i}.{k}"] for k in ("exp_avg", "exp_avg_sq")} | {
-                "step": state["step"].float()
-            }
-            ema.shadow_params[i].copy_(state[f"ema.{i}"])
+        for i, shadow in enumerate(ema.shadow_params):
+            shadow.copy_(state[f"ema.{i}"])
+        for optimizer in optimizers:
+            for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+                prefix = f"{type(optimizer).__name__}.{i}."
+                optimizer.state[p] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         ema.optimization_step = step
 
     def save() -> None:
         state: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()} | {
             "step": torch.tensor(step)
         }
-        for i, p in enumerate(parameters):
-            state |= {f"adam.{i}.{k}": optimizer.state[p][k] for k in ("exp_avg", "exp_avg_sq")}
-            state[f"ema.{i}"] = ema.shadow_params[i]
+        state |= {f"ema.{i}": shadow for i, shadow in enumerate(ema.shadow_params)}
+        for optimizer in optimizers:
+            for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+                state |= {f"{type(optimizer).__name__}.{i}.{k}": v for k, v in optimizer.state[p].items()}
         save_file({k: v.contiguous() for k, v in state.items()}, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
         ema.store(parameters)
@@ -254,14 +278,19 @@ def main() -> None:
         rng = random.Random(args.seed * 1_000_003 + step)
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         batch = draw_batch(data, args.batch, args.size, args.device, rng, generator)
-        loss = loss_of(model, batch, scheduler, generator, torch.float32 if args.fp32 else torch.bfloat16)
+        # the fused attention's backward pass is slow on CPUs
+        with sdpa_kernel(SDPBackend.MATH) if args.device == "cpu" else nullcontext():
+            loss = loss_of(model, batch, scheduler, generator, torch.float32 if args.fp32 else torch.bfloat16)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         left = (args.steps - step) / max(1, args.decay * args.steps)
         rate = args.lr * min(1.0, left, (step + 1) / 200)
-        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, TEXT_RATE * rate
-        optimizer.step()
-        optimizer.zero_grad()
+        share_gradients(optimizers[0], inner)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("scale", 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
         ema.step(parameters)
         step += 1
         seen += args.batch * VIEWS
