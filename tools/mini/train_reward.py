@@ -118,13 +118,15 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return tokenizer(captions, padding=True, truncation=True, return_tensors="pt").input_ids
 
 
-WEIGHTS = {"quality": 3.0, "severity": 3.0, "blend": 2.0}
-"""Of the preferences that are few in an episode; 1 for the others."""
+WEIGHTS = {"quality": 3.0, "severity": 3.0, "blend": 2.0} | {
+    f"{right}/{detail}": 3.0 for right in ("caption", "picture") for detail in ("part", "accessory", "material")
+}
+"""Of the preferences that are few in an episode or about details; 1 for the others."""
 
 
 def preference_loss(scores: Tensor, batch: Batch) -> Tensor:
     """Bradley-Terry: minus the log-probability that the better of two wins."""
-    weights = torch.tensor([WEIGHTS.get(kind.split("/")[0], 1.0) for kind in batch.kinds])
+    weights = torch.tensor([WEIGHTS.get(kind, WEIGHTS.get(kind.split("/")[0], 1.0)) for kind in batch.kinds])
     return (weights * F.softplus(scores[batch.worse] - scores[batch.better])).sum() / weights.sum()
 
 
