@@ -42,6 +42,19 @@ class Reward(Protocol):
         ...
 
 
+def check_groups(images: Tensor, prompts: list[str], name: str) -> None:
+    """Refuse what is not G groups of V images with one prompt each.
+
+    Raises:
+        InputError: shapes do not agree.
+    """
+    if images.ndim != 5 or images.shape[2] != 3 or len(prompts) != len(images):
+        raise InputError(
+            f"reward {name}: expected images [G, V, 3, H, W] and G prompts, received images "
+            f"{list(images.shape)} and {len(prompts)} prompts. Give one prompt per group of views."
+        )
+
+
 def group_score(
     scores: Float[Tensor, "G V"] | Float[Tensor, " G"], pooling: Pooling = "mean", temperature: float = 0.01
 ) -> Float[Tensor, " G"]:

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from psd_gs.cameras import Cameras
-from psd_gs.errors import InputError, ModelError
+from psd_gs.errors import ModelError
 from psd_gs.files import atomic_path, write_atomic
+from psd_gs.rewards.base import check_groups
 
 HEAD_WIDTH = 32
 """Channels per attention head."""
@@ -411,10 +412,6 @@ class MiniReward:
         Raises:
             InputError: shapes do not agree.
         """
-        if images.ndim != 5 or images.shape[2] != 3 or len(prompts) != len(images):
-            raise InputError(
-                f"reward {self.name}: expected images [G, V, 3, H, W] and G prompts, received images "
-                f"{list(images.shape)} and {len(prompts)} prompts. Give one prompt per group of views."
-            )
+        check_groups(images, prompts, self.name)
         features = self.network.encode_images(images.to(self.device, self.network.position.dtype))
         return self.network(features, self.encode_prompts(prompts))

@@ -1,0 +1,131 @@
+"""Reading published weights into transformers' classes: safe, without a second copy, and strict about keys."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from psd_gs.errors import ModelError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+SHOWN = 5
+"""Keys that an error names."""
+
+
+def find_file(path: str | Path, names: Sequence[str], what: str) -> Path:
+    """``path`` itself where it is a file, else the first of ``names`` in the folder ``path``.
+
+    Raises:
+        ModelError: there is none.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    state = f"a folder without {'it' if len(names) == 1 else 'them'}" if path.is_dir() else "nothing"
+    raise ModelError(f"{what}: expected {' or '.join(names)} at {path}, received {state}. Check the path.")
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a torch checkpoint, on the CPU.
+
+    Nothing is unpickled but tensors. The wrappings that trainers leave are removed: an outer
+    ``state_dict`` and a ``module.`` before every key.
+
+    Raises:
+        ModelError: not such a file, truncated, or one that holds more than tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state)
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError("the file holds something other than named tensors")
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+        raise _unreadable(path, what, error) from error
+    except pickle.UnpicklingError as error:  # what weights_only refuses, and what is no checkpoint at all
+        raise _unreadable(path, what, error) from error
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> ModelError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ModelError(
+        f"{what}: expected a checkpoint of tensors, received {path} ({path.stat().st_size:,} bytes), which cannot be "
+        f"read: {reason}. Download it again."
+    )
+
+
+def build(
+    make: Callable[[], Network],
+    tensors: Mapping[str, Tensor],
+    what: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Network:
+    """A network that is nothing but ``tensors``: frozen, in evaluation mode, never randomly initialized.
+
+    Args:
+        make: builds the network; called under the meta device.
+        tensors: its state dict, every key and no other.
+        what: for errors.
+        device: where it goes.
+        dtype: of its floating-point tensors.
+
+    Raises:
+        ModelError: names the first keys that are missing, too many or of another shape.
+    """
+    with torch.device("meta"):
+        network = make()
+    check_keys(network.state_dict(), tensors, what)
+    cast = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in tensors.items()}
+    network.load_state_dict(cast, strict=True, assign=True)
+    for name, buffer in network.named_buffers():
+        if buffer.is_meta:  # transformers' position_ids, which no checkpoint holds
+            owner, _, leaf = name.rpartition(".")
+            counted = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+            setattr(network.get_submodule(owner), leaf, counted)
+    return network.requires_grad_(False).eval()
+
+
+def check_keys(expected: Mapping[str, Tensor], received: Mapping[str, Tensor], what: str) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        ModelError: they differ.
+    """
+    shapes = [
+        f"{key} {list(received[key].shape)} instead of {list(value.shape)}"
+        for key, value in expected.items()
+        if key in received and received[key].shape != value.shape
+    ]
+    found = {
+        "missing": [key for key in expected if key not in received],
+        "unknown": [key for key in received if key not in expected],
+        "of another shape": shapes,
+    }
+    if any(found.values()):
+        told = "; ".join(
+            f"{len(keys)} {kind}: {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
+            for kind, keys in found.items()
+            if keys
+        )
+        raise ModelError(
+            f"{what}: expected {len(expected)} tensors, received {len(received)}: {told}. "
+            "The weights are of another architecture; check which file this is."
+        )

@@ -1,0 +1,51 @@
+"""What an oracle and the test that reads its answers have in common. NumPy only: it runs in both environments."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+DATA = Path(__file__).resolve().parents[2] / "tests" / "data"
+
+IMAGE, PATCH, LENGTH, VOCABULARY = 56, 14, 12, 60
+"""Of the tiny models: image and patch side in pixels, tokens of a prompt, entries of the vocabulary."""
+SIZES = [(56, 56), (96, 96), (40, 40), (64, 90), (131, 70)]
+"""Height and width of the pictures that are scored; the seed of each is its place."""
+
+
+def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """A random tensor for each name and shape of a reference's state dict, the same wherever it is computed."""
+    out = {}
+    for name, shape in shapes.items():
+        random = np.random.RandomState(zlib.crc32(name.encode()))
+        values = random.standard_normal(shape)
+        is_norm = len(shape) == 1 and name.endswith("weight")
+        fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 16
+        out[name] = (1 + 0.1 * values if is_norm else values / np.sqrt(fan_in)).astype(np.float32)
+    return out
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A band-limited image ``[height, width, 3]`` uint8, well inside [0, 255]."""
+    random = np.random.RandomState(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    out = np.zeros((height, width, 3))
+    for channel in range(3):
+        for _ in range(4):
+            fy, fx = random.uniform(-3, 3, 2)
+            phase = random.uniform(0, 6.28)
+            out[..., channel] += np.sin(2 * np.pi * (fy * y / height + fx * x / width) + phase)
+    return np.round(127.5 + 20 * out).astype(np.uint8)
+
+
+def parse(listing: np.ndarray) -> dict[str, tuple[int, ...]]:
+    """Name to shape, from what :func:`listing` made."""
+    rows = (str(row).split(" ") for row in listing)
+    return {name: tuple(map(int, shape.split("x"))) if shape else () for name, shape in rows}
+
+
+def listing(state: dict) -> np.ndarray:
+    """Names and shapes of a state dict, one line per tensor."""
+    return np.array([f"{name} {'x'.join(map(str, value.shape))}" for name, value in state.items()])
