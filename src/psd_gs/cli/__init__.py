@@ -11,11 +11,18 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of ``psd-gs``."""
     import tyro
 
+    from psd_gs.cli.export import Export
     from psd_gs.cli.generate import Generate
+    from psd_gs.cli.info import Info
     from psd_gs.cli.words import Words
     from psd_gs.errors import PsdGsError
 
-    commands = Annotated[Generate, tyro.conf.subcommand("generate")] | Annotated[Words, tyro.conf.subcommand("words")]
+    commands = (
+        Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Info, tyro.conf.subcommand("info")]
+        | Annotated[Words, tyro.conf.subcommand("words")]
+    )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a prompt may have letters that the terminal's encoding lacks

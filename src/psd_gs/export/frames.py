@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from psd_gs.gaussians import Gaussians
+
+Frame = Literal["gltf", "rdf"]
+"""Axes of a file: glTF's (our world: x right, y up, z to the front) or those of 3DGS (x right, y down, z forward)."""
 
 VISIBLE = 0.05
 """Gaussians below this opacity do not count when an asset is measured."""

@@ -10,22 +10,20 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from psd_gs.errors import FormatError, InputError
-from psd_gs.export.frames import turn_x180
+from psd_gs.errors import FormatError
+from psd_gs.export.blocks import blocks, gather, open_file, ranges, tensors, usable_rows
+from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata, to_json
 from psd_gs.files import atomic_path
-from psd_gs.gaussians import Gaussians, usable
+from psd_gs.gaussians import Gaussians
 
-MAX_LOGIT = 15.0
-MAX_LOG_SCALE = 20.0
 _COMMENT = "psd-gs "
 _COMMENT_LIMIT = 1000  # some readers keep a header line in a fixed buffer of 1 kB
 _HEADER_LIMIT = 1 << 16
@@ -46,7 +44,9 @@ _REQUIRED = (
 )
 
 
-def write_ply(gaussians: Gaussians, path: str | os.PathLike[str], *, metadata: Metadata | None = None) -> None:
+def write_ply(
+    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
+) -> None:
     """Write a 3DGS PLY that every splat viewer reads.
 
     Quaternions are normalized, opacity logits clipped to +-15 and log scales to +-20; rows that are
@@ -55,45 +55,51 @@ def write_ply(gaussians: Gaussians, path: str | os.PathLike[str], *, metadata: M
     Args:
         gaussians: what to write, in the world frame.
         path: of the file; replaced in one step.
+        frame: axes of the file.
         metadata: goes into the header as one comment of less than 1 kB, long texts shortened.
 
     Raises:
         InputError: no usable Gaussian is left.
         OutputError: the file cannot be written.
     """
-    from plyfile import PlyData, PlyElement
-
-    g = gaussians.detach().to("cpu")
-    kept = g.select(usable(g))
-    if len(kept) == 0:
-        raise InputError(
-            f"cannot write {path}: expected finite Gaussians, received {len(g)} of which none is usable. "
-            "The optimization diverged; lower the learning rates or start from an earlier checkpoint."
-        )
-    g = turn_x180(kept)
-    n, k = len(g), g.shN.shape[1]
-    columns = torch.cat(
-        [
-            g.means,
-            torch.zeros(n, 3),
-            g.sh0.reshape(n, 3),
-            g.shN.transpose(1, 2).reshape(n, 3 * k),
-            g.opacities.clamp(-MAX_LOGIT, MAX_LOGIT)[:, None],
-            g.scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE),
-            torch.nn.functional.normalize(g.quats, dim=1),
-        ],
-        dim=1,
-    )
-    names = ["x", "y", "z", "nx", "ny", "nz", *_REQUIRED[3:6]]
-    names += [f"f_rest_{i}" for i in range(3 * k)] + list(_REQUIRED[6:])
-    table = np.ascontiguousarray(columns.numpy(), "<f4").view([(name, "<f4") for name in names])[:, 0]
-    comments = [_COMMENT + to_json(metadata, limit=_COMMENT_LIMIT)] if metadata is not None else []
-    with atomic_path(path) as temporary:
-        PlyData([PlyElement.describe(table, "vertex")], byte_order="<", comments=comments).write(str(temporary))
+    rows = usable_rows(gaussians, path)
+    rest = [f"f_rest_{i}" for i in range(3 * gaussians.shN.shape[1])]
+    names = ["x", "y", "z", "nx", "ny", "nz", *_REQUIRED[3:6], *rest, *_REQUIRED[6:]]
+    header = make_ply_header({"vertex": (len(rows), dict.fromkeys(names, "float"))}, metadata)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        for g in blocks(gaussians, rows, frame):
+            n = len(g)
+            columns = [
+                *(g.means, torch.zeros(n, 3), g.sh0.reshape(n, 3), g.shN.transpose(1, 2).reshape(n, len(rest))),
+                *(g.opacities[:, None], g.scales, g.quats),
+            ]
+            file.write(torch.cat(columns, dim=1).numpy().astype("<f4", copy=False).data)
 
 
-def read_ply(path: str | os.PathLike[str]) -> Gaussians:
+def make_ply_header(elements: dict[str, tuple[int, dict[str, str]]], metadata: Metadata | None = None) -> bytes:
+    """Header of a binary little-endian PLY.
+
+    Args:
+        elements: name to its number of rows and its properties (name to PLY type).
+        metadata: goes into one comment of less than 1 kB, long texts shortened.
+    """
+    lines = ["ply", "format binary_little_endian 1.0"]
+    if metadata is not None:
+        lines.append(f"comment {_COMMENT}{to_json(metadata, limit=_COMMENT_LIMIT)}")
+    for element, (count, properties) in elements.items():
+        lines.append(f"element {element} {count}")
+        lines += [f"property {kind} {name}" for name, kind in properties.items()]
+    return "\n".join([*lines, "end_header", ""]).encode("ascii")
+
+
+def read_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False) -> Gaussians:
     """Read a 3DGS PLY of any writer: other property order or types, no normals, SH degree 0 to 3.
+
+    Args:
+        path: of the file.
+        frame: axes of the file.
+        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
 
     Raises:
         FormatError: another kind of file, a truncated one, or one with non-finite values.
@@ -113,29 +119,24 @@ def read_ply(path: str | os.PathLike[str]) -> Gaussians:
             f"{path}: expected 0, 9, 24 or 45 f_rest properties (SH degree 0 to 3), received {len(rest)}. "
             "Export it again with an SH degree of at most 3."
         )
-    table = _read_vertices(path)
+    table = read_ply_tables(path)["vertex"]
 
-    def columns(*names: str) -> Tensor:
-        # A double beyond float32 becomes infinite here and is refused below.
-        with np.errstate(over="ignore"):
-            return torch.from_numpy(np.stack([table[name].astype(np.float32) for name in names], axis=1))
+    def columns(begin: int, end: int, *names: str) -> np.ndarray:
+        return np.stack([table[name][begin:end] for name in names], axis=1)
 
-    n = len(table)
-    gaussians = Gaussians(
-        means=columns("x", "y", "z"),
-        quats=columns("rot_0", "rot_1", "rot_2", "rot_3"),
-        scales=columns("scale_0", "scale_1", "scale_2").clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE),
-        opacities=columns("opacity")[:, 0].clamp(-MAX_LOGIT, MAX_LOGIT),
-        sh0=columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None],
-        shN=columns(*rest).reshape(n, 3, -1).transpose(1, 2).contiguous() if rest else torch.zeros(n, 0, 3),
-    )
-    broken = n - int(usable(gaussians).sum())
-    if broken or n == 0:
-        raise FormatError(
-            f"{path}: expected finite Gaussians, received {n} of which {broken} hold NaN, infinity or a zero "
-            "rotation. Export it again or remove these rows."
-        )
-    return turn_x180(gaussians)
+    def parts() -> Iterator[Gaussians]:
+        for begin, end in ranges(len(table)):
+            n = end - begin
+            yield tensors(
+                means=columns(begin, end, "x", "y", "z"),
+                quats=columns(begin, end, "rot_0", "rot_1", "rot_2", "rot_3"),
+                scales=columns(begin, end, "scale_0", "scale_1", "scale_2"),
+                opacities=table["opacity"][begin:end],
+                sh0=columns(begin, end, "f_dc_0", "f_dc_1", "f_dc_2"),
+                shN=columns(begin, end, *rest).reshape(n, 3, -1).swapaxes(1, 2) if rest else np.zeros((n, 0, 3)),
+            )
+
+    return gather(parts(), len(table), path, frame, lenient)
 
 
 def read_ply_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -162,7 +163,7 @@ def is_gaussian_ply(path: str | os.PathLike[str]) -> bool:
         FormatError: a PLY whose header is malformed or promises more than the file holds.
         InputError: the file cannot be opened.
     """
-    with _open(path) as file:
+    with open_file(path) as file:
         if file.read(3) != b"ply":
             return False
     return read_ply_header(path).scalars("vertex").issuperset(_REQUIRED)
@@ -194,7 +195,7 @@ def read_ply_header(path: str | os.PathLike[str]) -> PlyHeader:
         FormatError: not a PLY file, a malformed header, or fewer bytes than it promises.
         InputError: the file cannot be opened.
     """
-    with _open(path) as file:
+    with open_file(path) as file:
         start = file.read(_HEADER_LIMIT)
         size = file.seek(0, os.SEEK_END)
     if not re.match(rb"ply\r?\n", start):
@@ -250,17 +251,15 @@ def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
     return PlyHeader(file_format, elements, comments), minimum - (file_format == "ascii" and minimum > 0)
 
 
-def _read_vertices(path: str | os.PathLike[str]) -> np.ndarray:
+def read_ply_tables(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The elements of a PLY file whose header is sound, as structured arrays; mapped, not loaded, if binary.
+
+    Raises:
+        FormatError: the data is malformed.
+    """
     from plyfile import PlyData, PlyParseError
 
     try:
-        return PlyData.read(str(path), mmap="r")["vertex"].data
+        return {element.name: element.data for element in PlyData.read(str(path), mmap="r")}
     except (PlyParseError, ValueError, OverflowError) as error:
         raise FormatError(f"{path}: malformed PLY data ({error}). Copy or export the file again.") from error
-
-
-def _open(path: str | os.PathLike[str]):
-    try:
-        return Path(path).open("rb")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error

@@ -1,0 +1,165 @@
+"""Compressed PLY of the PlayCanvas tools: 16 bytes per Gaussian and one per harmonic.
+
+Gaussians are sorted along a Z-curve. Every 256 of them form a row of the element ``chunk``, the bounds
+of position, log scale and colour; the element ``vertex`` packs each Gaussian in four integers within
+those bounds: position and scale with 11, 10, 11 bits, colour and opacity with 8 each, the rotation as
+its three smaller components (of wxyz) with 10 bits and the place of the largest with 2. The optional
+element ``sh`` holds a byte per coefficient, channel-major, over [-4, 4].
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from psd_gs.errors import FormatError
+from psd_gs.export.blocks import blocks, gather, logit, morton_order, ranges, sigmoid, tensors, usable_rows
+from psd_gs.export.frames import Frame
+from psd_gs.export.metadata import Metadata
+from psd_gs.export.ply import make_ply_header, read_ply_header, read_ply_tables
+from psd_gs.export.quaternions import from_smallest_three, smallest_three
+from psd_gs.files import atomic_path
+from psd_gs.gaussians import SH_C0, Gaussians, sh0_to_rgb
+
+CHUNK = 256
+_XYZ, _RGB = ("x", "y", "z"), ("r", "g", "b")
+_BOUNDS = [
+    *(f"{side}_{axis}" for side in ("min", "max") for axis in _XYZ),
+    *(f"{side}_scale_{axis}" for side in ("min", "max") for axis in _XYZ),
+    *(f"{side}_{channel}" for side in ("min", "max") for channel in _RGB),
+]
+_PACKED = ["packed_position", "packed_rotation", "packed_scale", "packed_color"]
+_FLAT = 1e-5  # bounds nearer to each other than this count as equal; upstream's constant
+
+
+def write_compressed_ply(
+    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
+) -> None:
+    """Write a compressed PLY.
+
+    Args:
+        gaussians: what to write, in the world frame.
+        path: of the file; replaced in one step.
+        frame: axes of the file.
+        metadata: goes into the header as one comment of less than 1 kB, long texts shortened.
+
+    Raises:
+        InputError: no usable Gaussian is left.
+        OutputError: the file cannot be written.
+    """
+    rows = usable_rows(gaussians, path)
+    rows = rows[morton_order(gaussians.means.detach()[rows])]
+    chunks, vertices, harmonics = [], [], []
+    for g in blocks(gaussians, rows, frame):
+        rgb = sh0_to_rgb(g.sh0[:, 0]).numpy()
+        bounds, units = zip(*(_normalize(values) for values in (g.means.numpy(), g.scales.numpy(), rgb)), strict=True)
+        chunks.append(np.concatenate([side for pair in bounds for side in pair], axis=1))
+        place, three = smallest_three(g.quats.numpy())
+        a, b, c = _quantize(three * np.sqrt(0.5) + 0.5, 10).T
+        rotation = place << 30 | a << 20 | b << 10 | c
+        (x, y, z), (sx, sy, sz) = (_quantize(unit, np.array([11, 10, 11])).T for unit in units[:2])
+        red, green, blue = _quantize(units[2], 8).T
+        color = red << 24 | green << 16 | blue << 8 | _quantize(sigmoid(g), 8)
+        columns = (x << 21 | y << 11 | z, rotation, sx << 21 | sy << 11 | sz, color)
+        vertices.append(np.stack(columns, axis=1).astype("<u4"))
+        channel_major = g.shN.transpose(1, 2).reshape(len(g), 3 * g.shN.shape[1]).numpy()
+        harmonics.append(np.clip(np.trunc((channel_major / 8 + 0.5) * 256), 0, 255).astype("u1"))
+    rest = 3 * gaussians.shN.shape[1]
+    elements = {
+        "chunk": (-(-len(rows) // CHUNK), dict.fromkeys(_BOUNDS, "float")),
+        "vertex": (len(rows), dict.fromkeys(_PACKED, "uint")),
+    }
+    if rest:
+        elements["sh"] = (len(rows), {f"f_rest_{i}": "uchar" for i in range(rest)})
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(make_ply_header(elements, metadata))
+        for part in (*(chunk.astype("<f4") for chunk in chunks), *vertices, *harmonics):
+            file.write(part.tobytes())
+
+
+def read_compressed_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False) -> Gaussians:
+    """Read a compressed PLY, also the early kind whose colours have no bounds.
+
+    Args:
+        path: of the file.
+        frame: axes of the file.
+        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
+
+    Raises:
+        FormatError: another kind of file, a truncated one, or one with non-finite values.
+        InputError: the file cannot be opened.
+    """
+    elements = read_ply_header(path).elements
+    count, packed = elements.get("vertex", (0, {}))
+    chunk_count, bounds = elements.get("chunk", (0, {}))
+    sh_count, rest = elements.get("sh", (count, {}))
+    wanted = {**dict.fromkeys(_BOUNDS[:12], "f4"), **dict.fromkeys(_PACKED, "u4")}
+    kinds = {**bounds, **packed}
+    if (
+        any(kinds.get(name) != kind for name, kind in wanted.items())
+        or chunk_count < -(-count // CHUNK)
+        or sh_count != count
+        or list(rest.items()) != [(f"f_rest_{i}", "u1") for i in range(len(rest))]
+        or len(rest) not in (0, 9, 24, 45)
+    ):
+        raise FormatError(
+            f"{path} is not a compressed PLY: expected elements chunk, vertex and sh of the PlayCanvas layout. "
+            "Export it again, or name a 3DGS PLY .ply."
+        )
+    names = [name for name in _BOUNDS if bounds.get(name) == "f4"]
+    if len(names) != len(_BOUNDS):
+        names = _BOUNDS[:12]
+    tables = read_ply_tables(path)
+
+    def parts() -> Iterator[Gaussians]:
+        for begin, end in ranges(count):
+            chunks = tables["chunk"][begin // CHUNK : -(-end // CHUNK)]
+            rows = np.stack([chunks[name] for name in names], axis=1).astype(np.float64)
+            low_high = rows.repeat(CHUNK, axis=0)[: end - begin].reshape(end - begin, -1, 2, 3)
+            position, rotation, scale, color = (tables["vertex"][name][begin:end].astype(np.uint32) for name in _PACKED)
+            rgba = _unpack(color, 8, 8, 8, 8)
+            rgb = _expand(rgba[:, :3], low_high[:, 2]) if len(names) > 12 else rgba[:, :3]
+            three = (_unpack(rotation << 2, 10, 10, 10) - 0.5) * np.sqrt(2)
+            n, channel_major = end - begin, np.zeros((end - begin, 0), "u1")
+            if rest:
+                channel_major = np.stack([tables["sh"][name][begin:end] for name in rest], axis=1)
+            steps = np.where(channel_major == 0, 0, np.where(channel_major == 255, 256, channel_major + 0.5))
+            yield tensors(
+                means=_expand(_unpack(position, 11, 10, 11), low_high[:, 0]),
+                quats=from_smallest_three(rotation >> 30, three),
+                scales=_expand(_unpack(scale, 11, 10, 11), low_high[:, 1]),
+                opacities=logit(rgba[:, 3]),
+                sh0=(rgb - 0.5) / SH_C0,
+                shN=((steps / 256 - 0.5) * 8).reshape(n, 3, len(rest) // 3).swapaxes(1, 2),
+            )
+
+    return gather(parts(), count, path, frame, lenient)
+
+
+def _normalize(values: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Bounds of each chunk, [C, 3] each, and the values within them, in [0, 1]."""
+    starts = np.arange(0, len(values), CHUNK)
+    low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    below, size = (side.repeat(CHUNK, axis=0)[: len(values)] for side in (low, high - low))
+    return (low, high), np.where(size < _FLAT, 0, (values - below) / np.maximum(size, _FLAT))
+
+
+def _expand(unit: np.ndarray, low_high: np.ndarray) -> np.ndarray:
+    low, high = low_high[:, 0], low_high[:, 1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return low + unit * (high - low)
+
+
+def _quantize(unit: np.ndarray, bits: int | np.ndarray) -> np.ndarray:
+    """[0, 1] to integers of so many bits."""
+    top = 2**bits - 1
+    return np.clip(np.floor(unit * top + 0.5), 0, top).astype(np.int64)
+
+
+def _unpack(packed: np.ndarray, *bits: int) -> np.ndarray:
+    """Fields of unsigned 32-bit integers from the top down, each over [0, 1]."""
+    shifts = 32 - np.cumsum(bits)
+    masks = np.array([2**b - 1 for b in bits], np.uint32)
+    return (packed[:, None] >> shifts.astype(np.uint32) & masks) / masks.astype(np.float64)

@@ -1,0 +1,74 @@
+"""One splat file into others: what ``psd-gs export`` and ``tools/export.py`` do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from psd_gs.errors import InputError
+from psd_gs.export.edit import Edit, apply
+from psd_gs.export.formats import format_of, load, read_metadata, save
+from psd_gs.export.frames import Frame
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How files are converted.
+
+    Attributes:
+        edit: what is taken out.
+        frame: axes of the written files; None for those that are usual for each format.
+        input_frame: axes of the file that is read, likewise.
+        metadata: keep what is known of the asset, in the files and beside them.
+        spz_version: 3, which all viewers read, or 4.
+    """
+
+    edit: Edit = field(default_factory=Edit)
+    frame: Frame | None = None
+    input_frame: Frame | None = None
+    metadata: bool = True
+    spz_version: Literal[3, 4] = 3
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of a file: Gaussians before and after the edit, and SH degree after it."""
+
+    before: int
+    after: int
+    sh_degree: int
+
+
+def convert(
+    source: str | os.PathLike[str], targets: Sequence[str | os.PathLike[str]], how: Conversion | None = None
+) -> Converted:
+    """Read a splat file, edit it, and write it under each target's extension.
+
+    Args:
+        source: any format that can be read.
+        targets: each replaced in one step; nothing is written before all of them have a known extension.
+        how: defaults change nothing but the format.
+
+    Raises:
+        FormatError: ``source`` is damaged, or another kind of file than its name says.
+        InputError: an unknown extension, a target that is the source, or no Gaussian is left.
+        OutputError: a target cannot be written.
+    """
+    how = how or Conversion()
+    formats = [format_of(target) for target in targets]
+    if not targets:
+        raise InputError(f"expected a file to write {source} to, received none. Name one, such as out.spz.")
+    for target in targets:
+        if Path(target).resolve() == Path(source).resolve():
+            raise InputError(f"expected another file to write than the one that is read, received {target} twice.")
+    metadata = read_metadata(source) if how.metadata else None
+    gaussians = load(source, frame=how.input_frame, lenient=how.edit.prune)
+    before = len(gaussians)
+    gaussians = apply(how.edit, gaussians)
+    for target, kind in zip(targets, formats, strict=True):
+        options: dict[str, Any] = {"version": how.spz_version} if kind.name == "SPZ" else {}
+        save(gaussians, target, frame=how.frame, metadata=metadata, **options)
+    return Converted(before, len(gaussians), gaussians.sh_degree)

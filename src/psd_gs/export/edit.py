@@ -1,0 +1,122 @@
+"""What may be taken out of finished Gaussians before they are exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from psd_gs.errors import ConfigError, InputError
+from psd_gs.gaussians import Gaussians, rotation_matrices, usable
+
+REACH = 2.0
+"""Standard deviations to which a Gaussian reaches when groups are told apart."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Which Gaussians are exported, and with how many harmonics.
+
+    Attributes:
+        sh_degree: highest to keep, 0 to 3; None for all.
+        max_splats: keep those that cover most; None for all.
+        prune: drop rows that are not finite, what nobody sees, and what floats.
+        min_opacity: Gaussians below it count as unseen, in [0, 1].
+        floaters: detached groups with less than this share of the visible area float, in [0, 1].
+    """
+
+    sh_degree: int | None = None
+    max_splats: int | None = None
+    prune: bool = False
+    min_opacity: float = 0.02
+    floaters: float = 0.005
+
+    def __post_init__(self) -> None:
+        if self.sh_degree is not None and not 0 <= self.sh_degree <= 3:
+            raise ConfigError(f"--sh-degree: expected 0 to 3, received {self.sh_degree}.")
+        if self.max_splats is not None and self.max_splats < 1:
+            raise ConfigError(f"--max-splats: expected 1 or more, received {self.max_splats}.")
+        for name in ("min_opacity", "floaters"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: expected 0 to 1, received {getattr(self, name)}.")
+
+
+def apply(edit: Edit, gaussians: Gaussians) -> Gaussians:
+    """The Gaussians that ``edit`` leaves, in their order; the same object if nothing changes.
+
+    Raises:
+        InputError: none is left.
+    """
+    if edit.sh_degree is not None and edit.sh_degree < gaussians.sh_degree:
+        gaussians = replace(gaussians, shN=gaussians.shN[:, : (edit.sh_degree + 1) ** 2 - 1].contiguous())
+    if edit.prune:
+        seen = usable(gaussians) & (gaussians.opacities.sigmoid() >= edit.min_opacity)
+        gaussians = _keep(gaussians, seen)
+        gaussians = _keep(gaussians, ~floating(gaussians, edit.floaters))
+    if edit.max_splats is not None and edit.max_splats < len(gaussians):
+        gaussians = gaussians.select(area(gaussians).topk(edit.max_splats).indices.sort().values)
+    if len(gaussians) == 0:
+        raise InputError("no Gaussian is left after pruning; expected a lower --min-opacity or no --prune.")
+    return gaussians
+
+
+def _keep(gaussians: Gaussians, mask: Bool[Tensor, " N"]) -> Gaussians:
+    return gaussians if mask.all() else gaussians.select(mask)
+
+
+def area(gaussians: Gaussians) -> Float[Tensor, " N"]:
+    """Opacity times the product of the two larger standard deviations: what a Gaussian covers, face on."""
+    return gaussians.opacities.sigmoid() * gaussians.scales.topk(2, dim=1).values.sum(1).exp()
+
+
+def floating(gaussians: Gaussians, share: float) -> Bool[Tensor, " N"]:
+    """Gaussians of detached groups that hold less than ``share`` of the total :func:`area`."""
+    if len(gaussians) == 0 or share <= 0:
+        return torch.zeros(len(gaussians), dtype=torch.bool)
+    labels = torch.from_numpy(groups(gaussians))
+    mass = torch.from_numpy(np.bincount(labels, weights=area(gaussians).double()))
+    return (mass < min(share * mass.sum(), mass.max()))[labels]
+
+
+def groups(gaussians: Gaussians) -> Int[np.ndarray, " N"]:
+    """Labels of the groups of Gaussians that hang together.
+
+    Space is cut into cells of :data:`REACH` times the median size. A Gaussian fills the cell of its centre and,
+    if it is larger than a cell, four more along each of its large axes. Filled cells hang together if they
+    touch. Linear in the number of Gaussians.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    means, sizes = gaussians.means.double(), gaussians.scales.double().exp()
+    cell = REACH * float(sizes.mean(1).median())
+    middle = means.median(0).values
+
+    def keys(points: Float[Tensor, "M 3"]) -> Int[np.ndarray, " M"]:
+        # 20 bits per axis; what is farther than half a million cells piles up at the border.
+        cells = ((points - middle) / cell).floor().clamp(2 - 2**19, 2**19 - 2).long() + 2**19
+        return (cells[:, 0] << 40 | cells[:, 1] << 20 | cells[:, 2]).numpy()
+
+    owner, axis = (sizes > cell).nonzero(as_tuple=True)
+    reach = rotation_matrices(gaussians.quats[owner].double())[torch.arange(len(owner)), :, axis]
+    reach *= REACH * sizes[owner, axis, None]
+    filled = [keys(means)] + [keys(means[owner] + step * reach) for step in (-1.0, -0.5, 0.5, 1.0)]
+    cells, cell_of = np.unique(np.concatenate(filled), return_inverse=True)
+    centre, tips = cell_of[: len(means)], cell_of[len(means) :].reshape(4, -1)
+    pairs = [np.stack([centre[owner.numpy()], tip]) for tip in tips]
+    for x, y, z in _HALF_OF_THE_NEIGHBOURS:
+        neighbour = cells + ((x << 40) + (y << 20) + z)
+        place = np.minimum(np.searchsorted(cells, neighbour), len(cells) - 1)
+        there = cells[place] == neighbour
+        pairs.append(np.stack([there.nonzero()[0], place[there]]))
+    rows, columns = np.concatenate(pairs, axis=1)
+    graph = coo_matrix((np.ones(len(rows), bool), (rows, columns)), shape=(len(cells), len(cells)))
+    return connected_components(graph, directed=False)[1][centre]
+
+
+_HALF_OF_THE_NEIGHBOURS = [
+    (x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if (x, y, z) > (0, 0, 0)
+]

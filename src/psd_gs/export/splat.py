@@ -1,0 +1,83 @@
+"""The ``.splat`` format (antimatter15/splat): 32 bytes per Gaussian, no header, no harmonics.
+
+Position and standard deviations as float32, then bytes: sRGB colour, opacity, and the quaternion wxyz as
+``128 q + 128``. Large opaque Gaussians come first, so that a viewer shows something while it loads.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+
+from psd_gs.errors import FormatError
+from psd_gs.export.blocks import blocks, gather, log_scale, logit, ranges, read_bytes, sigmoid, tensors, usable_rows
+from psd_gs.export.frames import Frame
+from psd_gs.export.metadata import Metadata
+from psd_gs.files import atomic_path
+from psd_gs.gaussians import SH_C0, Gaussians, sh0_to_rgb
+
+_RECORD = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgb", "u1", 3), ("alpha", "u1"), ("quat", "u1", 4)])
+
+
+def write_splat(
+    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
+) -> None:
+    """Write a ``.splat``; harmonics above degree 0 are lost.
+
+    Args:
+        gaussians: what to write, in the world frame.
+        path: of the file; replaced in one step.
+        frame: axes of the file.
+        metadata: ignored, the format has no place for it.
+
+    Raises:
+        InputError: no usable Gaussian is left.
+        OutputError: the file cannot be written.
+    """
+    rows = usable_rows(gaussians, path)
+    weight = gaussians.scales.detach()[rows].sum(1) + torch.nn.functional.logsigmoid(gaussians.opacities.detach()[rows])
+    rows = rows[weight.argsort(descending=True, stable=True)]
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for g in blocks(gaussians, rows, frame):
+            table = np.empty(len(g), _RECORD)
+            table["mean"] = g.means
+            table["scale"] = g.scales.exp()
+            table["rgb"] = np.clip(np.rint(sh0_to_rgb(g.sh0[:, 0]).numpy() * 255), 0, 255)
+            table["alpha"] = np.rint(sigmoid(g) * 255)
+            table["quat"] = np.clip(np.rint(g.quats.numpy() * 128 + 128), 0, 255)
+            file.write(table.tobytes())
+
+
+def read_splat(path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False) -> Gaussians:
+    """Read a ``.splat``.
+
+    Args:
+        path: of the file.
+        frame: axes of the file.
+        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
+
+    Raises:
+        FormatError: a size that is no multiple of 32 bytes, or non-finite values.
+        InputError: the file cannot be opened.
+    """
+    data = read_bytes(path)
+    if not data or len(data) % _RECORD.itemsize:
+        raise FormatError(
+            f"{path} is no whole .splat: expected a multiple of 32 bytes, received {len(data)}. "
+            "The file is truncated or of another format; copy or export it again."
+        )
+    table = np.frombuffer(data, _RECORD)
+    parts = (
+        tensors(
+            means=part["mean"],
+            quats=(part["quat"] - 128.0) / 128,
+            scales=log_scale(part["scale"]),
+            opacities=logit(part["alpha"] / 255),
+            sh0=(part["rgb"] / 255 - 0.5) / SH_C0,
+            shN=np.zeros((len(part), 0, 3)),
+        )
+        for part in (table[begin:end] for begin, end in ranges(len(table)))
+    )
+    return gather(parts, len(table), path, frame, lenient)

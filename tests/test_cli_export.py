@@ -1,0 +1,192 @@
+"""``psd-gs export`` and ``psd-gs info``, and what export can take out of an asset."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from splats import asset, axes
+
+from psd_gs import cli
+from psd_gs.errors import ConfigError
+from psd_gs.export.edit import Edit, apply, area, floating, groups
+from psd_gs.export.formats import load, save
+from psd_gs.export.ply import read_ply, write_ply
+from psd_gs.gaussians import Gaussians, from_points
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs the command line in this process: exit code, output, errors."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        code = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        done = capsys.readouterr()
+        return code, done.out, done.err
+
+    return run
+
+
+def together(*parts: Gaussians) -> Gaussians:
+    tensors = zip(*(part.params().values() for part in parts), strict=True)
+    return Gaussians(*(torch.cat(list(tensor)) for tensor in tensors))
+
+
+def sphere(n: int, radius: float, centre=(0.0, 0.0, 0.0), scale: float = 0.03, opacity: float = 0.8) -> Gaussians:
+    """Splats on a sphere, evenly spread."""
+    i = torch.arange(n) + 0.5
+    z, angle = 1 - 2 * i / n, i * (math.pi * (1 + 5**0.5))
+    ring = (1 - z * z).sqrt()
+    points = torch.stack([ring * angle.cos(), ring * angle.sin(), z], 1) * radius + torch.tensor(centre)
+    return from_points(points, torch.full((n, 3), 0.6), scale=scale, opacity=opacity)
+
+
+# --- what is taken out ------------------------------------------------------------------------------------------------
+
+
+def test_floaters_are_found_and_parts_are_kept():
+    body = sphere(800, 0.5)
+    needle = from_points(torch.tensor([[0.0, 0.9, 0.0]]), torch.ones(1, 3), scale=0.01, opacity=0.9)
+    needle.scales[0, 1] = math.log(0.2)  # reaches down into the body
+    stray = sphere(3, 0.02, (1.5, 0.0, 0.0))
+    far = from_points(torch.tensor([[1e7, 0.0, 0.0], [0.0, -3e30, 0.0]]), torch.ones(2, 3), scale=0.02, opacity=0.9)
+    scene = together(body, needle, stray, far)
+    labels = groups(scene)
+    assert len(set(labels[:801])) == 1
+    assert len(set(labels)) == 4
+    mask = floating(scene, 0.01)
+    assert mask.tolist() == [False] * 801 + [True] * 5
+    assert not floating(scene, 0.0).any()
+    twin = together(body, sphere(800, 0.5, (3.0, 0.0, 0.0)))
+    assert not floating(twin, 0.3).any()
+    assert not floating(stray, 1.0).any(), "the largest group always stays"
+
+
+def test_prune_takes_what_is_broken_faint_or_floating():
+    body = sphere(400, 0.5)
+    faint = sphere(10, 0.4, opacity=0.01)
+    broken = sphere(3, 0.4)
+    broken.means[0, 0], broken.sh0[1, 0, 0], broken.quats[2] = float("nan"), float("inf"), 0.0
+    scene = together(faint, body, broken, sphere(1, 0.0, (2.0, 0.0, 0.0)))
+    assert torch.equal(apply(Edit(prune=True), scene).means, body.means)
+    assert len(apply(Edit(prune=True, min_opacity=0.0, floaters=0.0), scene)) == 411
+    assert apply(Edit(), body) is body
+
+
+def test_the_largest_stay_in_order():
+    g = asset(200)
+    kept = apply(Edit(max_splats=50), g)
+    where = [int((g.means - mean).abs().sum(1).argmin()) for mean in kept.means]
+    assert where == sorted(where)
+    assert set(where) == set(area(g).topk(50).indices.tolist())
+    sizes = g.scales.exp().sort(dim=1).values
+    torch.testing.assert_close(area(g), g.opacities.sigmoid() * sizes[:, 1] * sizes[:, 2])
+    assert apply(Edit(max_splats=500), g) is g
+
+
+def test_lower_degree():
+    g = asset(20, degree=3)
+    for degree in range(4):
+        assert torch.equal(apply(Edit(sh_degree=degree), g).shN, g.shN[:, : (degree + 1) ** 2 - 1])
+    assert apply(Edit(sh_degree=3), asset(5, degree=1)).sh_degree == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [({"sh_degree": 4}, "--sh-degree"), ({"max_splats": 0}, "--max-splats"), ({"min_opacity": 2.0}, "--min-opacity")],
+)
+def test_options_out_of_range(options, flag):
+    with pytest.raises(ConfigError, match=flag):
+        Edit(**options)
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def test_export_and_info(tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    g = asset(300, degree=2)
+    write_ply(g, "in.ply", metadata={"prompt": "a cat", "seed": 5, "scores": {"mini": 0.25}})
+    code, out, err = command("export", "in.ply", "a.spz", "a.splat", "--sh-degree", "1", "--max-splats", "200")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "200 of 300 Gaussians, SH degree 1"
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["a.spz", "a.splat"]
+    assert (len(load("a.spz")), load("a.spz").sh_degree, load("a.splat").sh_degree) == (200, 1, 0)
+    assert {p.name for p in tmp_path.iterdir()} == {"in.ply", "a.spz", "a.spz.json", "a.splat", "a.splat.json"}
+
+    code, out, err = command("info", "a.spz")
+    assert (code, err) == (0, "")
+    lines = dict(line.split(None, 1) for line in out.splitlines())
+    assert lines["format"] == "SPZ"
+    assert lines["Gaussians"] == "200"
+    assert lines["prompt"] == '"a cat"'
+    assert "SH degree  1" in out
+    assert "bounds     x -1." in out
+    facts = json.loads(command("info", "a.spz", "--json")[1])
+    assert (facts["n_splats"], facts["metadata"]["seed"], facts["frame"]) == (200, 5, "rdf")
+    assert np.allclose(facts["bounds"], [[-1.5] * 3, [1.5] * 3], atol=0.1)
+
+    assert command("export", "in.ply", "b.ply", "b.spz", "--no-metadata", "--spz-version", "4")[0] == 0
+    assert {p.name for p in tmp_path.glob("b.*")} == {"b.ply", "b.spz"}
+    assert b"psd-gs" not in (tmp_path / "b.ply").read_bytes()
+    assert (tmp_path / "b.spz").read_bytes()[:4] == b"NGSP"
+
+
+def test_frames(tmp_path, command):
+    save(axes(), tmp_path / "a.ply")
+    command("export", tmp_path / "a.ply", tmp_path / "b.ply", "--frame", "gltf")
+    assert torch.equal(read_ply(tmp_path / "b.ply", frame="gltf").means, axes().means)
+    command("export", tmp_path / "b.ply", tmp_path / "c.ply", "--input-frame", "gltf")
+    assert torch.equal(read_ply(tmp_path / "c.ply").means, axes().means)
+
+
+def test_prune_rescues_a_file_with_broken_rows(tmp_path, command):
+    write_ply(sphere(400, 0.5), tmp_path / "a.ply")
+    data = bytearray((tmp_path / "a.ply").read_bytes())
+    data[-4:] = np.float32("nan").tobytes()
+    (tmp_path / "a.ply").write_bytes(data)
+    code, out, err = command("export", tmp_path / "a.ply", tmp_path / "b.spz")
+    assert (code, out) == (1, "")
+    assert "1 hold NaN" in err
+    assert "--prune" in err
+    code, out, err = command("export", tmp_path / "a.ply", tmp_path / "b.spz", "--prune")
+    assert (code, err) == (0, "")
+    assert len(load(tmp_path / "b.spz")) == 399
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("export", "a.ply"), ["expected a file to write"]),
+        (("export", "a.ply", "a.ply"), ["expected another file", "a.ply twice"]),
+        (("export", "a.ply", "b.spz", "b.xyz"), ["b.xyz", "expected a splat file, one of .compressed.ply, .ply"]),
+        (("export", "nothing.ply", "b.spz"), ["cannot read nothing.ply"]),
+        (("export", "text.ply", "b.spz"), ["text.ply is not a PLY file"]),
+        (("export", "a.ply", "no/b.spz"), ["cannot write", "b.spz: No such file"]),
+        (("export", "a.ply", "b.spz", "--sh-degree", "5"), ["--sh-degree", "0 to 3"]),
+        (("export", "a.ply", "b.spz", "--prune", "--min-opacity", "1"), ["no Gaussian is left"]),
+        (("info", "nothing.ply"), ["cannot read nothing.ply"]),
+        (("info", "wrong.splat"), ["wrong.splat begins like a 3DGS PLY file", ".ply"]),
+        (("info", "a.png"), ["a.png: expected a splat file"]),
+    ],
+)
+def test_bad_input_is_one_line_and_no_file(tmp_path, command, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    write_ply(asset(50), "a.ply")
+    (tmp_path / "text.ply").write_text("hello")
+    (tmp_path / "wrong.splat").write_bytes((tmp_path / "a.ply").read_bytes())
+    before = {p.name for p in tmp_path.iterdir()}
+    code, out, err = command(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+    assert {p.name for p in tmp_path.iterdir()} == before
