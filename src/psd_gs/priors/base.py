@@ -49,8 +49,19 @@ class TextEmbedding:
             )
         return self._map(lambda tensor: tensor.expand(rows, *tensor.shape[1:]))
 
-    def to(self, device: torch.device | str) -> TextEmbedding:
-        return self._map(lambda tensor: tensor.to(device))
+    def joined(self, other: TextEmbedding) -> TextEmbedding:
+        """The rows of both, one after the other; both must come from one prior."""
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return replace(self, **{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None})
+
+    def to(self, target: torch.device | str | torch.dtype) -> TextEmbedding:
+        """On a device, or the real numbers in a type."""
+        if isinstance(target, torch.dtype):
+            return self._map(lambda tensor: tensor.to(target) if tensor.is_floating_point() else tensor)
+        return self._map(lambda tensor: tensor.to(target))
+
+    def float(self) -> TextEmbedding:
+        return self.to(torch.float32)
 
     def _map(self, function) -> TextEmbedding:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
