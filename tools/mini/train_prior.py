@@ -43,7 +43,10 @@ TEXT_WIDTH = 192
 TEXT_RATE = 0.1
 """Learning rate of the text encoder relative to the U-Net's: at the same rate noise collapses it."""
 BACKGROUND = 0.05
-"""Weight in the loss of pixels away from the object: their colour is drawn at random, so they teach little."""
+"""Least weight in the loss of pixels away from the object: their colour is drawn at random and would drown the words.
+
+They count the more, the more the noisy picture tells of them; else assets that the prior makes stand in fog.
+"""
 PROMPTS = json.loads((Path(__file__).parents[1] / "bench" / "prompts.json").read_text())
 
 
@@ -147,8 +150,11 @@ def loss_of(model: Model, batch: Batch, scheduler, generator: torch.Generator, d
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         text = encode_prompts(model.tokenizer, model.text_encoder, captions).repeat_interleave(VIEWS, 0)
         v = model.unet(noisy, per_view, encoder_hidden_states=text, class_labels=labels, return_dict=False)[0]
-    weight = BACKGROUND + (1 - BACKGROUND) * torch.nn.functional.max_pool2d(batch.alpha, 3, 1, 1)
-    return (weight * (v.float() - target).square()).mean() / weight.mean()
+    told = scheduler.alphas_cumprod.to(device)[per_view, None, None, None]
+    background = BACKGROUND + (1 - BACKGROUND) * told
+    weight = background + (1 - background) * torch.nn.functional.max_pool2d(batch.alpha, 3, 1, 1)
+    weight = weight / weight.mean((1, 2, 3), keepdim=True)
+    return (weight * (v.float() - target).square()).mean()
 
 
 def make_optimizers(model: Model, lr: float) -> tuple[list[nn.Parameter], torch.optim.Muon, torch.optim.AdamW]:
