@@ -29,6 +29,7 @@ FLOORS = {
     ".compressed.ply": Floor(2.5e-3, 0.25, 4e-3, BYTE, 4e-3, 4 / 256 + 1e-5),
     ".splat": Floor(0, 0.9, 1e-6, BYTE, BYTE, None),
     ".spz": Floor(2e-6, 0.25, 1 / 32 + 1e-5, BYTE, 0.0038, 16 / 256 + 0.5 / 128 + 1e-5),
+    ".sog": Floor(4e-5, 0.9, 0.03, BYTE, 0.004, 0.01),
 }
 """By extension, for :func:`asset`. Rotations come from arc cosines in float32, which are good to 0.1 degrees."""
 

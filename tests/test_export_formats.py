@@ -117,7 +117,7 @@ def test_three_coloured_axes(tmp_path, extension, frame):
 
 def test_usual_frames():
     assert {extension: FORMATS[extension].frame for extension in EXTENSIONS} == {
-        **dict.fromkeys((".compressed.ply", ".ply", ".splat", ".spz"), "rdf"),
+        **dict.fromkeys((".compressed.ply", ".ply", ".splat", ".spz", ".sog"), "rdf"),
     }
 
 
