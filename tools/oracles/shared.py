@@ -49,3 +49,27 @@ def parse(listing: np.ndarray) -> dict[str, tuple[int, ...]]:
 def listing(state: dict) -> np.ndarray:
     """Names and shapes of a state dict, one line per tensor."""
     return np.array([f"{name} {'x'.join(map(str, value.shape))}" for name, value in state.items()])
+
+
+BLIP_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "car", "cat", "on", "the", "view", "front"]
+BLIP_WORDS += ["side", "back", "overhead", ",", "##s", "hat", "."]
+"""The tiny tokenizer."""
+BLIP_PROMPTS = ["a red car, front view", "a cat on the hats", " ".join(["red cats"] * 40), "unheard"]
+BLIP_SIZES = {"vision_width": 32, "vision_heads": 2}
+BERT = {
+    "hidden_size": 768,  # the heads' width is fixed
+    "num_hidden_layers": 1,
+    "num_attention_heads": 12,
+    "intermediate_size": 40,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "vocab_size": len(BLIP_WORDS) + 2,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "add_cross_attention": True,
+    "encoder_width": 768,
+}
+"""med_config.json of the tiny text encoder."""

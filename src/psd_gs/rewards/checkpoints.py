@@ -77,6 +77,7 @@ def build(
     what: str,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    ignore_unknown: bool = False,
 ) -> Network:
     """A network that is nothing but ``tensors``: frozen, in evaluation mode, never randomly initialized.
 
@@ -86,13 +87,17 @@ def build(
         what: for errors.
         device: where it goes.
         dtype: of its floating-point tensors.
+        ignore_unknown: leave out tensors that the network has no place for.
 
     Raises:
         ModelError: names the first keys that are missing, too many or of another shape.
     """
     with torch.device("meta"):
         network = make()
-    check_keys(network.state_dict(), tensors, what)
+    expected = network.state_dict()
+    if ignore_unknown:
+        tensors = {key: value for key, value in tensors.items() if key in expected}
+    check_keys(expected, tensors, what)
     cast = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in tensors.items()}
     network.load_state_dict(cast, strict=True, assign=True)
     for name, buffer in network.named_buffers():

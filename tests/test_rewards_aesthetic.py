@@ -1,0 +1,83 @@
+"""LAION's aesthetic heads: the published files' layout, the formula, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from oracles.shared import DATA, IMAGE, PATCH, parse, picture, weights
+from safetensors.torch import save_file
+from transformers import CLIPConfig
+
+from psd_gs.errors import InputError, ModelError
+from psd_gs.rewards.aesthetic import FILES, load_aesthetic
+from psd_gs.rewards.clip import image_features, load_clip
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LAYERS = {0: (1024, 24), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Both heads beside a tiny CLIP; only the width of the published ones, 768, is changed."""
+    with np.load(DATA / "reward_clip.npz") as file:
+        rows = parse(file["pick_keys"])
+    tensors = {name: torch.as_tensor(value) for name, value in weights(rows).items()}
+    save_file(tensors | {"logit_scale": torch.tensor(4.0)}, tmp_path / "model.safetensors")
+    text = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"vocab_size": 60, "max_position_embeddings": 12, "bos_token_id": 58, "eos_token_id": 59}
+    vision = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": IMAGE, "patch_size": PATCH}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    mlp = {f"layers.{i}.weight": shape for i, shape in LAYERS.items()}
+    mlp |= {f"layers.{i}.bias": shape[:1] for i, shape in LAYERS.items()}
+    for name, rows in zip(FILES, (mlp, {"weight": (1, 24), "bias": (1,)}), strict=True):
+        torch.save({key: torch.as_tensor(value) for key, value in weights(rows).items()}, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_score_is_the_formula(folder, file):
+    reward = load_aesthetic(folder / file, name="a")
+    images = torch.stack([torch.as_tensor(picture(80, 70, seed)).permute(2, 0, 1) for seed in range(6)]) / 255
+    scores = reward.score(images.view(2, 3, 3, 80, 70), ["", "whatever"])
+    assert scores.shape == (2, 3)
+    state = {key: value.double() for key, value in torch.load(folder / file, weights_only=True).items()}
+    features = image_features(load_clip(folder), images).double()
+    if "weight" in state:
+        expected = features @ state["weight"].T + state["bias"]
+    else:
+        expected = features
+        for i in LAYERS:
+            expected = expected @ state[f"layers.{i}.weight"].T + state[f"layers.{i}.bias"]
+    torch.testing.assert_close(scores.flatten().double(), expected[:, 0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError):
+        reward.score(images, ["a"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_reach_the_pixels(folder, dtype):
+    images = torch.rand(1, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (exact,) = torch.autograd.grad(load_aesthetic(folder).score(images, ["a"]).sum(), images)
+    (half,) = torch.autograd.grad(load_aesthetic(folder, dtype=dtype).score(images, ["a"]).sum(), images)
+    assert (exact.abs().amax((2, 3, 4)) > 0).all()
+    assert torch.nn.functional.cosine_similarity(half.flatten(), exact.flatten(), 0) > 0.98
+    step = 2e-3 * exact.sign()
+    reward = load_aesthetic(folder)
+    ahead, behind = (reward.score((images + k * step).detach(), ["a"]).double().sum() for k in (1, -1))
+    assert ((ahead - behind) / 2).item() == pytest.approx((exact * step).sum().item(), rel=0.03)
+
+
+def test_bad_files(folder):
+    (folder / FILES[0]).rename(folder / "other.pth")
+    assert load_aesthetic(folder).head.weight.shape == (1, 24)  # the linear one is left
+    torch.save({"weight": torch.zeros(1, 768), "bias": torch.zeros(1)}, folder / "wide.pth")
+    with pytest.raises(ModelError, match=r"weight \[1, 768\] instead of \[1, 24\]"):
+        load_aesthetic(folder / "wide.pth")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"CLIP: expected model\.safetensors"):
+        load_aesthetic(folder)

@@ -1,0 +1,224 @@
+"""ImageReward and Reward3D against the authors' own code: the image-reward package 1.5 and DreamReward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from oracles.shared import BERT, BLIP_PROMPTS, BLIP_SIZES, BLIP_WORDS, DATA, parse, picture, weights
+from transformers import BlipTextConfig, BlipVisionConfig
+
+from psd_gs.cameras import orbit, turntable
+from psd_gs.errors import InputError, ModelError
+from psd_gs.rewards.blip import BlipNetwork, BlipReward, BlipSizes, from_package, load_blip_reward, sides
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FILES = {"image": "ImageReward.pt", "scorer": "Reward3D_Scorer.pt", "fusion": "Reward3D_CrossViewFusion.pt"}
+PARAMETERS = {"image": 446_206_689, "scorer": 446_354_530, "fusion": 449_749_473}
+"""Of what is used at full size."""
+
+
+@pytest.fixture(scope="module")
+def oracle() -> dict[str, np.ndarray]:
+    out = {}
+    for name in ("imagereward", "reward3d"):
+        with np.load(DATA / f"reward_{name}.npz") as file:
+            out |= dict(file)
+    return out
+
+
+def tiny() -> BlipSizes:
+    """The architecture of the oracle's tiny models."""
+    width = BLIP_SIZES["vision_width"]
+    vision = BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=2,
+        num_attention_heads=BLIP_SIZES["vision_heads"],
+        image_size=224,
+        patch_size=16,
+        layer_norm_eps=1e-6,
+    )
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    text = BlipTextConfig(**{key: BERT[key] for key in same}, encoder_hidden_size=width, is_decoder=True)
+    return BlipSizes(vision, text)
+
+
+@pytest.fixture(params=FILES)
+def head(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path, oracle, head):
+    """A folder as published: the package's state dict, buffers and all, and a tokenizer."""
+    rows = parse(oracle[f"{head}_keys"])
+    tensors = {name: torch.as_tensor(value) for name, value in weights(rows).items() if "position_ids" not in name}
+    tensors["blip.text_encoder.embeddings.position_ids"] = torch.arange(512)[None]
+    torch.save(tensors, tmp_path / FILES[head])
+    (tmp_path / "vocab.txt").write_text("\n".join(BLIP_WORDS), encoding="utf-8")
+    return tmp_path
+
+
+def load(folder, head, **options) -> BlipReward:
+    return load_blip_reward(folder, head=head, sizes=tiny(), name=head, **options)
+
+
+def pixels(*seeds: int, size: tuple[int, int] = (224, 224)) -> torch.Tensor:
+    return torch.stack([torch.as_tensor(picture(*size, seed)).permute(2, 0, 1) for seed in seeds]) / 255
+
+
+def test_scores_and_gradients_equal_the_reference(folder, oracle, head, monkeypatch):
+    reward = load(folder, head)
+    images = pixels(0, 1, 2, 3).requires_grad_()
+    prompts = [BLIP_PROMPTS[0]] * 3 + [BLIP_PROMPTS[1]]
+    if head == "image":
+        scores = reward.score(images[:, None], prompts)[:, 0]
+    else:
+        monkeypatch.setattr(reward, "view_prompts", False)
+        monkeypatch.setattr(reward, "tokens", lambda rows, tokens=reward.tokens: tokens(prompts))
+        scores = reward.score(images[None], prompts[:1])
+    assert scores.shape == oracle[f"{head}_score"].shape
+    np.testing.assert_allclose(scores.detach().numpy(), oracle[f"{head}_score"], rtol=2e-5, atol=2e-5)
+    (gradient,) = torch.autograd.grad(scores.sum(), images)
+    expected = oracle[f"{head}_gradient"] / np.array([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+    close = np.abs(gradient[..., ::16, ::16].numpy() - expected).max()
+    assert close <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("head", ["image"], indirect=True)
+def test_image_reward_from_a_picture_and_a_sentence(folder, oracle, head):
+    reward = load(folder, head)
+    for text, expected in zip(BLIP_PROMPTS, oracle["image_prompts"], strict=True):
+        assert reward.score(pixels(0)[None], [text]).item() == pytest.approx(expected, abs=3e-5)
+    resized = reward.score(pixels(9, size=(300, 257))[None], BLIP_PROMPTS[:1])
+    assert resized.item() == pytest.approx(oracle["image_resized"][0], abs=2e-3)  # PIL rounds to bytes
+
+
+def test_full_size_keys_are_the_published_ones(oracle, head):
+    listed = parse(oracle[f"{head}_full"])
+    assert len(listed) == {"image": 625, "scorer": 631, "fusion": 631}[head]
+    with torch.device("meta"):
+        network = BlipNetwork(BlipSizes(), head)
+        published = {key: torch.empty(shape) for key, shape in listed.items()}
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    assert {key: tuple(value.shape) for key, value in from_package(published).items()} == expected
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[head]
+    if head == "image":  # the published file is 1,786,880,927 bytes: these, in float32, and the archive's overhead
+        total = sum(int(np.prod(shape)) for key, shape in listed.items() if "position_ids" not in key)
+        assert 0 < 1_786_880_927 - 4 * total - 8 * 512 < 2.5e5
+
+
+def test_contract(folder, head):
+    reward = load(folder, head)
+    images = torch.rand(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    cameras = turntable(8)
+    scores = reward.score(images, ["a red car", "a cat"], cameras)
+    assert scores.shape == ((2, 4) if head == "image" else (2,))
+    assert scores.dtype == torch.float32
+    alone = [
+        reward.score(images[i : i + 1], [p], cameras[4 * i : 4 * i + 4]) for i, p in enumerate(["a red car", "a cat"])
+    ]
+    torch.testing.assert_close(scores, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(scores, reward.score(images, ["a hat", "a hat"], cameras))
+    assert reward.differentiable
+    with pytest.raises(InputError, match="1 prompts"):
+        reward.score(images, ["a cat"], cameras)
+
+
+def test_reward3d_wants_four_views_and_their_cameras(folder, head):
+    reward = load(folder, head)
+    images = torch.rand(1, 4, 3, 64, 64)
+    if head == "image":
+        assert reward.score(images[:, :1], ["a cat"]).shape == (1, 1)
+        return
+    for views, cameras in ((images[:, :3], turntable(3)), (images, None), (images, turntable(3))):
+        with pytest.raises(InputError, match="groups of 4 views and a camera for each"):
+            reward.score(views, ["a cat"], cameras)
+    turned = reward.score(images, ["a cat"], turntable(4, start=180.0))
+    assert not torch.equal(reward.score(images, ["a cat"], turntable(4)), turned)
+
+
+def test_sides():
+    azimuth = torch.tensor([0.0, 29.0, 31.0, 90.0, 149.0, 151.0, 180.0, -90.0, -20.0, 0.0])
+    elevation = torch.tensor([0.0, 59.0, 0.0, 0.0, 30.0, 0.0, -80.0, 10.0, 61.0, 89.9])
+    cameras = orbit(azimuth, elevation, torch.full((10,), 2.0), torch.full((10,), 40.0), 8, 8)
+    expected = "front front side side side back back side overhead overhead"
+    assert sides(cameras) == expected.split()
+
+
+def test_gradient_agrees_with_finite_differences(folder, head):
+    reward = load(folder, head, dtype=torch.float64)
+    reward.network.head.double()
+    images = pixels(0, 1, 2, 3)[None].requires_grad_()
+    cameras = turntable(4)
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        return reward.score(x, ["a red car"], cameras).double().sum()
+
+    reward.network.forward = exact(reward.network)
+    (gradient,) = torch.autograd.grad(score(images), images)
+    assert (gradient.abs().amax((0, 2, 3, 4)) > 0).all()
+    step = 1e-3 * gradient.sign()
+    numeric = (score((images + step).detach()) - score((images - step).detach())) / 2
+    assert numeric.item() == pytest.approx((gradient * step).sum().item(), rel=0.02)
+
+
+def exact(network: BlipNetwork):
+    """The network's forward without its cast to float32 before the head."""
+
+    def forward(x, ids, mask):
+        seen = network.vision(pixel_values=x.flatten(0, 1).double()).last_hidden_state
+        states = network.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
+        return network.head(states[:, 0].unflatten(0, x.shape[:2]))
+
+    return forward
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-2), (torch.bfloat16, 1e-1)])
+def test_half_precision(folder, head, dtype, tolerance):
+    images = pixels(0, 1, 2, 3)[None].requires_grad_()
+    full, half = (
+        load(folder, head, dtype=d).score(images, ["a red car"], turntable(4)) for d in (torch.float32, dtype)
+    )
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=0, atol=tolerance)
+    (gradient,) = torch.autograd.grad(half.sum(), images)
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().max() > 0
+
+
+def test_another_head_is_refused(folder, head, tmp_path):
+    other = {"image": "scorer", "scorer": "fusion", "fusion": "image"}[head]
+    with pytest.raises(ModelError, match=r"missing: head\.|unknown: head\."):
+        load_blip_reward(folder / FILES[head], head=other, sizes=tiny())
+    with pytest.raises(ModelError, match="of another architecture"):
+        load_blip_reward(folder, head=head)
+    with pytest.raises(ModelError, match=FILES[other]):
+        load_blip_reward(folder, head=other, sizes=tiny())
+
+
+def test_tensors_too_many(folder, head):
+    path = folder / FILES[head]
+    torch.save(torch.load(path, weights_only=True) | {"blip.extra": torch.zeros(1)}, path)
+    if head == "image":
+        with pytest.raises(ModelError, match=r"1 unknown: blip\.extra"):
+            load(folder, head)
+    else:
+        load(folder, head)
+
+
+def test_damaged_files(folder, head):
+    path = folder / FILES[head]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="Download it again"):
+        load(folder, head)
+    path.write_bytes(whole)
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncat", encoding="utf-8")
+    with pytest.raises(ModelError, match="bert-base-uncased"):
+        load(folder, head)
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(ModelError, match=r"tokenizer: expected vocab\.txt"):
+        load(folder, head)
