@@ -86,6 +86,7 @@ def test_every_dependency_of_the_main_job_is_a_base_one():
         *("imageio_ffmpeg", "fast_simplification", "skimage", "yaml", "PIL", "huggingface_hub"),
         *sys.stdlib_module_names,
         "psd_gs",
+        "peft",  # of the extra vsd
     }
     named = {"imageio-ffmpeg", "fast-simplification", "scikit-image", "pyyaml", "pillow", "huggingface-hub"}
     assert named <= {name.replace("_", "-") for name in base}
@@ -124,7 +125,8 @@ LAYERS = {
     "files": {"errors"},
     "gaussians": set(),
     "cameras": set(),
-    "weights": {"errors"},
+    "published": set(),
+    "weights": {"errors", "published"},
     "render": {"errors", "gaussians", "cameras"},
     "priors": {"errors", "cameras", "files", "weights"},
     "rewards": {"errors", "cameras", "files", "weights"},
