@@ -119,7 +119,7 @@ def test_only_groups_below_t_max_are_judged():
     config = GuidanceConfig(timesteps=timesteps, psd=PSDConfig(t_max=0.5), negative=OFF)
     images, cameras = random_images(16), cameras_for(16)
     guidance, bare = Guidance(prior, "y", config, reward=reward), Guidance(prior, "y", config, reward=reward)
-    bare.psd.config = PSDConfig(t_max=0.5, guard=0.0)  # the same noises, no say
+    bare.pair.config = PSDConfig(t_max=0.5, guard=0.0)  # the same noises, no say
     gradient, _ = latent_gradient(guidance, images, cameras)
     t, _ = drawn(0, prior.encode(images), timesteps, 1)
     spoken = (t <= 0.5).tolist()
@@ -359,8 +359,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one():
 def test_a_foreign_state_is_refused():
     guidance = Guidance(ToyPrior(), "y", plain())
     state = guidance.state_dict()
-    del state["psd.gap_mean"]
-    with pytest.raises(InputError, match=r"psd\.gap_mean"):
+    del state["negative.delta"]
+    with pytest.raises(InputError, match=r"negative\.delta"):
         guidance.load_state_dict(state)
 
 

@@ -11,7 +11,7 @@ from toy import LinearReward, cameras_for
 
 from psd_gs.cameras import orbit
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.guidance.base_scores import METHODS, WEIGHTINGS, Prediction, recon, rescale_guidance, score_loss, sds
+from psd_gs.guidance.base_scores import METHODS, WEIGHTINGS, recon, rescale_guidance, score_loss, sds
 from psd_gs.guidance.config import (
     GuidanceConfig,
     Method,
@@ -22,7 +22,18 @@ from psd_gs.guidance.config import (
     TimestepConfig,
     Weighting,
 )
-from psd_gs.guidance.preference import PSD, SCALES, advantages, contrast, group_norm, guarded, judge, take
+from psd_gs.guidance.denoiser import Prediction
+from psd_gs.guidance.preference import (
+    PSD,
+    SCALES,
+    Candidates,
+    advantages,
+    contrast,
+    group_norm,
+    guarded,
+    judge,
+    take,
+)
 from psd_gs.guidance.prompts import directed, direction_index
 from psd_gs.guidance.timesteps import SCHEDULES
 from psd_gs.priors.base import TextEmbedding
@@ -64,6 +75,35 @@ def test_linear_schedule_falls_and_ignores_chance():
     torch.testing.assert_close(t, torch.tensor([0.98, 0.74, 0.5, 0.02])[:, None].expand(4, 3))
 
 
+def test_step_schedule_drops_its_upper_bound_once():
+    u, config = torch.tensor([0.0, 0.5, 1.0]), TimestepConfig(anneal_end=0.5)
+    for progress, high in ((0.0, 0.98), (0.49, 0.98), (0.5, 0.5), (1.0, 0.5)):
+        t = SCHEDULES["step"](progress, u, config)
+        torch.testing.assert_close(t, torch.tensor([0.02, (0.02 + high) / 2, high]))
+
+
+def test_sqrt_schedule_falls_with_the_root():
+    config = TimestepConfig(t_min_end=0.3, anneal_end=1.0)
+    t = [float(SCHEDULES["sqrt"](p, torch.rand(1), config)) for p in (0.0, 0.25, 1.0)]
+    assert t == pytest.approx([0.98, 0.98 - 0.68 / 2, 0.3])
+
+
+def test_dreamtime_never_rises_and_spends_its_weight():
+    config = TimestepConfig(t_max_start=0.999, t_min_end=0.001, anneal_end=1.0)
+    progress = torch.arange(4001) / 4000
+    t = torch.cat([SCHEDULES["dreamtime"](float(p), torch.rand(1), config) for p in progress])
+    assert (t.diff() <= 0).all()
+    assert (float(t[0]), float(t[-1])) == pytest.approx((0.999, 0.001))
+    # The share of the run between two times is the integral of W_p: a plateau and two half Gaussians.
+    upper = 0.3 * math.sqrt(math.pi / 2) * math.erf(0.199 / 0.3 / math.sqrt(2))
+    lower = 0.1 * math.sqrt(math.pi / 2)
+    share = ((t <= 0.8) & (t >= 0.5)).double().mean()
+    assert share == pytest.approx(0.3 / (0.3 + upper + lower), rel=0.01)
+    constant = TimestepConfig(schedule="dreamtime", dreamtime=(1.0, 0.001, 0.1, 0.1), anneal_end=1.0)
+    flat = [float(SCHEDULES["dreamtime"](p, torch.rand(1), constant)) for p in (0.25, 0.5, 0.75)]
+    assert flat == pytest.approx([0.74, 0.5, 0.26], abs=2e-3)  # a constant weight is the linear schedule
+
+
 # Base scores
 
 
@@ -82,7 +122,7 @@ def test_residuals_and_weightings_equal_the_epsilon_forms():
     eps = eps_neg + 7.5 * (eps_cond - eps_neg)
     weights = {"sds": sigma**2, "uniform": 1.0, "recon": sigma / alpha, "fantasia3d": alpha * sigma**2}
     for name, w in weights.items():
-        actual = WEIGHTINGS[name](alpha, sigma) * sds(prediction, GuidanceConfig())
+        actual = WEIGHTINGS[name](alpha, sigma) * sds(prediction, None, GuidanceConfig())
         torch.testing.assert_close(actual, w * (eps - noise))
 
 
@@ -93,7 +133,7 @@ def test_rescaled_guidance_mixes_standard_deviations_per_group():
     half = rescale_guidance(guided, cond, 0.7)
     torch.testing.assert_close(half, 0.7 * full + 0.3 * guided)
     prediction = Prediction(0 * cond[0], cond, cond, cond)
-    torch.testing.assert_close(recon(prediction, GuidanceConfig()), -cond)
+    torch.testing.assert_close(recon(prediction, None, GuidanceConfig()), -cond)
 
 
 # Preference
@@ -154,14 +194,16 @@ def test_view_pairs_are_ranked_one_by_one():
 def test_guard_bounds_each_group(ratio, reference):
     estimates, rewards, residuals = randn(2, 5, 1, 1, 8, 8), randn(2, 5, 1, seed=1), randn(2, 5, 1, 1, 8, 8, seed=2)
     psd = PSD(PSDConfig(weight=2.0, guard=ratio, guard_reference=reference), torch.device("cpu"))
-    score = psd(estimates, rewards, residuals).score
+    score = psd(Candidates(estimates, rewards, residuals)).score
     limit = {
         "noise": ((group_norm(residuals[0]) ** 2 + group_norm(residuals[1]) ** 2) / 2).sqrt(),
         "base": group_norm(residuals.mean(0)),
         "contrast": group_norm(estimates[0] - estimates[1]),
     }[reference]
     norms = group_norm(score)
-    free = PSD(PSDConfig(weight=2.0, guard=math.inf), torch.device("cpu"))(estimates, rewards, residuals).score
+    free = PSD(PSDConfig(weight=2.0, guard=math.inf), torch.device("cpu"))(
+        Candidates(estimates, rewards, residuals)
+    ).score
     expected = torch.minimum(group_norm(free), ratio * limit) if math.isfinite(ratio) else group_norm(free)
     torch.testing.assert_close(norms, expected)
     assert guarded(free, limit, math.inf) is free
@@ -171,7 +213,8 @@ def test_gap_mean_is_an_average_over_valid_units():
     psd, estimates, residuals = PSD(PSDConfig(), torch.device("cpu")), randn(2, 3, 1, 1, 2, 2), randn(2, 3, 1, 1, 2, 2)
 
     def step(*gaps: float):
-        return psd(estimates, torch.tensor([[[g] for g in gaps], [[0.0]] * len(gaps)]), residuals)
+        rewards = torch.tensor([[[g] for g in gaps], [[0.0]] * len(gaps)])
+        return psd(Candidates(estimates, rewards, residuals))
 
     nan = float("nan")
     assert float(step(nan, nan, nan).logs["kappa"]) == 0
@@ -190,7 +233,8 @@ def test_gap_mean_is_an_average_over_valid_units():
 def test_equal_rewards_say_nothing():
     for scale in get_args(Scale):
         psd = PSD(PSDConfig(scale=scale), torch.device("cpu"))
-        verdict = psd(randn(2, 2, 1, 1, 4, 4), torch.full((2, 2, 1), 0.3), randn(2, 2, 1, 1, 4, 4))
+        rewards = torch.full((2, 2, 1), 0.3)
+        verdict = psd(Candidates(randn(2, 2, 1, 1, 4, 4), rewards, randn(2, 2, 1, 1, 4, 4)))
         assert verdict.score.abs().max() == 0
 
 
@@ -282,7 +326,7 @@ def test_text_rows_expand_to_views_only():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GuidanceConfig(method="dds"), "expected one of sds, recon, received 'dds'"),
+        (lambda: GuidanceConfig(method="dds"), "expected one of sds, recon, .* received 'dds'"),
         (lambda: GuidanceConfig(rescale=1.5), "rescale: expected a value from 0 to 1"),
         (lambda: PSDConfig(n_noises=1), "n_noises: expected a value from 2"),
         (lambda: PSDConfig(start=1000), "start: expected a value from 0 to 1"),

@@ -8,38 +8,19 @@ textbook residual is ``eps_hat - noise = (alpha / sigma) (x0 - x0_hat)``, so a m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from psd_gs.guidance.config import GuidanceConfig, Method, Weighting
+from psd_gs.guidance.denoiser import Denoiser, Latents, Prediction, epsilon
+from psd_gs.guidance.vsd import vsd
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prior's view of one render under N noises at one timestep per group.
-
-    Attributes:
-        x0: latents of the render, detached.
-        x_t: noisy latents.
-        cond: clean estimates under the prompt.
-        neg: clean estimates under the negative prompt.
-    """
-
-    x0: Float[Tensor, "G V C h w"]
-    x_t: Float[Tensor, "N G V C h w"]
-    cond: Float[Tensor, "N G V C h w"]
-    neg: Float[Tensor, "N G V C h w"]
-
-    def __getitem__(self, groups: Tensor) -> Prediction:
-        """The groups that integer indices pick."""
-        return Prediction(self.x0[groups], self.x_t[:, groups], self.cond[:, groups], self.neg[:, groups])
-
-    def guided(self, scale: float) -> Float[Tensor, "N G V C h w"]:
-        """Classifier-free guidance (2207.12598, Eq. 6) in diffusers' convention of the scale."""
-        return self.neg + scale * (self.cond - self.neg)
+NFSD_CLEAN = 0.2
+"""Below this time NFSD takes the unconditional noise itself for the denoising direction."""
+T_LAST = 0.999
+"""Largest time that is asked of a prior."""
 
 
 def rescale_guidance(
@@ -55,21 +36,72 @@ def rescale_guidance(
     return guided * (phi * factor + (1 - phi))
 
 
-def sds(prediction: Prediction, config: GuidanceConfig) -> Float[Tensor, "N G V C h w"]:
-    """Score distillation sampling, DreamFusion (2209.14988), Eq. 3."""
+def sds(prediction: Prediction, denoiser: Denoiser, config: GuidanceConfig) -> Latents:
+    """Score distillation sampling, DreamFusion (2209.14988), Eq. 3: ``w (eps_hat - noise)``."""
     return prediction.x0 - prediction.guided(config.guidance_scale)
 
 
-def recon(prediction: Prediction, config: GuidanceConfig) -> Float[Tensor, "N G V C h w"]:
+def recon(prediction: Prediction, denoiser: Denoiser, config: GuidanceConfig) -> Latents:
     """The x0-reconstruction loss with rescaled guidance, MVDream (2308.16512), Eq. 4."""
     guided = prediction.guided(config.guidance_scale)
     return prediction.x0 - rescale_guidance(guided, prediction.cond, config.rescale)
 
 
-BaseScore = Callable[[Prediction, GuidanceConfig], Float[Tensor, "N G V C h w"]]
+def csd(prediction: Prediction, denoiser: Denoiser, config: GuidanceConfig) -> Latents:
+    """Classifier score distillation (2310.19415): ``w (eps(y) - eps(n))``, no noise and no scale.
+
+    What is subtracted may move from the empty prompt to the negative one over the run.
+    """
+    start, end = config.csd_negative
+    share = start + (end - start) * denoiser.progress
+    if share == 1:
+        return prediction.neg - prediction.cond
+    null = denoiser.predict_null(prediction.x_t, denoiser.t)
+    return torch.lerp(null, prediction.neg, share) - prediction.cond
+
+
+def nfsd(prediction: Prediction, denoiser: Denoiser, config: GuidanceConfig) -> Latents:
+    """Noise-free score distillation (2310.17590), Eq. 6: ``w (delta_D + s (eps(y) - eps()))``.
+
+    The denoising direction ``delta_D`` is ``eps() - eps(n)``, with ``n`` a description of poor quality, and at low
+    noise ``eps()`` alone.
+    """
+    null = denoiser.predict_null(prediction.x_t, denoiser.t)
+    alpha, _ = denoiser.levels(denoiser.t)
+    clean = denoiser.t.to(alpha).view_as(alpha) < NFSD_CLEAN
+    denoise = torch.where(clean, prediction.x_t / alpha, prediction.neg) - null
+    return denoise + config.guidance_scale * (null - prediction.cond)
+
+
+def asd(prediction: Prediction, denoiser: Denoiser, config: GuidanceConfig) -> Latents:
+    """Asynchronous score distillation, ScaleDreamer (2407.02040): ``w (eps_hat(x_t) - eps(x_t'; y))``.
+
+    The same noise at a slightly later time t' stands for the score of the renders, for which VSD trains a copy.
+    """
+    t = denoiser.t
+    u = torch.rand(len(t), generator=denoiser.generator)
+    later = (t + config.asd_shift * (t - config.timesteps.t_min_end).clamp_min(0) * u).clamp_max(T_LAST)
+    alpha, sigma = denoiser.levels(t)
+    alpha_later, sigma_later = denoiser.levels(later)
+    noise = epsilon(prediction.x_t, prediction.x0, alpha, sigma)
+    x_later = denoiser.add_noise(prediction.x0, noise, later)
+    cond, _ = denoiser.branches(x_later, later, denoiser.text, denoiser.negative)
+    noise_later = epsilon(x_later, cond, alpha_later, sigma_later)
+    return (prediction.x_t - sigma * noise_later) / alpha - prediction.guided(config.guidance_scale)
+
+
+BaseScore = Callable[[Prediction, Denoiser, GuidanceConfig], Latents]
 """The residual ``x0 - target`` of every noise."""
 
-METHODS: dict[Method, tuple[BaseScore, Weighting]] = {"sds": (sds, "sds"), "recon": (recon, "recon")}
+METHODS: dict[Method, tuple[BaseScore, Weighting]] = {
+    "sds": (sds, "sds"),
+    "recon": (recon, "recon"),
+    "csd": (csd, "uniform"),
+    "vsd": (vsd, "sds"),
+    "ism": (sds, "recon"),  # on inverted renders, see ism.py
+    "nfsd": (nfsd, "sds"),
+    "asd": (asd, "sds"),
+}
 """Base scores by name, each with the weighting that ``auto`` stands for."""
 
 WEIGHTINGS: dict[Weighting, Callable[[Tensor, Tensor], Tensor]] = {

@@ -8,10 +8,10 @@ from typing import Literal, get_args, get_type_hints
 from psd_gs.errors import ConfigError
 from psd_gs.rewards.base import Pooling
 
-Method = Literal["sds", "recon"]
-Preference = Literal["none", "psd"]
+Method = Literal["sds", "recon", "csd", "vsd", "ism", "nfsd", "asd"]
+Preference = Literal["none", "psd", "dreamdpo", "rewardsds", "dreamfl"]
 Weighting = Literal["auto", "sds", "uniform", "recon", "fantasia3d"]
-Schedule = Literal["mvdream", "uniform", "linear"]
+Schedule = Literal["mvdream", "uniform", "linear", "sqrt", "step", "dreamtime"]
 Scale = Literal["gap", "sign", "ramp", "bt"]
 
 
@@ -44,23 +44,32 @@ class TimestepConfig:
     """Which diffusion times are drawn over the run (fractions: 0 clean, 1 pure noise)."""
 
     schedule: Schedule = "mvdream"
-    """mvdream: uniform between two annealed bounds; linear: one time falling from t-max-start to t-min-end;
-    uniform: between t-min-end and t-max-start throughout."""
+    """mvdream: uniform between two annealed bounds; uniform: between t-min-end and t-max-start throughout; step:
+    uniform, the upper bound drops at anneal-end; linear, sqrt, dreamtime: one time falling from t-max-start to
+    t-min-end, evenly, fast at first, or slowest where dreamtime's weight is high."""
     t_max_start: float = 0.98
     """Upper bound at the start."""
     t_max_end: float = 0.5
-    """Upper bound when annealed (mvdream)."""
+    """Upper bound when annealed (mvdream, step)."""
     t_min_start: float = 0.98
     """Lower bound at the start (mvdream)."""
     t_min_end: float = 0.02
     """Lower bound when annealed."""
     anneal_end: float = 0.8
-    """Fraction of the run after which the bounds stay (mvdream, linear)."""
+    """Fraction of the run after which the bounds stay."""
+    dreamtime: tuple[float, float, float, float] = (0.8, 0.5, 0.3, 0.1)
+    """Weight of dreamtime: 1 between the second and the first time, falling off as a Gaussian above (third number)
+    and below (fourth)."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
         check_range(self, 1e-3, 1 - 1e-3, "t_max_start", "t_max_end", "t_min_start", "t_min_end")
-        check_range(self, 1e-3, 1, "anneal_end")
+        check_range(self, 1e-3, 1, "anneal_end", "dreamtime")
+        if self.dreamtime[1] > self.dreamtime[0]:
+            raise ConfigError(
+                f"TimestepConfig.dreamtime: expected the first time above the second, received {self.dreamtime}. "
+                "Swap them."
+            )
         if self.t_min_start > self.t_max_start or self.t_min_end > self.t_max_end:
             raise ConfigError(
                 "TimestepConfig: expected t_min_start <= t_max_start and t_min_end <= t_max_end, received "
@@ -69,8 +78,84 @@ class TimestepConfig:
 
 
 @dataclass(frozen=True)
-class PSDConfig:
-    """Preference score distillation: which pair is judged, how much it says and when."""
+class ISMConfig:
+    """Interval score matching (method ism): how a render is inverted."""
+
+    delta: tuple[float, float] = (0.1, 0.08)
+    """Interval between the two compared times, at the start and once the timesteps are annealed."""
+    stride: float = 0.2
+    """Of the DDIM inversion below the interval."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1e-3, 1, "delta", "stride")
+
+
+@dataclass(frozen=True)
+class VSDConfig:
+    """Variational score distillation (method vsd): the LoRA copy of the prior that learns the renders' score."""
+
+    rank: int = 4
+    """Of the LoRA matrices on the attention layers."""
+    lr: float = 1e-4
+    """Learning rate of AdamW."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, 1024, "rank")
+        check_range(self, 0, 1, "lr")
+
+
+@dataclass(frozen=True)
+class JudgingConfig:
+    """When a reward is asked, and what it sees."""
+
+    pair: Literal["group", "view"] = "group"
+    """Judge whole groups of views, or each view by itself (needs a reward per view)."""
+    pooling: Pooling = "mean"
+    """How the scores of a group's views become one (pair group)."""
+    pooling_temperature: float = 0.01
+    """Temperature of softmin, in units of the reward."""
+    reward_prompt: Literal["raw", "view"] = "raw"
+    """What the reward reads: the prompt, or the prompt with the view's direction, one view at a time."""
+    start: float = 0.0
+    """Fraction of the run from which the preference speaks."""
+    end: float = 1.0
+    """Fraction of the run after which it is silent again."""
+    every: int = 1
+    """Judge only in every k-th step."""
+    t_max: float = 1.0
+    """Judge nothing at diffusion times above this: the estimates say too little there."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        check_range(self, 0, 1, "start", "end", "t_max")
+        check_range(self, 1, float("inf"), "every")
+        check_range(self, 1e-12, float("inf"), "pooling_temperature")
+
+
+@dataclass(frozen=True)
+class PairConfig(JudgingConfig):
+    """Which estimates are compared."""
+
+    n_noises: int = 2
+    """Noises per render."""
+    antithetic: bool = False
+    """Draw noises in opposite pairs."""
+    pair_scale: float = 7.5
+    """Classifier-free guidance scale of the estimates that are decoded and ranked."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 0, float("inf"), "pair_scale")
+        check_range(self, 2, 64, "n_noises")
+
+
+@dataclass(frozen=True)
+class PSDConfig(PairConfig):
+    """Preference score distillation: which pair is judged, how much it says and when.
+
+    Above two noises their z-scored rewards weigh them. Opposite noises give a second-order accurate difference with
+    twice the signal. The ranked estimates are also those that are contrasted.
+    """
 
     weight: float = 1.0
     """Weight omega of the preference score. Above 2 the render leaves the prior's typical set."""
@@ -79,42 +164,80 @@ class PSDConfig:
     threshold, at most 1), bt (Bradley-Terry, with the running mean as temperature)."""
     threshold: float = 0.01
     """Gap at which ramp reaches 1, in units of the reward."""
-    pair: Literal["group", "view"] = "group"
-    """Rank whole groups of views, or each view by itself (needs a reward per view)."""
-    n_noises: int = 2
-    """Noises per render; above 2 their z-scored rewards weigh them."""
     antithetic: bool = True
-    """Draw noises in opposite pairs: a second-order accurate difference with twice the signal."""
+    """Draw noises in opposite pairs."""
     guard: float = 1.0
     """Largest norm of the weighted preference score, per group and relative to the guard reference; inf: no limit."""
     guard_reference: Literal["noise", "base", "contrast"] = "noise"
     """noise: root mean square over noises of the base residual, what a step without a pair would move; base: the
     mean residual, which vanishes as the base converges and silences the pair with it; contrast: the unweighted
     preference score, which caps only omega kappa."""
-    pair_scale: float = 7.5
-    """Classifier-free guidance scale of the estimates that are decoded, ranked and contrasted."""
-    pooling: Pooling = "mean"
-    """How the scores of a group's views become one (pair group)."""
-    pooling_temperature: float = 0.01
-    """Temperature of softmin, in units of the reward."""
-    reward_prompt: Literal["raw", "view"] = "raw"
-    """What the reward reads: the prompt, or the prompt with the view's direction, one view at a time."""
     start: float = 0.1
     """Fraction of the run from which the pair speaks."""
-    end: float = 1.0
-    """Fraction of the run after which it is silent again."""
-    every: int = 1
-    """Judge a pair only in every k-th step."""
     t_max: float = 0.9
     """Judge no pair at diffusion times above this: the estimates say too little there."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        check_range(self, 0, float("inf"), "weight", "guard", "pair_scale")
-        check_range(self, 0, 1, "start", "end", "t_max")
-        check_range(self, 2, 64, "n_noises")
-        check_range(self, 1, float("inf"), "every")
-        check_range(self, 1e-12, float("inf"), "threshold", "pooling_temperature")
+        super().__post_init__()
+        check_range(self, 0, float("inf"), "weight", "guard")
+        check_range(self, 1e-12, float("inf"), "threshold")
+
+
+@dataclass(frozen=True)
+class DreamDPOConfig(PairConfig):
+    """DreamDPO: the winner's residual, minus the loser's where the rewards differ enough. Replaces the base score."""
+
+    form: Literal["paper", "code"] = "paper"
+    """What is subtracted: the loser's own residual, or, as in the released code, the one without guidance."""
+    threshold: float = 0.01
+    """Gap tau from which the loser is pushed away, in units of the reward."""
+    smooth: bool = False
+    """Let the loser in gradually, in proportion to the gap up to tau, instead of at tau."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 0, float("inf"), "threshold")
+
+
+@dataclass(frozen=True)
+class RewardSDSConfig(PairConfig):
+    """RewardSDS: residuals of several noises, weighed by the rewards of what they denoise to. With method vsd it is
+    RewardVSD."""
+
+    n_noises: int = 4
+    """Noises per render; the paper's runs use 7 to 10, and 3 already help."""
+    weights: Literal["min-max", "best", "softmax"] = "min-max"
+    """min-max: 0.9 on the mean of the best two, -0.1 on that of the worst two; best: the best alone; softmax of the
+    rewards."""
+    preview_steps: int = 1
+    """DDIM steps of a whole denoising; from time t a preview takes its share of them. 1: the one-step estimate; the
+    paper's runs use 15."""
+    end: float = 0.7
+    """Fraction of the run after which it is silent again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, 1000, "preview_steps")
+
+
+@dataclass(frozen=True)
+class DreamFLConfig(JudgingConfig):
+    """DreamFL (DreamReward): the reward's own gradient on the pixels, beside the base score."""
+
+    weight: float = 0.3
+    """Norm of the reward's gradient on the image relative to that of the base score."""
+    ceiling: float = 4.0
+    """Score above which nothing is asked any more."""
+    estimate_t_max: float = 0.3
+    """Up to this time the reward judges the one-step estimate in place of the render, which still gets the gradient."""
+    start: float = 0.1
+    """Fraction of the run from which the reward speaks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 0, float("inf"), "weight")
+        check_range(self, float("-inf"), float("inf"), "ceiling")
+        check_range(self, 0, 1, "estimate_t_max")
 
 
 @dataclass(frozen=True)
@@ -154,23 +277,64 @@ class GuidanceConfig:
     """Classifier-free guidance scale of the base score (diffusers' convention: 1 is none)."""
     rescale: float = 0.5
     """Share phi of the guidance rescale against oversaturation (method recon)."""
+    csd_negative: tuple[float, float] = (1.0, 1.0)
+    """Share of the negative prompt, at the start and at the end, in what method csd subtracts; the rest is the empty
+    prompt."""
+    asd_shift: float = 0.1
+    """Largest shift of the later time, relative to the time above t-min-end (method asd)."""
     weighting: Weighting = "auto"
     """Weight over diffusion times; auto: the method's own."""
     negative_prompt: str = ""
     """What the render should not look like; the initial negative embedding."""
     view_prompts: bool = True
     """Add ", front view" and the like for single-view priors; multi-view priors get the cameras instead."""
+    perp_neg: bool = False
+    """Remove from each view's prompt what the other sides look like (single-view priors; twice the predictions)."""
     timesteps: TimestepConfig = field(default_factory=TimestepConfig)
+    ism: ISMConfig = field(default_factory=ISMConfig)
+    vsd: VSDConfig = field(default_factory=VSDConfig)
     psd: PSDConfig = field(default_factory=PSDConfig)
+    dreamdpo: DreamDPOConfig = field(default_factory=DreamDPOConfig)
+    rewardsds: RewardSDSConfig = field(default_factory=RewardSDSConfig)
+    dreamfl: DreamFLConfig = field(default_factory=DreamFLConfig)
     negative: NegativeConfig = field(default_factory=NegativeConfig)
 
     def __post_init__(self) -> None:
         _check_choices(self)
         check_range(self, 0, float("inf"), "guidance_scale")
-        check_range(self, 0, 1, "rescale")
+        check_range(self, 0, 1, "rescale", "csd_negative", "asd_shift")
         if self.preference == "psd" and self.negative.mode != "off" and self.psd.pair_scale == 1:
             raise ConfigError(
                 "PSDConfig.pair_scale: expected a value other than 1 to refine the negative embedding, received 1: "
                 "the negative branch enters with the factor 1 - scale, so no gradient reaches it. "
                 "Raise pair_scale or set the negative mode to off."
             )
+
+    @property
+    def judging(self) -> JudgingConfig | None:
+        """Options of the chosen preference."""
+        return None if self.preference == "none" else getattr(self, self.preference)
+
+
+def check_combination(config: GuidanceConfig) -> None:
+    """Refuse a method and a preference that do not go together, whatever the prior.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    method, preference = config.method, config.preference
+    if method == "ism" and preference in ("dreamdpo", "rewardsds"):
+        raise ConfigError(
+            f"preference {preference}: expected a method with a residual per noise, received ism, whose noise is the "
+            "inversion of the render itself. Choose another method, or preference psd."
+        )
+    if preference == "dreamdpo" and config.dreamdpo.form == "code" and method not in ("sds", "recon"):
+        raise ConfigError(
+            f"DreamDPOConfig.form: expected paper with method {method}, received code: the loser's residual without "
+            "guidance is defined for sds and recon. Set the form to paper."
+        )
+    if config.perp_neg and not config.view_prompts:
+        raise ConfigError(
+            "GuidanceConfig.perp_neg: expected view_prompts too, for it removes one view's prompt from another's. "
+            "Set view_prompts to true or leave perp_neg out."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,12 +11,19 @@ from torch import Tensor
 
 from psd_gs.cameras import Cameras
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.guidance.base_scores import METHODS, WEIGHTINGS, Prediction, score_loss
-from psd_gs.guidance.config import GuidanceConfig
+from psd_gs.guidance.base_scores import METHODS, WEIGHTINGS, rescale_guidance, score_loss
+from psd_gs.guidance.config import GuidanceConfig, check_combination
+from psd_gs.guidance.denoiser import Denoiser, Prediction, repeated
+from psd_gs.guidance.dreamdpo import DreamDPO
+from psd_gs.guidance.dreamfl import judged_images, reward_loss
+from psd_gs.guidance.ism import invert
 from psd_gs.guidance.negative import NegativeEmbedding, pull_loss
-from psd_gs.guidance.preference import PSD, Verdict, group_norm, judge, take
+from psd_gs.guidance.perp_neg import prompts_of_views
+from psd_gs.guidance.preference import PSD, Candidates, PairPreference, Verdict, acts, group_norm, judge, take
 from psd_gs.guidance.prompts import directed, direction_index
+from psd_gs.guidance.rewardsds import RewardSDS, preview
 from psd_gs.guidance.timesteps import SCHEDULES
+from psd_gs.guidance.vsd import Lora
 from psd_gs.priors.base import Prior, TextEmbedding
 from psd_gs.rewards.base import Reward
 
@@ -27,10 +35,11 @@ class GuidanceOutput:
     Attributes:
         loss: differentiable in the images; only its gradient means anything.
         logs: scalars, means over groups. ``t``; ``base_norm``, of the base residual in x0. Where a pair was judged:
-            ``reward_win``, ``reward_lose``, ``gap``, ``kappa``, ``pair_norm`` (of the contrast of clean estimates),
-            ``pair_share`` (of the weighted, guarded score relative to the base residual), ``pair_cos`` (between
-            contrast and base residual), ``nan_pairs`` (so far). Where the negative embedding was refined:
-            ``negative_loss``, ``negative_shift`` (norm of its change).
+            ``reward_win``, ``reward_lose``, ``gap``, ``pair_norm`` (of the contrast of clean estimates); with psd
+            and dreamdpo ``kappa`` (the part of the loser); with psd ``pair_share`` (of the weighted, guarded score
+            relative to the base residual), ``pair_cos`` (between contrast and base residual), ``nan_pairs`` (so
+            far). Where the negative embedding was refined: ``negative_loss``, ``negative_shift`` (norm of its
+            change). With vsd: ``lora_loss``. Where dreamfl spoke: ``reward``, ``reward_share``.
     """
 
     loss: Float[Tensor, ""]
@@ -44,14 +53,16 @@ class Guidance:
         prior: the diffusion model.
         prompt: what the asset is.
         config: options.
-        reward: the judge; required by preference psd.
+        reward: the judge, required by all preferences but none; several of them vote in dreamdpo, the first one's
+            gap counts and it decides a draw.
         negative: a refined negative embedding to start from, instead of the negative prompt's.
-        seed: of the generators that are not given.
+        seed: of the generators that are not given, and of the copy that vsd trains.
         timestep_generator: draws timesteps; on the CPU, so that schedules are decided without waiting for a device.
         noise_generator: draws noise, on any device.
 
     Raises:
-        ConfigError: no reward for psd, or a black box where its gradient is asked for.
+        ConfigError: options that do not go together, no reward for a preference, or a black box where its gradient
+            is asked for.
         InputError: a negative embedding of another prior.
     """
 
@@ -61,39 +72,45 @@ class Guidance:
         prompt: str,
         config: GuidanceConfig | None = None,
         *,
-        reward: Reward | None = None,
+        reward: Reward | Sequence[Reward] | None = None,
         negative: TextEmbedding | None = None,
         seed: int = 0,
         timestep_generator: torch.Generator | None = None,
         noise_generator: torch.Generator | None = None,
     ) -> None:
         config = config or GuidanceConfig()
-        if config.preference == "psd" and reward is None:
-            raise ConfigError(
-                "Guidance: expected a reward for preference psd, received none. "
-                "Give a reward or set preference to none."
-            )
+        judges = list(reward) if isinstance(reward, Sequence) else [reward] if reward is not None else []
+        _check(config, prior, judges)
         refinement = config.negative if config.preference == "psd" else replace(config.negative, mode="off")
-        if refinement.mode == "reward" and reward is not None and not reward.differentiable:
-            raise ConfigError(
-                "NegativeConfig.mode: expected a differentiable reward for mode reward, received the black box "
-                f"{reward.name}. Set the mode to pull, which needs no gradient of the reward."
-            )
-        self.prior, self.reward, self.prompt, self.config = prior, reward, prompt, config
-        seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
+        self.prior, self.judges, self.prompt, self.config = prior, judges, prompt, config
+        seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(seed)).tolist()
         self.timestep_generator = timestep_generator or torch.Generator().manual_seed(seeds[0])
         self.noise_generator = noise_generator or torch.Generator().manual_seed(seeds[1])
         with torch.no_grad():
             self._directed = config.view_prompts and prior.views == 1
             self.text = prior.embed(directed(prompt) if self._directed else [prompt])
-            initial = prior.embed([config.negative_prompt])
+            self.null = prior.embed([""])
+            initial = prior.embed([config.negative_prompt]) if config.negative_prompt else self.null
+        if config.method == "nfsd" and negative is None and not config.negative_prompt:
+            raise ConfigError(
+                "method nfsd: expected a negative prompt, without which its denoising direction is nothing, "
+                'received none. Give one that describes poor quality, such as "blurry, low quality, distorted".'
+            )
         if negative is not None and negative.sequence.shape != initial.sequence.shape:
             raise InputError(
                 f"negative embedding: expected shape {tuple(initial.sequence.shape)} for prior {prior.name}, "
                 f"received {tuple(negative.sequence.shape)}. Use one that a run with the same prior saved."
             )
         self.negative = NegativeEmbedding(negative.to(prior.device) if negative else initial, refinement)
-        self.psd = PSD(config.psd, prior.device)
+        copying = torch.Generator().manual_seed(seeds[2])
+        self.lora = Lora(prior, config.vsd, copying) if config.method == "vsd" else None
+        self.pair: PairPreference | None = None
+        if config.preference == "psd":
+            self.pair = PSD(config.psd, prior.device)
+        elif config.preference == "dreamdpo":
+            self.pair = DreamDPO(config.dreamdpo)
+        elif config.preference == "rewardsds":
+            self.pair = RewardSDS(config.rewardsds)
 
     def __call__(
         self, images: Float[Tensor, "G V 3 H W"], cameras: Cameras, progress: float, step: int
@@ -109,34 +126,43 @@ class Guidance:
         Raises:
             InputError: the number of views or cameras does not fit the prior.
         """
-        images, cameras = self._fit(images, cameras)
-        x0 = self.prior.encode(images)
-        u = torch.rand(len(images), generator=self.timestep_generator)
-        t = SCHEDULES[self.config.timesteps.schedule](progress, u, self.config.timesteps)
-        speaks = self.psd.acts(progress, step, t) & (self.config.preference == "psd")
+        config = self.config
+        renders, cameras = self._fit(images, cameras)
+        x0 = self.prior.encode(renders)
+        u = torch.rand(len(renders), generator=self.timestep_generator)
+        t = SCHEDULES[config.timesteps.schedule](progress, u, config.timesteps)
+        speaks = self._speaks(progress, step, t)
+        denoiser = self._denoiser(t, cameras, progress)
         logs: dict[str, Tensor] = {}
 
         with torch.no_grad():
-            # One noise is enough where nothing is compared.
-            prediction = self._predict(x0.detach(), t, self.config.psd.n_noises if speaks.any() else 1, cameras)
-            score, auto = METHODS[self.config.method]
-            residuals = score(prediction, self.config)
+            noise, latents = self._noise(x0, bool(speaks.any())), x0.detach()
+            inverts = config.method == "ism"
+            prediction = invert(latents, noise[:1], denoiser, config) if inverts else denoiser.noised(latents, noise)
+            score, auto = METHODS[config.method]
+            residuals = score(prediction, denoiser, config)
             residual = residuals.mean(0)
             logs["base_norm"] = group_norm(residual).mean()
-            if speaks.any():
+            if self.pair and speaks.any():
                 groups = speaks.nonzero().squeeze(1)
-                pair = prediction[groups]
-                verdict = self._judge(pair, residuals[:, groups], self._select(cameras, groups))
+                where = denoiser[groups]
+                pair = where.noised(latents[groups], noise[:, groups]) if inverts else prediction[groups]
+                verdict = self._judge(pair, residuals[:, groups], where)
                 residual = residual.index_add(0, groups.to(residual.device), verdict.score)
                 logs |= verdict.logs
                 due = self.negative.due(progress, step, t[groups]).nonzero().squeeze(1)
                 if len(due):
-                    judged, where = verdict[due], self._select(cameras, groups[due])
-                    logs |= self._refine(pair[due], judged, t[groups[due]], where, step)
-            weighting = auto if self.config.weighting == "auto" else self.config.weighting
-            weight = WEIGHTINGS[weighting](*self.prior.alpha_sigma(t.to(x0.device)))
+                    logs |= self._refine(pair[due], verdict[due], where[due], step)
+            weighting = auto if config.weighting == "auto" else config.weighting
+            weight = WEIGHTINGS[weighting](*denoiser.levels(t))
+            if self.lora:
+                logs["lora_loss"] = self.lora.train(denoiser, latents)
             gradient = torch.nan_to_num(weight * residual, nan=0.0, posinf=0.0, neginf=0.0)
-        return GuidanceOutput(score_loss(x0, gradient), {"t": float(t.mean()), **_to_floats(logs)})
+        loss = score_loss(x0, gradient)
+        if config.preference == "dreamfl" and speaks.any():
+            loss, said = self._pixel_loss(images, renders, loss, prediction, denoiser, speaks)
+            logs |= said
+        return GuidanceOutput(loss, {"t": float(t.mean()), **_to_floats(logs)})
 
     def _fit(self, images: Tensor, cameras: Cameras) -> tuple[Tensor, Cameras]:
         """Check the number of views and bring the images to the prior's size."""
@@ -155,52 +181,78 @@ class Guidance:
         )
         return resized.unflatten(0, (groups, views)), cameras.resized(size, size)
 
-    def _text(self, cameras: Cameras) -> TextEmbedding:
-        """One row for all views, or the row of each view's direction."""
-        return self.text[direction_index(cameras).to(self.text.sequence.device)] if self._directed else self.text
+    def _speaks(self, progress: float, step: int, t: Tensor) -> Tensor:
+        """Which groups the preference judges in this step."""
+        if self.pair:
+            return self.pair.acts(progress, step, t)
+        judging = self.config.judging
+        return acts(judging, progress, step, t) if judging else torch.zeros(len(t), dtype=torch.bool)
 
-    def _predict(self, x0: Tensor, t: Tensor, n_noises: int, cameras: Cameras) -> Prediction:
-        """Both guidance branches under every noise, in one call: noises are stacked along the groups."""
-        noise = sample_noise(x0, n_noises, self.config.psd.antithetic, self.noise_generator)
-        times = t.to(x0.device).repeat(n_noises)
-        stacked = _repeat(cameras, n_noises)
-        x_t = self.prior.add_noise(x0.repeat(n_noises, 1, 1, 1, 1), noise.flatten(0, 1), times)
-        cond, neg = self.prior.predict(x_t, times, self._text(stacked), self.negative.embedding, stacked)
-        return Prediction(x0, *(x.view(noise.shape) for x in (x_t, cond, neg)))
+    def _noise(self, x0: Tensor, compared: bool) -> Tensor:
+        """One noise is enough where nothing is compared."""
+        if not self.pair or not compared:
+            return sample_noise(x0, 1, False, self.noise_generator)
+        config = self.pair.config
+        return sample_noise(x0, config.n_noises, config.antithetic, self.noise_generator)
 
-    def _judge(self, pair: Prediction, residuals: Tensor, cameras: Cameras) -> Verdict:
-        """Decode, score and contrast the same clean estimates."""
-        assert self.reward is not None
-        estimates = pair.guided(self.config.psd.pair_scale)
+    def _denoiser(self, t: Tensor, cameras: Cameras, progress: float) -> Denoiser:
+        """The prior with this step's times and cameras; each view's own prompt where the prior sees no cameras."""
+        text, perp = self.text, None
+        if self.config.perp_neg:
+            text, perp = prompts_of_views(self.text, cameras)
+        elif self._directed:
+            text = self.text[direction_index(cameras).to(self.text.sequence.device)]
+        negative, generator = self.negative.embedding, self.timestep_generator
+        return Denoiser(self.prior, t, cameras, text, negative, self.null, progress, generator, perp, self.lora)
+
+    def _judge(self, pair: Prediction, residuals: Tensor, denoiser: Denoiser) -> Verdict:
+        """Decode and score clean estimates of every noise, and let the preference decide."""
+        assert self.pair is not None
+        config = self.pair.config
+        if isinstance(self.pair, RewardSDS):
+            estimates = preview(pair, denoiser, config.pair_scale, self.pair.config.preview_steps)
+        else:
+            estimates = pair.guided(config.pair_scale)
         images = self.prior.decode(estimates.flatten(0, 1))
-        rewards = judge(self.reward, images, self.prompt, _repeat(cameras, len(estimates)), self.config.psd)
-        rewards = rewards.to(estimates)  # half-precision gaps would vanish when squared
-        return self.psd(estimates, rewards.unflatten(0, estimates.shape[:2]), residuals)
+        cameras = repeated(denoiser.cameras, len(estimates))
+        scores = [judge(reward, images, self.prompt, cameras, config) for reward in self.judges]
+        # In half precision gaps would vanish when squared.
+        rewards, *votes = (score.to(estimates).unflatten(0, estimates.shape[:2]) for score in scores)
+        return self.pair(Candidates(estimates, rewards, residuals, pair.x0 - pair.cond, votes))
 
     @torch.enable_grad()
-    def _refine(self, pair: Prediction, verdict: Verdict, t: Tensor, cameras: Cameras, step: int) -> dict[str, Tensor]:
+    def _refine(self, pair: Prediction, verdict: Verdict, denoiser: Denoiser, step: int) -> dict[str, Tensor]:
         """One update of the negative embedding from a judged pair; its noises and conditional branch are reused."""
-        assert self.reward is not None
         pull, scale = self.config.negative.mode == "pull", self.config.psd.pair_scale
         moved = verdict.worst if pull else verdict.best
         x_t, cond = take(pair.x_t, moved), take(pair.cond, moved)
-        _, neg = self.prior.predict(x_t, t.to(x_t.device), self._text(cameras), self.negative.watched(), cameras)
-        estimate = neg + scale * (cond - neg)
+        _, neg = denoiser.branches(x_t[None], denoiser.t, denoiser.text, self.negative.watched())
+        estimate = neg[0] + scale * (cond - neg[0])
         if pull:
             loss = pull_loss(estimate, take(pair.guided(scale), verdict.best))
         else:
-            loss = -judge(self.reward, self.prior.decode(estimate), self.prompt, cameras, self.config.psd).mean()
+            images = self.prior.decode(estimate)
+            loss = -judge(self.judges[0], images, self.prompt, denoiser.cameras, self.config.psd).mean()
         self.negative.descend(loss, step)
         return {"negative_loss": loss.detach(), "negative_shift": self.negative.delta.norm()}
 
-    def _select(self, cameras: Cameras, groups: Tensor) -> Cameras:
-        """The cameras of the given groups."""
-        views = self.prior.views
-        return cameras[(groups[:, None] * views + torch.arange(views)).flatten()]
+    def _pixel_loss(
+        self, images: Tensor, renders: Tensor, loss: Tensor, prediction: Prediction, denoiser: Denoiser, speaks: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The base loss with DreamFL's reward gradient added."""
+        config = self.config.dreamfl
+        clean, estimates = denoiser.t <= config.estimate_t_max, None
+        if clean.any():
+            with torch.no_grad():
+                guided = prediction.guided(self.config.guidance_scale)
+                estimates = self.prior.decode(rescale_guidance(guided, prediction.cond, self.config.rescale)[0])
+        seen = judged_images(renders, estimates, clean)
+        scores = judge(self.judges[0], seen, self.prompt, denoiser.cameras, config)
+        return reward_loss(images, loss, scores, speaks, config)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next step depends on besides the render: flat, tensors only, copies."""
-        parts = {"psd": self.psd.state_dict(), "negative": self.negative.state_dict()}
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
         return {
             "timestep_generator": self.timestep_generator.get_state(),
             "noise_generator": self.noise_generator.get_state(),
@@ -221,8 +273,49 @@ class Guidance:
             )
         self.timestep_generator.set_state(state["timestep_generator"].cpu())
         self.noise_generator.set_state(state["noise_generator"].cpu())
-        for name, part in (("psd", self.psd), ("negative", self.negative)):
+        for name, part in self._parts().items():
             part.load_state_dict({k.split(".", 1)[1]: v for k, v in state.items() if k.startswith(f"{name}.")})
+
+    def _parts(self) -> dict[str, PairPreference | NegativeEmbedding | Lora]:
+        """What holds state, by name."""
+        parts = {self.config.preference: self.pair, "negative": self.negative, "lora": self.lora}
+        return {name: part for name, part in parts.items() if part}
+
+
+def _check(config: GuidanceConfig, prior: Prior, judges: Sequence[Reward]) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    check_combination(config)
+    preference = config.preference
+    if preference != "none" and not judges:
+        raise ConfigError(
+            f"Guidance: expected a reward for preference {preference}, received none. "
+            "Give a reward or set preference to none."
+        )
+    if len(judges) > 1 and preference != "dreamdpo":
+        raise ConfigError(
+            f"Guidance: expected one reward for preference {preference}, received {len(judges)}: several judges vote "
+            "in dreamdpo only. Combine them into one reward or choose dreamdpo."
+        )
+    black_box = next((judge.name for judge in judges if not judge.differentiable), None)
+    if preference == "psd" and config.negative.mode == "reward" and black_box:
+        raise ConfigError(
+            f"NegativeConfig.mode: expected a differentiable reward for mode reward, received the black box "
+            f"{black_box}. Set the mode to pull, which needs no gradient of the reward."
+        )
+    if preference == "dreamfl" and black_box:
+        raise ConfigError(
+            f"preference dreamfl: expected a differentiable reward, for its gradient moves the pixels, received the "
+            f"black box {black_box}. Choose psd, dreamdpo or rewardsds, which only rank."
+        )
+    if config.perp_neg and prior.views > 1:
+        raise ConfigError(
+            f"GuidanceConfig.perp_neg: expected a single-view prior, received {prior.name} with {prior.views} views, "
+            "which sees the cameras themselves. Leave perp_neg out."
+        )
 
 
 def sample_noise(
@@ -233,11 +326,6 @@ def sample_noise(
     noise = torch.randn(drawn, *like.shape, generator=generator, device=generator.device, dtype=like.dtype)
     noise = noise.to(like.device)
     return torch.cat([noise, -noise])[:n] if antithetic else noise
-
-
-def _repeat(cameras: Cameras, n: int) -> Cameras:
-    """All cameras, ``n`` times over."""
-    return replace(cameras, viewmats=cameras.viewmats.repeat(n, 1, 1), Ks=cameras.Ks.repeat(n, 1, 1))
 
 
 def _to_floats(logs: dict[str, Tensor]) -> dict[str, float]:

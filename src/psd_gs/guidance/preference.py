@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from psd_gs.cameras import Cameras
 from psd_gs.errors import ConfigError
-from psd_gs.guidance.config import PSDConfig, Scale
+from psd_gs.guidance.config import JudgingConfig, PairConfig, PSDConfig, Scale
 from psd_gs.guidance.prompts import directed, direction_index
 from psd_gs.rewards.base import Reward, group_score
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def judge(
-    reward: Reward, images: Float[Tensor, "G V 3 H W"], prompt: str, cameras: Cameras, config: PSDConfig
+    reward: Reward, images: Float[Tensor, "G V 3 H W"], prompt: str, cameras: Cameras, config: JudgingConfig
 ) -> Float[Tensor, "G U"]:
     """Scores per unit of comparison: U = 1 (pair group) or U = V (pair view).
 
@@ -50,7 +50,7 @@ def judge(
         return group_score(scores, config.pooling, config.pooling_temperature)[:, None]
     if scores.ndim == 1:
         raise ConfigError(
-            f"PSDConfig.pair: expected group with reward {reward.name}, which gives one score per group, "
+            f"{type(config).__name__}.pair: expected group with reward {reward.name}, which gives one score per group, "
             "received view. Set pair to group or choose a reward that scores each view."
         )
     return scores
@@ -104,11 +104,30 @@ def take(x: Float[Tensor, "N G V C h w"], index: Int[Tensor, "G U"]) -> Float[Te
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a judged pair says about G groups.
+class Candidates:
+    """What a preference score decides on: G groups under N noises.
 
     Attributes:
-        score: the weighted and guarded preference score, a residual in x0 to add to the base residual.
+        estimates: clean estimates, those that were decoded and scored.
+        rewards: their scores, per group or per view; a unit with a non-finite score has no say and is counted.
+        residuals: the base score's ``x0 - target`` under the same noises (a single one for a method without noise).
+        unguided: residuals toward the text-only estimates.
+        votes: scores of further judges.
+    """
+
+    estimates: Float[Tensor, "N G V C h w"]
+    rewards: Float[Tensor, "N G U"]
+    residuals: Float[Tensor, "N G V C h w"]
+    unguided: Float[Tensor, "N G V C h w"] | None = None
+    votes: list[Float[Tensor, "N G U"]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a preference says about G groups.
+
+    Attributes:
+        score: a residual in x0 to add to the base residual.
         best: index of the winning noise.
         worst: index of the losing noise.
         logs: scalars.
@@ -124,11 +143,40 @@ class Verdict:
         return replace(self, score=self.score[groups], best=self.best[groups], worst=self.worst[groups])
 
 
-class PSD:
+def acts(config: JudgingConfig, progress: float, step: int, t: Float[Tensor, " G"]) -> Bool[Tensor, " G"]:
+    """Which groups are judged in this step; ``t`` on the CPU, so that nothing waits for a device."""
+    on = config.start <= progress <= config.end and step % config.every == 0
+    return (t <= config.t_max) & on
+
+
+class PairPreference:
+    """A preference score from ranked estimates; :class:`PSD`, DreamDPO and RewardSDS. Stateless unless overridden."""
+
+    def __init__(self, config: PairConfig) -> None:
+        self.config = config
+
+    def acts(self, progress: float, step: int, t: Float[Tensor, " G"]) -> Bool[Tensor, " G"]:
+        """Which groups are judged in this step."""
+        return acts(self.config, progress, step, t)
+
+    def __call__(self, candidates: Candidates) -> Verdict:
+        """Rank, and say what to add to the mean of the base residuals."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where ``state_dict`` was taken."""
+
+
+class PSD(PairPreference):
     """Preference score distillation with its running state: the mean gap and the count of pairs without a verdict."""
 
+    config: PSDConfig
+
     def __init__(self, config: PSDConfig, device: torch.device) -> None:
-        self.config = config
+        super().__init__(config)
         self.gap_mean = torch.tensor(torch.nan, device=device)
         self.nan_pairs = torch.tensor(0, device=device)
         if config.weight > TYPICAL_WEIGHT:
@@ -137,24 +185,11 @@ class PSD:
             )
 
     def acts(self, progress: float, step: int, t: Float[Tensor, " G"]) -> Bool[Tensor, " G"]:
-        """Which groups have their pair judged in this step; ``t`` on the CPU, so that nothing waits for a device."""
-        config = self.config
-        on = config.weight > 0 and config.start <= progress <= config.end and step % config.every == 0
-        return (t <= config.t_max) & on
+        return super().acts(progress, step, t) & (self.config.weight > 0)
 
-    def __call__(
-        self,
-        estimates: Float[Tensor, "N G V C h w"],
-        rewards: Float[Tensor, "N G U"],
-        residuals: Float[Tensor, "N G V C h w"],
-    ) -> Verdict:
-        """Rank and contrast.
-
-        Args:
-            estimates: clean estimates, the same that were decoded and scored.
-            rewards: their scores; a unit with a non-finite score has no say and is counted.
-            residuals: the base score's ``x0 - target`` under the same noises, for the guard.
-        """
+    def __call__(self, candidates: Candidates) -> Verdict:
+        """Rank and contrast; the base residuals serve the guard."""
+        estimates, rewards, residuals = candidates.estimates, candidates.rewards, candidates.residuals
         valid = rewards.isfinite().all(0)
         known = torch.where(valid, rewards, 0)
         weights, gap = advantages(known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from psd_gs.cameras import Cameras
@@ -11,12 +11,16 @@ from psd_gs.cameras import Cameras
 DIRECTIONS = ("front view", "side view", "back view", "overhead view")
 
 
+def view_angles(cameras: Cameras) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """Azimuth in (-180, 180], 0 in front, and elevation above the horizon, degrees."""
+    x, y, z = cameras.positions.unbind(-1)
+    return torch.rad2deg(torch.atan2(x, z)), torch.rad2deg(torch.atan2(y, torch.hypot(x, z)))
+
+
 def direction_index(cameras: Cameras) -> Int[Tensor, " C"]:
     """Index into ``DIRECTIONS``: overhead above 60 degrees of elevation, front and back within 45 of the axis."""
-    x, y, z = cameras.positions.unbind(-1)
-    azimuth = torch.rad2deg(torch.atan2(x, z)).abs()
-    elevation = torch.rad2deg(torch.atan2(y, torch.hypot(x, z)))
-    around = (azimuth >= 45).long() + (azimuth > 135).long()
+    azimuth, elevation = view_angles(cameras)
+    around = (azimuth.abs() >= 45).long() + (azimuth.abs() > 135).long()
     return torch.where(elevation > 60, 3, around)
 
 
