@@ -71,6 +71,8 @@ def gather(
     Raises:
         FormatError: such rows, or no others.
     """
+    if count == 0:
+        raise FormatError(f"{path} holds no Gaussians. Export the asset again.")
     out: Gaussians | None = None
     filled = broken = 0
     for block in parts:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from psd_gs.errors import FormatError, InputError
-from psd_gs.export import compressed_ply, ply, sog, splat, spz
+from psd_gs.export import compressed_ply, gltf, ply, sog, splat, spz
 from psd_gs.export.blocks import open_file
 from psd_gs.export.frames import Frame, robust_box
 from psd_gs.export.metadata import Metadata, jsonable
@@ -60,6 +60,9 @@ FORMATS: dict[str, Format] = {
     ".splat": Format("splat", splat.read_splat, splat.write_splat, "rdf", sh_degree=0),
     ".spz": Format("SPZ", spz.read_spz, spz.write_spz, "rdf", (b"\x1f\x8b", b"NGSP")),
     ".sog": Format("SOG", sog.read_sog, sog.write_sog, "rdf", (b"PK\x03\x04",), sog.read_sog_metadata),
+    ".glb": Format(
+        "glTF KHR_gaussian_splatting", gltf.read_gltf, gltf.write_gltf, "gltf", (b"glTF",), gltf.read_gltf_metadata
+    ),
 }
 """Extension to format; the first that fits the end of a file's name counts."""
 

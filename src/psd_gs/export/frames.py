@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_gs.gaussians import Gaussians
+from psd_gs.errors import FormatError
+from psd_gs.gaussians import SH_C0, Gaussians
 
 Frame = Literal["gltf", "rdf"]
 """Axes of a file: glTF's (our world: x right, y up, z to the front) or those of 3DGS (x right, y down, z forward)."""
@@ -33,6 +36,61 @@ def turn_x180(gaussians: Gaussians) -> Gaussians:
     signs = gaussians.shN.new_tensor(_X180_SH[1 : 1 + gaussians.shN.shape[1]])
     return replace(
         gaussians, means=gaussians.means * axes, quats=gaussians.quats * wxyz, shN=gaussians.shN * signs[:, None]
+    )
+
+
+def transform(gaussians: Gaussians, matrix: Float[Tensor, "4 4"]) -> Gaussians:
+    """The Gaussians moved by a rotation, a uniform positive scale and a translation.
+
+    The coefficients of the turned colours follow from the old ones by least squares over directions,
+    exactly, since the harmonics up to a degree are closed under rotation.
+
+    Raises:
+        FormatError: ``matrix`` shears, mirrors or scales the axes differently.
+    """
+    linear = matrix[:3, :3].double()
+    factor = float(linear.det().abs() ** (1 / 3))
+    turn = linear / factor if factor else linear
+    if not (turn.isfinite().all() and torch.allclose(turn @ turn.T, _EYE, atol=1e-4) and turn.det() > 0):
+        raise FormatError(
+            f"expected splats under a rotation and one positive scale, received {linear.tolist()}. "
+            "Apply the transform of the node before exporting."
+        )
+    from scipy.spatial.transform import Rotation
+
+    w, x, y, z = Rotation.from_matrix(turn.numpy()).as_quat()[[3, 0, 1, 2]].tolist()
+    product = torch.tensor([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])  # Hamilton, from the left
+    k = gaussians.shN.shape[1] + 1
+    directions = torch.nn.functional.normalize(torch.randn(256, 3, generator=torch.Generator().manual_seed(0)).double())
+    mix = torch.linalg.lstsq(sh_basis(directions)[:, :k], sh_basis(directions @ turn)[:, :k]).solution[1:, 1:]
+    return replace(
+        gaussians,
+        means=(gaussians.means.double() @ linear.T + matrix[:3, 3].double()).float(),
+        quats=gaussians.quats @ product.T.float(),
+        scales=gaussians.scales + math.log(factor),
+        shN=torch.einsum("jk,nkc->njc", mix.float(), gaussians.shN),
+    )
+
+
+_EYE = torch.eye(3, dtype=torch.float64)
+
+
+def sh_basis(directions: Float[Tensor, "N 3"]) -> Float[Tensor, "N 16"]:
+    """The real spherical harmonics of unit directions up to degree 3, in the order and signs of 3DGS (Sloan 2013)."""
+    x, y, z = directions.unbind(1)
+    xx, yy, zz = x * x, y * y, z * z
+    return torch.stack(
+        [
+            torch.full_like(x, SH_C0),
+            *(-0.4886025119029199 * y, 0.4886025119029199 * z, -0.4886025119029199 * x),
+            *(1.0925484305920792 * x * y, -1.0925484305920792 * y * z, 0.31539156525252005 * (2 * zz - xx - yy)),
+            *(-1.0925484305920792 * x * z, 0.5462742152960396 * (xx - yy)),
+            *(-0.5900435899266435 * y * (3 * xx - yy), 2.890611442640554 * x * y * z),
+            *(-0.4570457994644658 * y * (4 * zz - xx - yy), 0.3731763325901154 * z * (2 * zz - 3 * xx - 3 * yy)),
+            *(-0.4570457994644658 * x * (4 * zz - xx - yy), 1.445305721320277 * z * (xx - yy)),
+            -0.5900435899266435 * x * (xx - 3 * yy),
+        ],
+        dim=1,
     )
 
 

@@ -235,8 +235,6 @@ def _check(
 
 
 def _check_size(path: str | os.PathLike[str], count: int, size: int, length: int) -> None:
-    if count == 0:
-        raise FormatError(f"{path} holds no Gaussians. Export the asset again.")
     if size > MAX_RATIO * length:
         raise damaged(path, f"it promises {count} Gaussians in {length} bytes")
 
