@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_gs.errors import FormatError
 from psd_gs.gaussians import SH_C0, Gaussians
 
 Frame = Literal["gltf", "rdf"]
@@ -46,18 +45,11 @@ def transform(gaussians: Gaussians, matrix: Float[Tensor, "4 4"]) -> Gaussians:
     exactly, since the harmonics up to a degree are closed under rotation.
 
     Raises:
-        FormatError: ``matrix`` shears, mirrors or scales the axes differently.
+        ValueError: ``matrix`` shears, mirrors or scales the axes differently.
     """
-    linear = matrix[:3, :3].double()
-    factor = float(linear.det().abs() ** (1 / 3))
-    turn = linear / factor if factor else linear
-    if not (turn.isfinite().all() and torch.allclose(turn @ turn.T, _EYE, atol=1e-4) and turn.det() > 0):
-        raise FormatError(
-            f"expected splats under a rotation and one positive scale, received {linear.tolist()}. "
-            "Apply the transform of the node before exporting."
-        )
     from scipy.spatial.transform import Rotation
 
+    factor, turn = similarity(matrix)
     w, x, y, z = Rotation.from_matrix(turn.numpy()).as_quat()[[3, 0, 1, 2]].tolist()
     product = torch.tensor([[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]])  # Hamilton, from the left
     k = gaussians.shN.shape[1] + 1
@@ -65,14 +57,25 @@ def transform(gaussians: Gaussians, matrix: Float[Tensor, "4 4"]) -> Gaussians:
     mix = torch.linalg.lstsq(sh_basis(directions)[:, :k], sh_basis(directions @ turn)[:, :k]).solution[1:, 1:]
     return replace(
         gaussians,
-        means=(gaussians.means.double() @ linear.T + matrix[:3, 3].double()).float(),
+        means=(gaussians.means.double() @ (factor * turn.T) + matrix[:3, 3].double()).float(),
         quats=gaussians.quats @ product.T.float(),
         scales=gaussians.scales + math.log(factor),
         shN=torch.einsum("jk,nkc->njc", mix.float(), gaussians.shN),
     )
 
 
-_EYE = torch.eye(3, dtype=torch.float64)
+def similarity(matrix: Float[Tensor, "4 4"]) -> tuple[float, Float[Tensor, "3 3"]]:
+    """Scale and rotation of a matrix that also may move.
+
+    Raises:
+        ValueError: ``matrix`` shears, mirrors or scales the axes differently.
+    """
+    linear = matrix[:3, :3].double()
+    factor = float(linear.det().clamp_min(0) ** (1 / 3))
+    turn = linear / max(factor, 1e-30)
+    if not torch.allclose(turn @ turn.T, torch.eye(3, dtype=torch.float64), atol=1e-4):
+        raise ValueError(f"expected a rotation and one positive scale, received {linear.tolist()}")
+    return factor, turn
 
 
 def sh_basis(directions: Float[Tensor, "N 3"]) -> Float[Tensor, "N 16"]:

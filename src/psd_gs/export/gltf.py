@@ -32,7 +32,7 @@ from psd_gs.export.blocks import (
     tensors,
     usable_rows,
 )
-from psd_gs.export.frames import Frame, transform
+from psd_gs.export.frames import Frame, similarity, transform
 from psd_gs.export.metadata import Metadata, jsonable
 from psd_gs.files import atomic_path
 from psd_gs.gaussians import Gaussians, sh0_to_rgb
@@ -234,6 +234,7 @@ def _splat_primitives(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any]
                 continue
             if extension.get("colorSpace", _COLOR_SPACE) != _COLOR_SPACE:
                 raise ValueError(f"unknown colour space {extension['colorSpace']!r}, expected {_COLOR_SPACE}")
+            similarity(matrix)
             yield primitive, None if torch.equal(matrix, torch.eye(4, dtype=torch.float64)) else matrix
 
 
