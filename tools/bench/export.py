@@ -1,0 +1,80 @@
+"""Time and memory of ``psd-gs export`` with millions of splats.
+
+    python tools/bench/export.py                       # 3 million
+    python tools/bench/export.py --splats 100000 --formats .spz .sog
+
+One run of the command per format, in a process of its own, from a PLY with harmonics of degree 3; .splat and .sog
+without harmonics. Bars: 120 seconds and 2 GB for .ply, .spz and .sog. Nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.generate import run_command
+from psd_gs.export.formats import FORMATS
+from psd_gs.export.ply import write_ply
+from psd_gs.gaussians import Gaussians, rgb_to_sh0
+
+MAX_SECONDS, MAX_GIGABYTES = 120.0, 2.0
+BARS = (".ply", ".spz", ".sog")
+WITHOUT_HARMONICS = (".splat", ".sog")
+
+
+def cloud(n: int, seed: int = 0) -> Gaussians:
+    """A bumpy ball of ``n`` small splats with smooth colours and faint harmonics, as optimized assets have them."""
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=1)
+    radius = 0.5 + 0.05 * (9 * direction).sin().prod(1, keepdim=True) + 0.002 * torch.randn(n, 1, generator=generator)
+    spread = (4 * torch.pi * 0.25 / n) ** 0.5
+    flat = torch.tensor([0.0, 0.0, -1.5])
+    return Gaussians(
+        means=direction * radius,
+        quats=torch.randn(n, 4, generator=generator),
+        scales=torch.full((n, 3), spread).log() + flat + 0.3 * torch.randn(n, 3, generator=generator),
+        opacities=2 + torch.randn(n, generator=generator),
+        sh0=rgb_to_sh0(0.5 + 0.3 * (5 * direction).sin() + 0.02 * torch.randn(n, 3, generator=generator))[:, None],
+        shN=0.05 * torch.randn(n, 15, 3, generator=generator),
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--splats", type=int, default=3_000_000, help="of the asset")
+    parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS), metavar="EXT")
+    options = parser.parse_args(arguments)
+    table = Table("format", "SH", "MB", "bytes/splat", "seconds", "peak GB", "within the bars")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_ply(cloud(options.splats), folder / "in.ply")
+        for extension in options.formats:
+            degree = 0 if extension in WITHOUT_HARMONICS else 3
+            target = folder / f"out{extension}"
+            command = ["export", str(folder / "in.ply"), str(target), "--sh-degree", str(degree)]
+            seconds, gigabytes = run_command(command, folder / "cache")
+            size = target.stat().st_size
+            target.unlink()
+            within = "yes" if seconds <= MAX_SECONDS and gigabytes <= MAX_GIGABYTES else "no"
+            table.add_row(
+                extension,
+                str(degree),
+                f"{size / 1e6:.1f}",
+                f"{size / options.splats:.1f}",
+                f"{seconds:.1f}",
+                f"{gigabytes:.2f}",
+                within if extension in BARS else "",
+            )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
