@@ -383,10 +383,10 @@ def test_overlong_and_broken_prompts():
 
 
 def test_unknown_models():
-    with pytest.raises(ConfigError, match=r"unknown prior 'sdxl'"):
-        TextTo3DPipeline.from_pretrained("sdxl")
-    with pytest.raises(ConfigError, match=r"unknown reward 'clip'"):
-        TextTo3DPipeline.from_pretrained("mini", reward="clip")
+    with pytest.raises(ConfigError, match=r"unknown model 'sdxl-ultra': expected mini, one of sd15"):
+        TextTo3DPipeline.from_pretrained("sdxl-ultra")
+    with pytest.raises(ConfigError, match=r"unknown reward 'clap'"):
+        TextTo3DPipeline.from_pretrained("mini", reward="clap")
 
 
 def test_make_config_is_what_the_pipeline_runs(painted, one_thread):

@@ -12,7 +12,7 @@ class Weights:
 
     Attributes:
         name: what the user types.
-        kind: ``prior``, ``reward`` or ``init``.
+        kind: ``prior``, ``reward``, ``init`` or ``part`` (of a reward).
         repos: repository and pinned revision (None: its newest) on the Hugging Face hub, mirrors after the first.
         gigabytes: of the download.
         memory: GPU memory in GB that it takes by itself in half precision.
@@ -164,7 +164,7 @@ WEIGHTS = {
         ),
         Weights(
             "clip-tokenizer",
-            "reward",
+            "part",
             (("openai/clip-vit-large-patch14", _CLIP),),
             0.01,
             0.0,
@@ -173,7 +173,7 @@ WEIGHTS = {
         ),
         Weights(
             "bert-tokenizer",
-            "reward",
+            "part",
             (("google-bert/bert-base-uncased", _BERT),),
             0.01,
             0.0,

@@ -87,13 +87,22 @@ def cached(entry: Weights, repo: str, revision: str | None) -> Path | None:
     return Path(folder) if folder and is_complete(Path(folder), entry.files) else None
 
 
+def is_here(entry: Weights) -> bool:
+    """Whether the cache has a complete copy, of whichever repository."""
+    return any(cached(entry, *repo) for repo in entry.repos)
+
+
 def fetch(entry: Weights, repo: str, revision: str | None) -> Path:
     """Download what is used of a repository into the cache; whole files that are there already are kept."""
     from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 
     if is_offline_mode():
         raise ModelError("HF_HUB_OFFLINE is set")
-    wanted = list(entry.files) or choose_files(HfApi().list_repo_files(repo, revision=revision))
+    wanted = list(entry.files)
+    if not wanted:
+        wanted = choose_files(
+            file.rfilename for file in HfApi().model_info(repo, revision=revision, timeout=20).siblings or []
+        )
     return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
 
 
@@ -198,10 +207,12 @@ def _missing(entry: Weights, tried: list[str]) -> ModelError:
         if entry.gated
         else ""
     )
-    without = {"prior": "--prior mini", "reward": "--reward mini --judge mini-judge", "init": "--init ball"}[entry.kind]
+    mini = "--reward mini --judge mini-judge"
+    without = {"prior": "--prior mini", "reward": mini, "part": mini, "init": "--init ball"}[entry.kind]
     own = {
         "prior": "name a local copy with --prior PATH",
         "reward": f"name a local copy with --reward {entry.name}=PATH",
+        "part": f"put {' and '.join(entry.files)} beside the weights and name their folder, --reward NAME=FOLDER",
         "init": "start from a file with --init FILE",
     }[entry.kind]
     return ModelError(

@@ -69,6 +69,7 @@ def load_aesthetic(
     *,
     clip: str | Path | None = None,
     name: str = "aesthetic",
+    files: tuple[str, ...] = FILES,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> AestheticReward:
@@ -78,13 +79,14 @@ def load_aesthetic(
         weights: one of :data:`FILES`, or its folder.
         clip: folder of openai/clip-vit-large-patch14; None means the folder of the weights.
         name: for logs and messages.
+        files: names of the head in a folder, the preferred first.
         device: where it runs.
         dtype: of CLIP; the head computes in float32.
 
     Raises:
         ModelError: files that are missing, damaged or of another architecture.
     """
-    file = find_file(weights, FILES, name)
+    file = find_file(weights, files, name)
     tensors = read_tensors(file, name)
     model = load_clip(clip or file.parent, f"{name}: CLIP", device=device, dtype=dtype)
     width = model.config.projection_dim

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from psd_gs.errors import ModelError
+from psd_gs.weights import compare_shapes
 
 Network = TypeVar("Network", bound=nn.Module)
-
-SHOWN = 5
-"""Keys that an error names."""
 
 
 def find_file(path: str | Path, names: Sequence[str], what: str) -> Path:
@@ -94,10 +92,10 @@ def build(
     """
     with torch.device("meta"):
         network = make()
-    expected = network.state_dict()
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     if ignore_unknown:
         tensors = {key: value for key, value in tensors.items() if key in expected}
-    check_keys(expected, tensors, what)
+    compare_shapes(expected, {key: tuple(value.shape) for key, value in tensors.items()}, what)
     cast = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in tensors.items()}
     network.load_state_dict(cast, strict=True, assign=True)
     for name, buffer in network.named_buffers():
@@ -106,31 +104,3 @@ def build(
             counted = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
             setattr(network.get_submodule(owner), leaf, counted)
     return network.requires_grad_(False).eval()
-
-
-def check_keys(expected: Mapping[str, Tensor], received: Mapping[str, Tensor], what: str) -> None:
-    """Compare names and shapes.
-
-    Raises:
-        ModelError: they differ.
-    """
-    shapes = [
-        f"{key} {list(received[key].shape)} instead of {list(value.shape)}"
-        for key, value in expected.items()
-        if key in received and received[key].shape != value.shape
-    ]
-    found = {
-        "missing": [key for key in expected if key not in received],
-        "unknown": [key for key in received if key not in expected],
-        "of another shape": shapes,
-    }
-    if any(found.values()):
-        told = "; ".join(
-            f"{len(keys)} {kind}: {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
-            for kind, keys in found.items()
-            if keys
-        )
-        raise ModelError(
-            f"{what}: expected {len(expected)} tensors, received {len(received)}: {told}. "
-            "The weights are of another architecture; check which file this is."
-        )

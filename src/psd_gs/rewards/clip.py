@@ -39,6 +39,7 @@ Fit = Literal["crop", "pad"]
 Scale = Literal["cosine", "logit"]
 
 FITS = {"crop": fit_crop, "pad": fit_pad}
+FILES = ("model.safetensors", "pytorch_model.bin")
 VOCABULARY = 49408
 
 
@@ -223,6 +224,7 @@ def load_clip(
     path: str | Path,
     what: str = "clip",
     *,
+    files: tuple[str, ...] = FILES,
     config: CLIPConfig | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -232,6 +234,7 @@ def load_clip(
     Args:
         path: a folder with config.json and model.safetensors (or pytorch_model.bin), or one file.
         what: for errors.
+        files: names of the weights in a folder, the preferred first.
         config: of the architecture; None reads config.json beside the weights.
         device: where it runs.
         dtype: of its weights.
@@ -239,7 +242,7 @@ def load_clip(
     Raises:
         ModelError: files that are missing, damaged or of another architecture.
     """
-    file = find_file(path, ("model.safetensors", "pytorch_model.bin"), what)
+    file = find_file(path, files, what)
     if config is None:
         try:
             config = CLIPConfig.from_dict(json.loads((file.parent / "config.json").read_text(encoding="utf-8")))
@@ -258,6 +261,7 @@ def load_clip_reward(
     *,
     tokenizer: str | Path | None = None,
     name: str = "clip",
+    files: tuple[str, ...] = FILES,
     config: CLIPConfig | None = None,
     fit: Fit = "crop",
     scale: Scale = "cosine",
@@ -270,7 +274,8 @@ def load_clip_reward(
         weights: as ``path`` of :func:`load_clip`.
         tokenizer: folder with OpenAI's vocab.json and merges.txt; None means the folder of the weights.
         name: for logs and messages.
-        config: of the architecture; None reads config.json beside the weights.
+        files: see :func:`load_clip`.
+        config: see :func:`load_clip`.
         fit: see :class:`CLIPReward`.
         scale: see :class:`CLIPReward`.
         device: where it runs.
@@ -281,19 +286,21 @@ def load_clip_reward(
     """
     weights = Path(weights).expanduser()
     words = tokenizer or (weights if weights.is_dir() else weights.parent)
-    model = load_clip(weights, name, config=config, device=device, dtype=dtype)
+    model = load_clip(weights, name, files=files, config=config, device=device, dtype=dtype)
     vocabulary = model.config.text_config.vocab_size
     return CLIPReward(model, read_tokenizer(words, name, vocabulary), name, fit=fit, scale=scale)
 
 
 def load_hps_v1(weights: str | Path, **options) -> CLIPReward:
     """HPS v1: ``hpc.pth``; options of :func:`load_clip_reward`."""
-    return load_clip_reward(weights, **{"name": "hpsv1", "config": vit_l_14(), **options})
+    return load_clip_reward(weights, **{"name": "hpsv1", "files": ("hpc.pth",), "config": vit_l_14(), **options})
 
 
 def load_hps_v2(weights: str | Path, **options) -> CLIPReward:
     """HPS v2 or v2.1: ``HPS_v2_compressed.pt`` or ``HPS_v2.1_compressed.pt``; options of :func:`load_clip_reward`."""
-    return load_clip_reward(weights, **{"name": "hpsv2.1", "config": vit_h_14(), "fit": "pad", **options})
+    files = ("HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt")
+    defaults = {"name": "hpsv2.1", "files": files, "config": vit_h_14(), "fit": "pad"}
+    return load_clip_reward(weights, **{**defaults, **options})
 
 
 def load_pickscore(weights: str | Path, **options) -> CLIPReward:

@@ -1,0 +1,246 @@
+"""Rewards by name: expressions, weighted sums, Python functions, local copies, and what is fetched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from oracles.shared import BERT, BLIP_SIZES, BLIP_WORDS, DATA
+
+from psd_gs import weights
+from psd_gs.cameras import turntable
+from psd_gs.errors import ConfigError, InputError, ModelError
+from psd_gs.guidance.config import PSDConfig
+from psd_gs.guidance.preference import judge
+from psd_gs.rewards import RECIPES, blip, check_judge, load_reward, needed
+from psd_gs.rewards.base import CallableReward, group_score
+from psd_gs.rewards.combine import Scored, Term, WeightedSum, parse_expression
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PATH = "C:\\models\\ImageReward.pt"
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("mini", [Term("mini")]),
+        ("hpsv2.1,pickscore:0.5", [Term("hpsv2.1"), Term("pickscore", 0.5)]),
+        (" a : 2 , b:-1e-1", [Term("a", 2.0), Term("b", -0.1)]),
+        ("my.module:score:0.25,f.py:g", [Term("my.module:score", 0.25), Term("f.py:g")]),
+        (f"imagereward={PATH}:3,clip", [Term(f"imagereward={PATH}", 3.0), Term("clip")]),
+        (f"imagereward={PATH}", [Term(f"imagereward={PATH}")]),
+    ],
+)
+def test_expressions(text, terms):
+    assert parse_expression(text) == terms
+
+
+@pytest.mark.parametrize("text", ["", "a,,b", "a:0", "a:nan", "a:inf,b", ":1", "a,"])
+def test_bad_expressions(text):
+    with pytest.raises(ConfigError, match=r"such as hpsv2\.1,pickscore:0\.5"):
+        load_reward(text)
+
+
+def bright(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return images.mean((1, 2, 3))
+
+
+class PerGroup:
+    """A differentiable reward with one score per group."""
+
+    name, differentiable = "group", True
+
+    def score(self, images, prompts, cameras=None):
+        return images.square().mean((1, 2, 3, 4))
+
+
+class PerView:
+    name, differentiable = "view", True
+
+    def score(self, images, prompts, cameras=None):
+        return images.mean((2, 3, 4))
+
+
+def pictures(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_sum_is_the_formula_whatever_came_before():
+    images = pictures(3, 4, 3, 8, 8)
+    parts = [Scored(PerView(), 1.0, 0.4, 0.1), Scored(PerGroup(), -0.5, 0.3, 0.2)]
+    reward = WeightedSum(parts, "view,group:-0.5")
+    expected = (images.mean((2, 3, 4)) - 0.4) / 0.1 - 0.5 * (images.square().mean((1, 2, 3, 4)) - 0.3)[:, None] / 0.2
+    scores = reward.score(images, ["a"] * 3)
+    torch.testing.assert_close(scores, expected)
+    reward.score(torch.zeros_like(images), ["a"] * 3)
+    assert torch.equal(scores, reward.score(images, ["a"] * 3))
+    torch.testing.assert_close(scores[1:2], reward.score(images[1:2], ["a"]))
+    # pooling over views acts on the sum
+    worst = (images.mean((2, 3, 4)).amin(1) - 0.4) / 0.1 - 0.5 * (images.square().mean((1, 2, 3, 4)) - 0.3) / 0.2
+    torch.testing.assert_close(group_score(scores, "min"), worst)
+    assert WeightedSum(parts[1:], "g").score(images, ["a"] * 3).shape == (3,)
+
+
+def test_gradients_and_black_boxes():
+    images = pictures(1, 2, 3, 8, 8).requires_grad_()
+    both = WeightedSum([Scored(PerView(), 2.0), Scored(PerGroup())], "both")
+    assert both.differentiable
+    (gradient,) = torch.autograd.grad(both.score(images, ["a"]).sum(), images)
+    assert (gradient.abs() > 0).all()
+    boxed = WeightedSum([Scored(PerView()), Scored(CallableReward(bright))], "boxed")
+    assert not boxed.differentiable
+    empty = WeightedSum([Scored(PerView()), Scored(CallableReward(lambda x, p: [float("nan")] * len(x)))], "none")
+    assert empty.score(images, ["a"]).isnan().all()
+
+
+def test_a_bad_back_cannot_hide_behind_a_good_front():
+    good = torch.full((1, 4, 3, 8, 8), 0.6)
+    hiding = torch.full((1, 4, 3, 8, 8), 0.8)
+    hiding[:, 2] = 0.2
+    reward = CallableReward(bright)
+    both = torch.cat([good, hiding])
+    for pooling, wins in (("mean", False), ("min", True), ("softmin", True)):
+        first, second = judge(reward, both, "a", turntable(8), PSDConfig(pooling=pooling))[:, 0]
+        assert bool(first > second + 1e-6) is wins
+
+
+def test_embedded_rewards_in_a_sum():
+    reward = load_reward("mini,mini-judge:0.5")
+    images = pictures(2, 4, 3, 64, 64)
+    singles = [load_reward(name).score(images, ["a red car", "a cat"]) for name in ("mini", "mini-judge")]
+    torch.testing.assert_close(reward.score(images, ["a red car", "a cat"]), singles[0] + 0.5 * singles[1])
+    assert (reward.name, reward.differentiable) == ("mini,mini-judge:0.5", True)
+    assert load_reward("mini:2").score(images, ["a", "b"]).shape == (2,)
+    assert load_reward("mini").name == "mini"
+
+
+def test_functions(tmp_path, monkeypatch):
+    (tmp_path / "my_judge.py").write_text(
+        "LEVEL = 2\n\ndef level(images, prompts):\n    return [LEVEL] * len(images)\n"
+    )
+    images = pictures(2, 3, 3, 8, 8)
+    reward = load_reward(f"{tmp_path / 'my_judge.py'}:level")
+    assert torch.equal(reward.score(images, ["a", "b"]), torch.full((2, 3), 2.0))
+    assert not reward.differentiable
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_reward("my_judge:level:0.5").score(images, ["a", "b"]).tolist() == [[1.0] * 3] * 2
+    for bad in ("my_judge:lever", "not_there:f", f"{tmp_path / 'absent.py'}:f"):
+        with pytest.raises(ConfigError, match="cannot import"):
+            load_reward(bad)
+    with pytest.raises(ConfigError, match="expected a function"):
+        load_reward("my_judge:LEVEL")
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    with pytest.raises(ConfigError, match="cannot import"):
+        load_reward(f"{tmp_path / 'broken.py'}:f")
+
+
+def test_unknown_names():
+    for name in ("clap", "hpsv3", "mini=there"):
+        with pytest.raises((ConfigError, ModelError), match="mini"):
+            load_reward(name)
+    with pytest.raises(ConfigError, match="unknown reward 'clap'"):
+        load_reward("mini,clap:0.5")  # before anything is loaded
+
+
+def test_a_judge_is_not_optimized():
+    check_judge("hpsv2.1", "pickscore")
+    check_judge("hpsv2.1,pickscore:0.5", "pickscore,clip")
+    for reward, same in (("mini", "mini"), ("clip,mini:2", "mini"), ("clip=/a/b", "clip"), ("a:f", "a:f")):
+        with pytest.raises(ConfigError, match="not optimized"):
+            check_judge(reward, same)
+
+
+# --- published -------------------------------------------------------------------------------------------------------
+
+
+def test_every_recipe_has_its_downloads():
+    for name, recipe in RECIPES.items():
+        assert (name in weights.WEIGHTS) != bool(recipe.source)
+        assert set(recipe.parts.values()) <= set(weights.WEIGHTS)
+        assert recipe.std > 0
+        module = __import__(f"psd_gs.rewards.{recipe.load[0]}", fromlist=["x"])
+        assert callable(getattr(module, recipe.load[1]))
+    for name, entry in weights.WEIGHTS.items():
+        if entry.kind in ("reward", "part"):
+            assert entry.files, name
+            assert entry.licence, name
+
+
+def test_what_is_needed():
+    assert needed("mini") == []
+    assert needed("hpsv2.1,pickscore:0.5") == ["hpsv2.1", "clip-tokenizer", "pickscore"]
+    assert needed("imagereward,a.py:f") == ["imagereward", "bert-tokenizer"]
+    assert needed("aesthetic") == ["aesthetic", "clip"]
+    assert needed("clip=/somewhere") == ["clip-tokenizer"]
+
+
+@pytest.fixture
+def image_reward(tmp_path, monkeypatch) -> Path:
+    """A folder with a tiny ImageReward.pt and its tokenizer; the loader expects that architecture."""
+    import numpy as np
+    from oracles.shared import parse
+    from oracles.shared import weights as random_weights
+    from transformers import BlipTextConfig, BlipVisionConfig
+
+    with np.load(DATA / "reward_imagereward.npz") as file:
+        rows = parse(file["image_keys"])
+    tensors = {k: torch.as_tensor(v) for k, v in random_weights(rows).items() if "position_ids" not in k}
+    torch.save(tensors, tmp_path / "ImageReward.pt")
+    (tmp_path / "vocab.txt").write_text("\n".join(BLIP_WORDS), encoding="utf-8")
+    width = BLIP_SIZES["vision_width"]
+    vision = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    text = {key: BERT[key] for key in same}
+    monkeypatch.setattr(
+        blip,
+        "BlipSizes",
+        lambda: type("Sizes", (), {
+            "vision": BlipVisionConfig(**vision, image_size=224, patch_size=16),
+            "text": BlipTextConfig(**text, encoder_hidden_size=width, is_decoder=True),
+        }),
+    )  # fmt: skip
+    return tmp_path
+
+
+def test_a_local_copy(image_reward, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(weights, "locate", lambda name: fetched.append(name) or image_reward)
+    images = pictures(1, 2, 3, 64, 64)
+    by_folder = load_reward(f"imagereward={image_reward}")
+    assert fetched == []
+    by_file = load_reward(f"imagereward={image_reward / 'ImageReward.pt'}")
+    assert torch.equal(by_folder.score(images, ["a cat"]), by_file.score(images, ["a cat"]))
+    assert by_folder.name == f"imagereward={image_reward}"
+    published = load_reward("imagereward")
+    assert fetched == ["bert-tokenizer", "imagereward"]
+    assert torch.equal(by_folder.score(images, ["a cat"]), published.score(images, ["a cat"]))
+    both = load_reward(f"imagereward={image_reward}:0.5,mini")
+    assert both.score(images, ["a cat"]).shape == (1, 2)
+
+
+def test_what_is_on_no_hub_is_told_where_it_is():
+    with pytest.raises(ModelError, match=r"align_sd, and name it with hpsv1=PATH"):
+        load_reward("hpsv1")
+    with pytest.raises(ModelError, match=r"reward hpsv1: expected its weights at /nowhere, received nothing"):
+        load_reward("hpsv1=/nowhere")
+
+
+def test_nothing_heavy_is_imported_by_name_alone():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, json; from psd_gs.rewards import RECIPES, needed, check_judge; needed('hpsv2.1,mini:2'); "
+        "check_judge('mini', 'clip'); print(json.dumps([m for m in ('transformers', 'diffusers') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert json.loads(done.stdout) == []
+
+
+def test_bad_shapes_are_told_by_every_part(image_reward):
+    reward = load_reward(f"imagereward={image_reward},mini")
+    with pytest.raises(InputError, match="expected images"):
+        reward.score(pictures(2, 3, 8, 8), ["a", "b"])
