@@ -190,7 +190,7 @@ def command(tmp_path, monkeypatch, capsys, quick_files, one_thread):
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump({**options, "backgrounds": "white", "steps": STEPS}))
 
-    def load(prior="auto", *, reward="auto", judge="auto", device="auto"):
+    def load(prior="auto", *, reward="auto", judge="auto", device="auto", **options):
         bright = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "mini-judge")
         made = TextTo3DPipeline(PaintedPrior(), RedReward(), bright)
         made.reward.name = "mini"
@@ -554,9 +554,9 @@ def test_bad_input_is_one_clear_line(command, tmp_path, arguments, parts):
 def test_unknown_models_are_one_clear_line(monkeypatch, command):
     monkeypatch.undo()  # the real loader
     for arguments, part in (
-        (("--prior", "sdxl"), "unknown prior 'sdxl': expected mini, or a folder"),
-        (("--reward", "clip"), "unknown reward 'clip'"),
-        (("--judge", "clip"), "unknown reward 'clip'"),
+        (("--prior", "sdxx"), "unknown model 'sdxx': expected mini, one of sd15"),
+        (("--reward", "clap"), "unknown reward 'clap'"),
+        (("--judge", "clap"), "unknown reward 'clap'"),
     ):
         one_line(command(*BALL, *arguments, "--output-dir", str(Path.cwd() / "nowhere")), part)
 

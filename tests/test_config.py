@@ -156,6 +156,8 @@ def shaken(cls: type, rng: random.Random) -> Any:
             values[name] = tuple(
                 v + rng.randint(0, 3) if isinstance(v, int) else v * rng.uniform(0.9, 1) for v in value
             )
+        elif isinstance(value, dict):
+            values[name] = {"mvdream/unet": f"{rng.getrandbits(256):064x}"}
         else:
             values[name] = rng.choice([value, "off", "1e-3", "äöü: [x]", "yes", "3"])
     if cls.__name__ == "TimestepConfig":
@@ -185,7 +187,7 @@ def test_to_dict_is_plain_and_complete():
             if is_dataclass(hints[name]):
                 check(value, hints[name])
             else:
-                assert isinstance(value, str | int | float | bool | list | None), name
+                assert isinstance(value, str | int | float | bool | list | dict | None), name
 
     check(to_dict(Config()), Config)
 

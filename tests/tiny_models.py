@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from psd_gs.priors import mini
-from psd_gs.priors.mvdream import SD21_4VIEW, original_names, scheduler, unet_config
 from psd_gs.priors.multiview import MultiViewPipeline
+from psd_gs.priors.mvdream import SD21_4VIEW, original_names, scheduler, unet_config
 
 WIDTH = 32
 LDM = SD21_4VIEW | {

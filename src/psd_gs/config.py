@@ -21,7 +21,18 @@ from psd_gs.guidance.config import GuidanceConfig, check_range
 T = TypeVar("T")
 
 PRESETS = ("draft", "default", "quality")
-FAMILIES = ("mini", "mvdream")
+RECIPES = (
+    "dreamgaussian",
+    "gaussiandreamer",
+    "luciddreamer",
+    "mvdream",
+    "dreamdpo",
+    "rewardsds",
+    "dreamreward",
+    "psd",
+)
+"""Settings of published methods, in place of a preset."""
+FAMILIES = ("mini", "mvdream", "sd", "sdxl", "sd3")
 """Prior families that presets have a section for."""
 
 
@@ -62,12 +73,15 @@ class CameraConfig:
     """Image side at the start and from ``size_at`` on, pixels."""
     size_at: float = 0.5
     """Fraction of the run at which the second size begins."""
+    groups: int = 1
+    """Sets of views per step, each with its own timestep; 4 is usual for single-view priors."""
 
     def __post_init__(self) -> None:
         check_range(self, -90, 90, "elevation")
         check_range(self, 1, 170, "fov")
         check_range(self, 1e-2, 1e2, "distance", "radius")
         check_range(self, 8, 4096, "size")
+        check_range(self, 1, 64, "groups")
         check_range(self, 0, 1, "size_at")
 
 
@@ -136,6 +150,14 @@ class Config:
     reward: str = "auto"
     judge: str = "auto"
     device: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Of the prior's weights; auto: what the device computes fastest."""
+    vram: Literal[0, 8, 12, 24] = 0
+    """GPU memory to fit into, GB; 0: as much as there is."""
+    prior_size: int = 0
+    """Side of the images that the prior sees, pixels; 0: what it was trained for."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files that were loaded, recorded by the run."""
     steps: int = 300
     backgrounds: Literal["augment", "white"] = "augment"
     """augment: white or mid-grey, sometimes a colour, drawn in every step; white: always white."""
@@ -150,6 +172,7 @@ class Config:
     def __post_init__(self) -> None:
         check_range(self, 1, float("inf"), "steps")
         check_range(self, 0, 2**63 - 1, "seed")
+        check_range(self, 0, 4096, "prior_size")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -203,6 +226,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         return _convert(value, next(a for a in args if a is not type(None)), where)
+    if origin is dict and isinstance(value, Mapping):
+        return {_convert(key, args[0], where): _convert(item, args[1], where) for key, item in value.items()}
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(args):
         return tuple(_convert(item, arg, where) for item, arg in zip(value, args, strict=True))
     if hint is float and not isinstance(value, bool):
@@ -261,19 +286,27 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def preset(name: str, family: str) -> dict[str, Any]:
-    """The options of a preset for one prior family.
+    """The options of a preset or recipe for one prior family; a recipe's own prior is among them.
 
     Args:
-        name: one of :data:`PRESETS`.
-        family: one of :data:`FAMILIES`.
+        name: one of :data:`PRESETS` or :data:`RECIPES`.
+        family: one of :data:`FAMILIES`; any other leaves what holds for all.
 
     Raises:
         ConfigError: no such preset.
     """
-    if name not in PRESETS:
+    if name not in PRESETS + RECIPES:
         raise ConfigError(f"unknown preset {name!r}.{suggestion(name, PRESETS)}")
-    data = read_yaml(configs_folder() / f"{name}.yaml")
-    return merged({"preset": name}, data.get("common", {}), data.get(family, {}))
+    files = _with_bases(configs_folder() / ("." if name in PRESETS else "recipes") / f"{name}.yaml")
+    sections = [file.get(section, {}) for section in ("common", family) for file in files]
+    return merged({"preset": name}, *sections)
+
+
+def _with_bases(path: Path) -> list[dict[str, Any]]:
+    """A file of options, after the one beside it that its ``base`` names."""
+    data = read_yaml(path)
+    base = data.get("base")
+    return [*(_with_bases(path.with_name(f"{base}.yaml")) if base else []), data]
 
 
 def make_config(name: str, family: str, *overrides: Mapping[str, Any], where: str = "config") -> Config:

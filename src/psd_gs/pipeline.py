@@ -19,17 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_gs import __version__, runs
+from psd_gs import __version__, runs, weights
 from psd_gs.cameras import Cameras, turntable
 from psd_gs.config import Config, make_config, suggestion, to_dict
 from psd_gs.errors import BackendError, ConfigError, InputError
 from psd_gs.files import writing
 from psd_gs.gaussians import Gaussians, from_points, random_ball
 from psd_gs.guidance.guide import Guidance
-from psd_gs.priors import FAMILY, TextEmbedding, load_prior
+from psd_gs.priors import FAMILY, NAMES, DType, TextEmbedding, load_prior
 from psd_gs.priors.base import Prior
+from psd_gs.published import WEIGHTS, Weights
 from psd_gs.render import render
-from psd_gs.rewards import load_reward
+from psd_gs.rewards import load_reward, needed
 from psd_gs.rewards.base import Reward, group_score
 from psd_gs.trainer import StepEvent, Trainer, read_tensors, stream_seeds, write_tensors
 
@@ -38,8 +39,11 @@ logger = logging.getLogger(__name__)
 MAX_PROMPT = 500
 """Characters."""
 
-COMPANIONS = {"mini": ("mini", "mini-judge")}
+COMPANIONS = dict.fromkeys(NAMES, ("hpsv2.1", "pickscore")) | {"mini": ("mini", "mini-judge")}
 """What ``--reward auto`` and ``--judge auto`` mean for each prior: two models, so that one is never optimized."""
+
+AUTO_MEMORY = 16
+"""GPU memory in GB with which ``--prior auto`` is mvdream."""
 
 
 @dataclass
@@ -102,8 +106,11 @@ class Result:
             folder.mkdir(parents=True, exist_ok=True)
         metadata, asset = self.metadata, self.gaussians
         runs.write_yaml(folder / "config.yaml", to_dict(self.config))
+        negative = {"sequence": self.negative.sequence, "pooled": self.negative.pooled}
         write_tensors(
-            folder / "negative.safetensors", {"sequence": self.negative.sequence}, {"prior": self.config.prior}
+            folder / "negative.safetensors",
+            {name: tensor for name, tensor in negative.items() if tensor is not None},
+            {"prior": self.config.prior},
         )
         on_file("preview.png")
         preview_png(asset, folder / "preview.png", metadata=metadata)
@@ -127,31 +134,50 @@ class TextTo3DPipeline:
         prior: the diffusion model that is distilled.
         reward: ranks win and lose noises; None if only preference "none" will be used.
         judge: scores the result and is never optimized.
+        digests: SHA-256 of the files that they were loaded from, for the record.
     """
 
-    def __init__(self, prior: Prior, reward: Reward | None = None, judge: Reward | None = None) -> None:
-        self.prior, self.reward, self.judge = prior, reward, judge
+    def __init__(
+        self,
+        prior: Prior,
+        reward: Reward | None = None,
+        judge: Reward | None = None,
+        digests: Mapping[str, str] | None = None,
+    ) -> None:
+        self.prior, self.reward, self.judge, self.digests = prior, reward, judge, dict(digests or {})
 
     @classmethod
     def from_pretrained(
-        cls, prior: str = "auto", *, reward: str = "auto", judge: str = "auto", device: str = "auto"
+        cls,
+        prior: str = "auto",
+        *,
+        reward: str = "auto",
+        judge: str = "auto",
+        device: str = "auto",
+        dtype: DType = "auto",
+        vram: int = 0,
+        prior_size: int = 0,
     ) -> TextTo3DPipeline:
-        """Load the models by name.
+        """Load the models by name, downloading what is not in the cache.
 
         Args:
-            prior: ``mini`` or a folder; auto is mini.
+            prior: a name, a hub id or a folder, see :func:`psd_gs.priors.load_prior`; auto is :func:`choose_prior`.
             reward: a reward's name; auto is the one that belongs to the prior.
             judge: a reward's name; auto is the one that belongs to the prior.
             device: ``cpu``, ``cuda`` or ``cuda:N``; auto is CUDA where there is one.
+            dtype: of the prior's weights.
+            vram: GPU memory to fit into, GB: 8, 12 or 24; 0 is as much as there is.
+            prior_size: side of the images that the prior sees, pixels; 0 is what it was trained for.
 
         Raises:
             BackendError: a device that is not there.
             ConfigError: unknown names.
-            ModelError: damaged files.
+            ModelError: weights that cannot be had, or damaged files.
         """
-        prior, reward, judge = resolve(prior, reward, judge)
         where = resolve_device(device)
-        return cls(load_prior(prior, where), load_reward(reward, where), load_reward(judge, where))
+        prior, reward, judge = resolve(prior, reward, judge, where)
+        model = load_prior(prior, where, dtype=dtype, vram=vram, image_size=prior_size)
+        return cls(model, load_reward(reward, where), load_reward(judge, where), digests_of(prior, reward, judge))
 
     def __call__(
         self,
@@ -173,14 +199,20 @@ class TextTo3DPipeline:
             overrides: nested options, as in a ``--config`` file.
             on_step: called after each step.
         """
-        names = {"prompt": prompt, "seed": seed, "prior": self.prior.name, "device": str(self.prior.device)}
+        names: dict[str, Any] = {
+            "prompt": prompt,
+            "seed": seed,
+            "prior": self.prior.name,
+            "device": str(self.prior.device),
+        }
         names |= {
             "reward": self.reward.name if self.reward else "none",
             "judge": self.judge.name if self.judge else "none",
         }
+        names["weights"] = self.digests
         if steps is not None:
             names["steps"] = steps
-        family = FAMILY.get(self.prior.name, "mini")
+        family = FAMILY.get(self.prior.name) or str(getattr(self.prior, "family", "mini"))
         trainer = self.trainer(make_config(preset, family, overrides or {}, names))
         for event in trainer.run():
             on_step(event)
@@ -214,9 +246,42 @@ class TextTo3DPipeline:
         return Result(asset, trainer.config, scores, trainer.guidance.negative.embedding)
 
 
-def resolve(prior: str, reward: str, judge: str) -> tuple[str, str, str]:
+def choose_prior(device: torch.device) -> tuple[str, str]:
+    """What ``--prior auto`` means on a device, and why."""
+    if device.type != "cuda":
+        return "mini", "without a CUDA GPU"
+    total = torch.cuda.get_device_properties(device).total_memory / 1e9
+    if total < AUTO_MEMORY:
+        smaller = max((size for size in (8, 12) if size <= total), default=0)
+        hint = f"; `--prior mvdream --vram {smaller}` should fit" if smaller else ""
+        return "mini", f"the GPU has {total:.0f} GB and mvdream with its reward takes {AUTO_MEMORY}{hint}"
+    return "mvdream", f"the GPU has {total:.0f} GB"
+
+
+def published(prior: str, *rewards: str) -> list[str]:
+    """What a run loads besides the embedded models: published names, a hub id or a folder."""
+    names = ([] if prior == "mini" else [prior]) + [name for reward in rewards for name in needed(reward)]
+    return list(dict.fromkeys(names))
+
+
+def downloads(prior: str, *rewards: str) -> list[Weights]:
+    """Which published weights are not on this machine yet."""
+    entries = [WEIGHTS[name] for name in published(prior, *rewards) if name in WEIGHTS]
+    return [entry for entry in entries if not weights.is_here(entry)]
+
+
+def digests_of(prior: str, *rewards: str) -> dict[str, str]:
+    """SHA-256 of every file of weights that was fetched or named; the embedded ones belong to the version."""
+    return {
+        f"{name}/{file}": digest
+        for name in published(prior, *rewards)
+        for file, digest in weights.checksums(weights.locate(name)).items()
+    }
+
+
+def resolve(prior: str, reward: str, judge: str, device: torch.device | None = None) -> tuple[str, str, str]:
     """``auto`` to names; the three belong together."""
-    prior = "mini" if prior == "auto" else prior
+    prior = choose_prior(device or torch.device("cpu"))[0] if prior == "auto" else prior
     companions = COMPANIONS.get(prior, COMPANIONS["mini"])
     return prior, companions[0] if reward == "auto" else reward, companions[1] if judge == "auto" else judge
 
@@ -286,7 +351,7 @@ def read_negative(path: str) -> TextEmbedding:
         raise InputError(
             f"{path}: expected a negative embedding (negative.safetensors of a run), received {sorted(tensors)}."
         )
-    return TextEmbedding(tensors["sequence"])
+    return TextEmbedding(tensors["sequence"], tensors.get("pooled"))
 
 
 def evaluation_cameras(size: int = 128) -> Cameras:

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_gs.cameras import Cameras, orbit
+from psd_gs.cameras import Cameras, joined, orbit
 from psd_gs.config import CameraConfig, Config
 from psd_gs.densify import Densifier, sweep
-from psd_gs.errors import FormatError, PsdGsError
+from psd_gs.errors import BackendError, FormatError, PsdGsError
 from psd_gs.files import write_atomic, writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
@@ -91,17 +91,28 @@ class Trainer:
         """Step until the end, yielding after each step; checkpoints from step 0 on and at the end.
 
         A run can be left at any time and taken up again by :meth:`load_checkpoint`.
+
+        Raises:
+            BackendError: out of memory; the last checkpoint stays.
         """
-        saved = time.monotonic()
+        saved, saved_step = time.monotonic(), self.step
         if self.folder and self.step == 0:
             self.save_checkpoint()
         while self.step < self.config.steps:
-            logs = self._step()
+            try:
+                logs = self._step()
+            except torch.OutOfMemoryError as error:
+                kept = f" The run is saved as of step {saved_step}; --resume goes on there." if self.folder else ""
+                raise BackendError(
+                    f"out of memory in step {self.step + 1} with {len(self.gaussians)} Gaussians.{kept} Fit into less "
+                    "with --vram 24, 12 or 8, lower cameras.size, densify.cap or prior_size in a --config file, or "
+                    "close other programs on the GPU."
+                ) from error
             if self.folder:
                 self._log(logs)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.save_checkpoint()
-                    saved = time.monotonic()
+                    saved, saved_step = time.monotonic(), self.step
             yield StepEvent(self.step, self.config.steps, logs)
         if self.folder:
             self.save_checkpoint()
@@ -117,10 +128,13 @@ class Trainer:
         self._set_rates(progress)
         size = config.cameras.size[progress >= config.cameras.size_at]
         views = self.guidance.prior.views
-        cameras = sample_cameras(config.cameras, views, size, self.generators["cameras"]).to(self.gaussians.device)
+        groups = config.cameras.groups
+        cameras = joined(
+            [sample_cameras(config.cameras, views, size, self.generators["cameras"]) for _ in range(groups)]
+        ).to(self.gaussians.device)
         background = sample_background(config.backgrounds, self.generators["background"]).to(self.gaussians.device)
         out = render(self.gaussians, cameras, background, absgrad=True)
-        images = out.rgb.permute(0, 3, 1, 2)[None]
+        images = out.rgb.permute(0, 3, 1, 2).unflatten(0, (groups, views))
         guided = self.guidance(images, cameras, progress, self.step)
         loss = guided.loss + self._regularizer()
         loss.backward()

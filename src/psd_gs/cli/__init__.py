@@ -11,9 +11,11 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of ``psd-gs``."""
     import tyro
 
+    from psd_gs.cli.doctor import Doctor
     from psd_gs.cli.export import Export
     from psd_gs.cli.generate import Generate
     from psd_gs.cli.info import Info
+    from psd_gs.cli.models import Models
     from psd_gs.cli.words import Words
     from psd_gs.errors import PsdGsError
 
@@ -22,6 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Info, tyro.conf.subcommand("info")]
         | Annotated[Words, tyro.conf.subcommand("words")]
+        | Annotated[Models, tyro.conf.subcommand("models")]
+        | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

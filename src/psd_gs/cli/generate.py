@@ -42,16 +42,19 @@ class Generate:
     """What to make, for instance "a corgi wearing a red hat"."""
     preset: Text = None
     """Tier of quality against time: draft, default or quality (configs/*.yaml). Default: default."""
+    recipe: Text = None
+    """Settings of a published method instead of a preset: dreamgaussian, gaussiandreamer, luciddreamer, mvdream,
+    dreamdpo, rewardsds, dreamreward or psd (configs/recipes/*.yaml), with its prior and reward."""
     prior: Text = None
-    """Diffusion model: auto, mini (embedded) or a local folder."""
+    """Diffusion model: auto, mini (embedded), mvdream, sd15, sd21, sdxl, sd3, a hub id or a local folder."""
     reward: Text = None
     """Reward model that ranks the noise pairs. Default: the one that belongs to the prior."""
     judge: Text = None
     """Reward model that scores the result and is never optimized. Default: the one that belongs to the prior."""
     method: Text = None
-    """Base score: recon or sds. Default: the preset's."""
+    """Base score: sds, recon, csd, vsd, ism, nfsd or asd. Default: the preset's."""
     preference: Text = None
-    """Preference score added to it: psd or none. Default: the preset's."""
+    """Preference score: psd, dreamdpo, rewardsds, dreamfl or none. Default: the preset's."""
     negative_prompt: Text = None
     """What the asset should not look like; where the refinement of the negative embedding starts."""
     negative_embedding: File = None
@@ -64,6 +67,8 @@ class Generate:
     """Run N seeds (SEED, SEED+1, ...), rank them by the reward, keep all."""
     device: Text = None
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    vram: Number = None
+    """GPU memory to fit into: 8, 12 or 24 (GB). Default: as much as there is."""
     init: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Start from a 3DGS PLY, a point cloud (.ply) or a mesh (.glb, .obj, .stl) instead of a ball."""
     config: File = None
@@ -80,12 +85,13 @@ class Generate:
     """Show tracebacks."""
 
     def run(self) -> None:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if self.quiet:
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from rich.console import Console
 
         from psd_gs import runs
         from psd_gs.errors import ConfigError
-        from psd_gs.pipeline import TextTo3DPipeline, check_prompt_text, resolve_device
+        from psd_gs.pipeline import TextTo3DPipeline, check_prompt_text, choose_prior, resolve_device
 
         console = Console(highlight=False, markup=False, quiet=self.quiet)
         check_prompt_text(self.prompt)
@@ -104,13 +110,23 @@ class Generate:
         )
         if first.prior == "mini":
             self._warn(console)
+        if self.prior in (None, "auto") and first.prior == choose_prior(device)[0]:
+            console.print(f"{first.prior} because {choose_prior(device)[1]}", soft_wrap=True)
         for folder in folders:
             runs.make_folder(folder)
         silence_libraries()
+        self._download(console, first)
         with console.status("loading models") if console.is_terminal else nullcontext():
             pipeline = TextTo3DPipeline.from_pretrained(
-                first.prior, reward=first.reward, judge=first.judge, device=str(device)
+                first.prior,
+                reward=first.reward,
+                judge=first.judge,
+                device=str(device),
+                dtype=first.dtype,
+                vram=first.vram,
+                prior_size=first.prior_size,
             )
+        configs = [self._with_weights(console, config, pipeline.digests) for config in configs]
         done = [
             (folder, self._run_one(console, pipeline, config, folder))
             for config, folder in zip(configs, folders, strict=True)
@@ -123,17 +139,19 @@ class Generate:
 
     def _configs(self) -> list[Config]:
         """One per seed: preset, then the file, then the command line; models by their resolved names."""
-        from psd_gs.config import make_config, read_yaml
+        from psd_gs.config import make_config, preset, read_yaml
         from psd_gs.errors import ConfigError
-        from psd_gs.pipeline import resolve
-        from psd_gs.priors import FAMILY
+        from psd_gs.guidance.config import check_combination
+        from psd_gs.pipeline import resolve, resolve_device
+        from psd_gs.priors import prior_family
 
         if self.best_of < 1:
             raise ConfigError(f"--best-of: expected 1 or more, received {self.best_of}.")
         file = read_yaml(self.config) if self.config else {}
         given = {
-            "preset": self.preset,
+            "preset": self.recipe or self.preset,
             "device": self.device,
+            "vram": self.vram,
             "steps": self.steps,
             "seed": self.seed,
             "negative_embedding": str(self.negative_embedding) if self.negative_embedding else None,
@@ -143,12 +161,30 @@ class Generate:
         flags["guidance"] = {name: value for name, value in guidance.items() if value is not None}
         flags["init"] = {"source": self.init} if self.init else {}
         wanted = {"prior": self.prior, "reward": self.reward, "judge": self.judge}
-        names = resolve(*(flag or str(file.get(name, "auto")) for name, flag in wanted.items()))
+        name = self._preset(file)
+        device = resolve_device(self.device or str(file.get("device", "auto")))
+        prior = self.prior or str(file.get("prior", preset(name, "").get("prior", "auto")))
+        prior = resolve(prior, "auto", "auto", device)[0]
+        family = prior_family(prior)
+        own = preset(name, family) | file
+        reward, judge = (wanted[kind] or str(own.get(kind, "auto")) for kind in ("reward", "judge"))
+        names = resolve(prior, reward, judge, device)
         flags |= {"prompt": self.prompt, **dict(zip(wanted, names, strict=True))}
-        name = self.preset or str(file.get("preset", "default"))
         where = str(self.config) if self.config else "command line"
-        first = make_config(name, FAMILY.get(names[0], "mini"), file, flags, where=where)
+        first = make_config(name, family, file, flags, where=where)
+        check_combination(first.guidance)
         return [replace(first, seed=first.seed + i) for i in range(self.best_of)]
+
+    def _preset(self, file: dict[str, Any]) -> str:
+        """The name of the preset or recipe."""
+        from psd_gs.config import RECIPES, suggestion
+        from psd_gs.errors import ConfigError
+
+        if self.recipe and self.preset:
+            raise ConfigError("expected --recipe or --preset, received both. Leave one of them out.")
+        if self.recipe and self.recipe not in RECIPES:
+            raise ConfigError(f"unknown recipe {self.recipe!r}.{suggestion(self.recipe, RECIPES)}")
+        return self.recipe or self.preset or str(file.get("preset", "default"))
 
     def _find(self, seed: int) -> Path:
         from psd_gs.runs import find_run
@@ -174,13 +210,30 @@ class Generate:
                     raise OutputError(
                         f"{folder} holds a run of {saved.prompt!r}. Choose another --output-dir or --seed."
                     )
-                mine, its = to_dict(config), to_dict(saved)
+                saved = replace(saved, vram=config.vram if self.vram else saved.vram)  # as an error may have advised
+                mine, its = to_dict(config) | {"weights": saved.weights}, to_dict(saved)
                 other = ", ".join(name for name in its if its[name] != mine[name])
                 if other:
                     console.print(f"warning: {path} differs from this command in {other}, and holds", soft_wrap=True)
                 config = saved
             out.append(config)
         return out
+
+    def _download(self, console: Console, config: Config) -> None:
+        """Fetch what is missing, after saying how much that is."""
+        from psd_gs import weights
+        from psd_gs.pipeline import downloads
+
+        for entry in downloads(config.prior, config.reward, config.judge):
+            console.print(f"fetching {entry.name}: {entry.gigabytes:.1f} GB, licence {entry.licence}", soft_wrap=True)
+            weights.locate(entry.name)
+
+    def _with_weights(self, console: Console, config: Config, digests: dict[str, str]) -> Config:
+        """The configuration with the weights that were loaded, compared with those it names."""
+        changed = [name for name, digest in config.weights.items() if digests.get(name) != digest]
+        if changed:
+            console.print(f"warning: other weights than in the given config: {', '.join(changed)}", soft_wrap=True)
+        return replace(config, weights=digests)
 
     def _warn(self, console: Console) -> None:
         from psd_gs.priors.mini import check_prompt

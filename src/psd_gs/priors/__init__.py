@@ -103,7 +103,11 @@ def prior_family(name: str) -> str:
         return FAMILY[name]
     from psd_gs import weights
 
-    return FAMILY_OF_CLASS.get(weights.pipeline_class(weights.locate(name)), "mvdream")
+    folder = weights.locate(name)
+    kind = weights.pipeline_class(folder)
+    if kind == "MultiViewPipeline" and "vae" not in weights.components_of(folder):
+        return "mini"
+    return FAMILY_OF_CLASS.get(kind, "mini")
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype:

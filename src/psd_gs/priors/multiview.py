@@ -123,11 +123,14 @@ class MultiViewPrior(LatentPrior):
     """A :class:`~psd_gs.priors.base.Prior` over a multi-view pipeline; in pixel space without ``vae``."""
 
     pipeline_class = MultiViewPipeline
-    family = "mvdream"
 
     def __init__(self, pipeline: MultiViewPipeline, name: str = "mvdream", **options: Any) -> None:
         self.views = pipeline.config.views
         super().__init__(pipeline, name, **options)
+
+    @property
+    def family(self) -> str:  # type: ignore[override]
+        return "mini" if self.vae is None else "mvdream"
 
     @property
     def unet(self) -> UNet2DConditionModel:

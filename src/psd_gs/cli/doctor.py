@@ -1,0 +1,204 @@
+"""``psd-gs doctor``: is this machine ready, and if not, what to do about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["ok", "note", "problem"]
+"""A note costs speed or a feature; a problem stops the main job."""
+
+MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at, and the remedy if it is not as it should be."""
+
+    what: str
+    state: State
+    text: str
+    remedy: str = ""
+
+
+@dataclass
+class Doctor:
+    """Check Python, torch, CUDA, the compiler, memory, disk, the model hub and the weights.
+
+    One line per finding, with a remedy where one is needed. The exit code is 0 if nothing stops
+    `psd-gs generate`, else 1.
+    """
+
+    offline: bool = False
+    """Do not try to reach the model hub."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from psd_gs.cli.generate import silence_libraries
+
+        silence_libraries()
+        console = Console(highlight=False, markup=False)
+        checks: list[Callable[[], Iterator[Finding]]] = [python, torch_and_gpu, build_tools, resources]
+        checks += [] if self.offline else [hub]
+        failed = False
+        for check in [*checks, cached_weights, choices]:
+            for finding in check():
+                failed |= finding.state == "problem"
+                console.print(f"{MARKS[finding.state]}  {finding.what}: {finding.text}", soft_wrap=True)
+                if finding.remedy:
+                    console.print(f"         -> {finding.remedy}", soft_wrap=True)
+        raise SystemExit(1 if failed else 0)
+
+
+def python() -> Iterator[Finding]:
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError:
+        pass
+    except (ImportError, RuntimeError) as error:  # the wheel that does not fit torch says so at import only
+        yield Finding(
+            "torchvision",
+            "problem",
+            f"installed, but does not import ({str(error).splitlines()[0]}); transformers then fails too",
+            "pip uninstall torchvision (psd-gs does not need it)",
+        )
+
+
+def torch_and_gpu() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        driver = shutil.which("nvidia-smi")
+        text = f"{torch.__version__}, no CUDA GPU: the embedded model on the CPU"
+        remedy = "install a CUDA build of torch, see https://pytorch.org/get-started" if driver else ""
+        yield Finding("torch", "note" if driver else "ok", text, remedy)
+        return
+    yield Finding("torch", "ok", f"{torch.__version__}, driver {driver_version() or 'unknown'}")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield Finding(f"cuda:{index}", "ok", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")
+
+
+def driver_version() -> str | None:
+    return _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+
+
+def build_tools() -> Iterator[Finding]:
+    """What gsplat compiles itself with at its first use on CUDA."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    nvcc = re.search(r"release (\d+\.\d+)", _output(["nvcc", "--version"]) or "")
+    wanted = torch.version.cuda
+    advice = f"install the CUDA toolkit {wanted}, or `pip install 'nvidia-cuda-nvcc=={wanted}.*'` and set CUDA_HOME"
+    if nvcc is None:
+        yield Finding("nvcc", "problem", f"not found; gsplat needs {wanted} to compile itself", advice)
+    elif nvcc[1] != wanted:
+        yield Finding("nvcc", "problem", f"{nvcc[1]}, but torch was built for {wanted}", advice)
+    else:
+        yield Finding("nvcc", "ok", f"{nvcc[1]}, as torch")
+    compiler = "cl" if os.name == "nt" else os.environ.get("CXX", "c++")
+    if shutil.which(compiler):
+        yield Finding("compiler", "ok", compiler)
+    else:
+        yield Finding("compiler", "problem", f"{compiler} is not on the PATH", "install a C++17 compiler")
+    if shutil.which("ninja"):
+        yield Finding("ninja", "ok", "found")
+    else:
+        yield Finding("ninja", "problem", "not on the PATH", "pip install ninja")
+    if importlib.util.find_spec("packaging") is None:
+        yield Finding("packaging", "problem", "missing; gsplat imports it without saying so", "pip install packaging")
+
+
+def resources() -> Iterator[Finding]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    place = next(
+        (p for p in (HF_HUB_CACHE, os.path.dirname(HF_HUB_CACHE), os.path.expanduser("~")) if os.path.isdir(p)), "."
+    )
+    free = shutil.disk_usage(place).free / 1e9
+    remedy = "" if free > 10 else "free some space, or point HF_HOME to another disk"
+    yield Finding("disk", "ok" if free > 10 else "note", f"{free:.0f} GB free for weights in {HF_HUB_CACHE}", remedy)
+    memory = available_memory()
+    if memory is not None:
+        remedy = "" if memory > 3 else "close other programs: a run takes 2 GB"
+        yield Finding("memory", "ok" if memory > 3 else "note", f"{memory:.0f} GB available", remedy)
+
+
+def available_memory() -> float | None:
+    """Main memory that can be had, GB; None where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) / 1e6 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def hub() -> Iterator[Finding]:
+    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.constants import ENDPOINT
+
+    if is_offline_mode():
+        yield Finding("hub", "note", "HF_HUB_OFFLINE is set: only what is cached", "unset it to download models")
+        return
+    try:
+        HfApi().model_info("openai/shap-e", timeout=5)
+        yield Finding("hub", "ok", f"{ENDPOINT} answers")
+    except Exception as error:  # the client, its HTTP library and the system each raise their own
+        reason = (str(error).splitlines() or [""])[0][:100] or type(error).__name__
+        yield Finding(
+            "hub",
+            "note",
+            f"{ENDPOINT} does not answer ({reason})",
+            "set HTTPS_PROXY or HF_ENDPOINT, or copy the cache from another machine; `--prior mini` needs no hub",
+        )
+
+
+def cached_weights() -> Iterator[Finding]:
+    from psd_gs.published import WEIGHTS
+    from psd_gs.weights import is_here
+
+    here = [entry.name for entry in WEIGHTS.values() if is_here(entry)]
+    yield Finding("weights", "ok", f"mini (embedded){''.join(f', {name}' for name in here)}")
+
+
+def choices() -> Iterator[Finding]:
+    """What ``auto`` would take."""
+    from psd_gs.pipeline import choose_prior, downloads, resolve, resolve_device
+
+    device = resolve_device("auto")
+    backend = "gsplat" if device.type == "cuda" else "cpu"
+    yield Finding("backend", "ok", f"auto is {backend} on {device}")
+    names = resolve("auto", "auto", "auto", device)
+    missing = downloads(*names)
+    text = f"auto is prior {names[0]}, reward {names[1]}, judge {names[2]}: {choose_prior(device)[1]}"
+    if missing:
+        sizes = ", ".join(f"{entry.name} {entry.gigabytes:.1f} GB" for entry in missing)
+        command = " && ".join(f"psd-gs models pull {entry.name}" for entry in missing)
+        yield Finding("prior", "note", f"{text}; to be downloaded: {sizes}", f"{command}, or use --prior mini")
+    else:
+        yield Finding("prior", "ok", text)
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _first_line(command: list[str]) -> str | None:
+    lines = (_output(command) or "").splitlines()
+    return lines[0].strip() if lines else None

@@ -1,0 +1,73 @@
+"""``psd-gs models``: the published weights, what of them is on this machine, and whether it is whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+
+@dataclass
+class Models:
+    """List, fetch and check the weights of priors and rewards.
+
+    `psd-gs models list` shows all; `psd-gs models pull sd15` fetches one into the Hugging Face cache (an
+    interrupted download goes on); `psd-gs models verify` reads every byte of what is there.
+    """
+
+    action: Positional[Literal["list", "pull", "verify"]]
+    """list, pull NAME or verify [NAME]."""
+    name: Annotated[Positional[str], arg(metavar="[NAME]")] = ""
+    """Of the model, a hub id or a folder; verify without one checks all that are here."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        console = Console(highlight=False, markup=False)
+        {"list": self._list, "pull": self._pull, "verify": self._verify}[self.action](console)
+
+    def _list(self, console) -> None:
+        from psd_gs.published import WEIGHTS
+        from psd_gs.weights import is_here
+
+        rows = [("name", "kind", "download", "here", "licence", "repository")]
+        rows.append(("mini", "prior", "embedded", "yes", "Apache-2.0", "psd-gs"))
+        for entry in WEIGHTS.values():
+            licence = entry.licence + (" (to be accepted first)" if entry.gated else "")
+            here = "yes" if is_here(entry) else "no"
+            rows.append((entry.name, entry.kind, f"{entry.gigabytes:.1f} GB", here, licence, entry.repos[0][0]))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+            console.print(line.rstrip(), soft_wrap=True)
+
+    def _pull(self, console) -> None:
+        from psd_gs import weights
+        from psd_gs.errors import ConfigError
+
+        if not self.name:
+            raise ConfigError("models pull: expected the name of a model, received none. See `psd-gs models list`.")
+        entry = weights.describe(self.name)
+        size = f", {entry.gigabytes:.1f} GB" if entry.gigabytes else ""
+        console.print(f"{entry.name} from {entry.repos[0][0]}{size}, licence {entry.licence}", soft_wrap=True)
+        console.print(str(weights.locate(self.name)), soft_wrap=True)
+
+    def _verify(self, console) -> None:
+        from psd_gs import weights
+        from psd_gs.errors import ModelError
+
+        names = (
+            [self.name] if self.name else [entry.name for entry in weights.WEIGHTS.values() if weights.is_here(entry)]
+        )
+        if not names:
+            console.print("none of the published models is here; `psd-gs models pull NAME` fetches one")
+        wrong = 0
+        for name in names:
+            problems = weights.verify(name)
+            wrong += len(problems)
+            console.print(f"{name}: {'whole' if not problems else '; '.join(problems)}", soft_wrap=True)
+        if wrong:
+            raise ModelError(f"{wrong} files are damaged, see above. `psd-gs models pull NAME` fetches them again.")
