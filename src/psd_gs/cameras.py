@@ -66,6 +66,12 @@ class Cameras:
         return replace(self, Ks=self.Ks * factor, width=width, height=height)
 
 
+def joined(cameras: list[Cameras]) -> Cameras:
+    """All cameras of a list of one image size."""
+    viewmats, Ks = (torch.cat([getattr(c, name) for c in cameras]) for name in ("viewmats", "Ks"))
+    return replace(cameras[0], viewmats=viewmats, Ks=Ks)
+
+
 def look_at_origin(position: Float[Tensor, "C 3"]) -> Float[Tensor, "C 4 4"]:
     """World-to-camera matrices of OpenCV cameras that look at the origin with +Y up.
 

@@ -193,6 +193,8 @@ class DreamDPOConfig(PairConfig):
     """Gap tau from which the loser is pushed away, in units of the reward."""
     smooth: bool = False
     """Let the loser in gradually, in proportion to the gap up to tau, instead of at tau."""
+    vote: bool = False
+    """Let the parts of a combined reward vote, the first of them deciding draws and the gap, instead of their sum."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -80,6 +80,8 @@ class Guidance:
     ) -> None:
         config = config or GuidanceConfig()
         judges = list(reward) if isinstance(reward, Sequence) else [reward] if reward is not None else []
+        if config.preference == "dreamdpo" and config.dreamdpo.vote:
+            judges = [part.reward for judge in judges for part in getattr(judge, "parts", ())] or judges
         _check(config, prior, judges)
         refinement = config.negative if config.preference == "psd" else replace(config.negative, mode="off")
         self.prior, self.judges, self.prompt, self.config = prior, judges, prompt, config
