@@ -339,7 +339,9 @@ def test_negative_embeddings_of_another_kind(painted, tmp_path):
 
 def test_models_resolve_together():
     assert resolve("auto", "auto", "auto") == ("mini", "mini", "mini-judge")
-    assert resolve("mini", "mini-judge", "auto") == ("mini", "mini-judge", "mini-judge")
+    assert resolve("mini", "mini-judge", "auto") == ("mini", "mini-judge", "mini")  # never what is optimized
+    with pytest.raises(ConfigError, match="expected a model that is not optimized"):
+        resolve("mini", "mini:2,mini-judge", "auto")
     assert resolve("some/folder", "auto", "auto") == ("some/folder", "mini", "mini-judge")
 
 

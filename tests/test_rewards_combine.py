@@ -147,8 +147,8 @@ def test_unknown_names():
 
 def test_a_judge_is_not_optimized():
     check_judge("hpsv2.1", "pickscore")
-    check_judge("hpsv2.1,pickscore:0.5", "pickscore,clip")
-    for reward, same in (("mini", "mini"), ("clip,mini:2", "mini"), ("clip=/a/b", "clip"), ("a:f", "a:f")):
+    check_judge("hpsv2.1,pickscore:0.5", "imagereward,clip")
+    for reward, same in (("mini", "mini"), ("clip,mini:2", "mini"), ("clip=/a/b", "mini,clip"), ("a:f", "a:f:2")):
         with pytest.raises(ConfigError, match="not optimized"):
             check_judge(reward, same)
 

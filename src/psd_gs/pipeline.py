@@ -30,7 +30,7 @@ from psd_gs.priors import FAMILY, NAMES, DType, TextEmbedding, load_prior
 from psd_gs.priors.base import Prior
 from psd_gs.published import WEIGHTS, Weights
 from psd_gs.render import render
-from psd_gs.rewards import load_reward, needed
+from psd_gs.rewards import check_judge, load_reward, names_of, needed
 from psd_gs.rewards.base import Reward, group_score
 from psd_gs.trainer import StepEvent, Trainer, read_tensors, stream_seeds, write_tensors
 
@@ -241,7 +241,9 @@ class TextTo3DPipeline:
                 "the finished asset is empty: every Gaussian became transparent. "
                 "Try another --seed or a plainer prompt."
             )
-        models = {m.name: m for m in (self.reward, self.judge) if m is not None}
+        given = [model for model in (self.reward, self.judge) if model is not None]
+        parts = [part.reward for model in given for part in getattr(model, "parts", ())]  # of weighted sums
+        models = {model.name: model for model in (*given, *parts)}
         scores = {name: score_asset(asset, trainer.config.prompt, model) for name, model in models.items()}
         return Result(asset, trainer.config, scores, trainer.guidance.negative.embedding)
 
@@ -280,10 +282,18 @@ def digests_of(prior: str, *rewards: str) -> dict[str, str]:
 
 
 def resolve(prior: str, reward: str, judge: str, device: torch.device | None = None) -> tuple[str, str, str]:
-    """``auto`` to names; the three belong together."""
+    """``auto`` to names; the three belong together.
+
+    Raises:
+        ConfigError: the judge is a model that is optimized.
+    """
     prior = choose_prior(device or torch.device("cpu"))[0] if prior == "auto" else prior
     companions = COMPANIONS.get(prior, COMPANIONS["mini"])
-    return prior, companions[0] if reward == "auto" else reward, companions[1] if judge == "auto" else judge
+    reward = companions[0] if reward == "auto" else reward
+    if judge == "auto":
+        judge = next((name for name in reversed(companions) if name not in names_of(reward)), companions[1])
+    check_judge(reward, judge)
+    return prior, reward, judge
 
 
 def resolve_device(name: str) -> torch.device:

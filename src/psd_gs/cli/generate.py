@@ -48,9 +48,11 @@ class Generate:
     prior: Text = None
     """Diffusion model: auto, mini (embedded), mvdream, sd15, sd21, sdxl, sd3, a hub id or a local folder."""
     reward: Text = None
-    """Reward model that ranks the noise pairs. Default: the one that belongs to the prior."""
+    """What ranks the noise pairs: mini, hpsv2.1, hpsv2, hpsv1, pickscore, imagereward, clip, aesthetic,
+    aesthetic-linear, reward3d or reward3d-fusion, NAME=PATH for a local copy, file.py:function for your own,
+    or a weighted sum such as hpsv2.1,pickscore:0.5. Default: the one that belongs to the prior."""
     judge: Text = None
-    """Reward model that scores the result and is never optimized. Default: the one that belongs to the prior."""
+    """What scores the result, likewise, and is never optimized. Default: the one that belongs to the prior."""
     method: Text = None
     """Base score: sds, recon, csd, vsd, ism, nfsd or asd. Default: the preset's."""
     preference: Text = None

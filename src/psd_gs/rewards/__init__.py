@@ -115,19 +115,24 @@ def needed(expression: str) -> list[str]:
     return list(names)
 
 
+def names_of(expression: str) -> list[str]:
+    """The models of an expression, without weights and paths."""
+    from psd_gs.rewards.combine import parse_expression
+
+    return [term.name.partition("=")[0] for term in parse_expression(expression)]
+
+
 def check_judge(reward: str, judge: str) -> None:
     """A judge must be another model than those that are optimized.
 
     Raises:
-        ConfigError: all models of ``judge`` are in ``reward``.
+        ConfigError: a model of ``judge`` is in ``reward``.
     """
-    from psd_gs.rewards.combine import parse_expression
-
-    climbed, asked = ({term.name.partition("=")[0] for term in parse_expression(text)} for text in (reward, judge))
-    if asked <= climbed:
+    climbed = names_of(reward)
+    if same := [name for name in names_of(judge) if name in climbed]:
         others = [name for name in (*EMBEDDED, *RECIPES) if name not in climbed]
         raise ConfigError(
-            f"judge {judge!r}: expected a model that is not optimized, received one of reward {reward!r}. "
+            f"judge {judge!r}: expected a model that is not optimized, received {same[0]} of reward {reward!r}. "
             f"Choose another, such as {others[0]}."
         )
 
