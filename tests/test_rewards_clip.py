@@ -25,6 +25,7 @@ from psd_gs.rewards.clip import (
     load_hps_v1,
     load_hps_v2,
     load_pickscore,
+    read_tokenizer,
     tokenize,
     vit_h_14,
     vit_l_14,
@@ -122,15 +123,15 @@ def test_hps_pads_as_the_reference(oracle):
         np.testing.assert_allclose(ours.numpy(), expected, atol=2e-5)
 
 
-def test_tokens_equal_open_clips(oracle):
+def test_tokens_equal_open_clips(oracle, tmp_path):
+    """With the published vocab.json and merges.txt, cut down to what these prompts need."""
     rows = (str(row).split(" ") for row in oracle["vocabulary"])
-    vocabulary = {entry: int(number) for number, entry in rows}
-    tokenizer = CLIPTokenizer(
-        vocab=vocabulary,
-        merges=[tuple(str(row).split(" ")) for row in oracle["merges"]],
-        **{"bos_token": "<start_of_text>", "eos_token": "<end_of_text>", "unk_token": "<end_of_text>"},
-        pad_token="<end_of_text>",
-    )
+    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {renamed.get(entry, entry): int(number) for number, entry in rows}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    merges = "\n".join(["#version: 0.2", *map(str, oracle["merges"])])
+    (tmp_path / "merges.txt").write_text(merges, encoding="utf-8")
+    tokenizer = read_tokenizer(tmp_path, "clip", len(vocabulary))
     prompts = [str(prompt) for prompt in oracle["prompts"]]
     assert [clean_text(prompt) for prompt in prompts] == [str(text) for text in oracle["cleaned"]]
     assert tokenize(tokenizer, prompts, 77).tolist() == oracle["prompt_ids"].tolist()
