@@ -126,7 +126,7 @@ def test_the_package_imports_quickly_and_without_torch():
 def test_help_of_generate_names_every_flag():
     done = psd_gs("generate", "--help")
     assert done.returncode == 0
-    flags = "preset prior reward judge method preference negative-prompt steps seed best-of device init config"
+    flags = "preset recipe prior reward judge method preference negative-prompt steps seed best-of device init config"
     for flag in [*flags.split(), "output-dir", "resume", "overwrite", "quiet", "debug", "negative-embedding"]:
         assert f"--{flag}" in done.stdout, flag
 

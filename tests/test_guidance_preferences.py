@@ -42,6 +42,7 @@ from psd_gs.guidance.guide import Guidance
 from psd_gs.guidance.preference import Candidates
 from psd_gs.guidance.rewardsds import RewardSDS, noise_weights, preview
 from psd_gs.rewards.base import CallableReward
+from psd_gs.rewards.combine import Scored, WeightedSum
 
 OFF = NegativeConfig(mode="off")
 
@@ -118,7 +119,12 @@ def test_a_panel_overrules_its_first_judge():
         )
         return out
 
-    assert torch.equal(gradient(config, LinearReward(), Sulk(), Sulk()), gradient(config, Sulk()))
+    panel = [LinearReward(), Sulk(), Sulk()]
+    assert torch.equal(gradient(config, *panel), gradient(config, Sulk()))
+    voting = replace(config, dreamdpo=replace(config.dreamdpo, vote=True))
+    combined = WeightedSum([Scored(reward, 1.0) for reward in panel], "a,b,c")
+    assert torch.equal(gradient(voting, combined), gradient(config, Sulk()))
+    assert torch.equal(gradient(voting, LinearReward()), gradient(config, LinearReward()))
     assert not torch.equal(gradient(config, LinearReward()), gradient(config, Sulk()))
     silent = replace(config, preference="rewardsds", rewardsds=RewardSDSConfig(n_noises=2))
     nan = CallableReward(lambda images, prompts: [math.nan] * len(images))

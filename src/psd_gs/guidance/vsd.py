@@ -8,6 +8,7 @@ the cameras; the paper's extra camera embedding is left out.
 from __future__ import annotations
 
 import itertools
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,9 +55,10 @@ class Lora:
         from peft import LoraConfig
 
         self.name = f"vsd_{next(_count)}"  # several may share a prior
-        self.network.add_adapter(
-            LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=LAYERS), adapter_name=self.name
-        )
+        options = LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=LAYERS)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            self.network.add_adapter(options, adapter_name=self.name)
         weakref.finalize(self, self.network.delete_adapters, self.name).atexit = False
         mark = f".{self.name}."
         self.weights = {k.replace(mark, "."): p for k, p in self.network.named_parameters() if mark in k}
