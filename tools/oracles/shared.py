@@ -73,3 +73,30 @@ BERT = {
     "encoder_width": 768,
 }
 """med_config.json of the tiny text encoder."""
+
+
+MVDREAM_UNET = {
+    "image_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "attention_resolutions": [4, 2],
+    "num_res_blocks": 2,
+    "channel_mult": [1, 2, 2],
+    "num_head_channels": 16,
+    "context_dim": 24,
+    "camera_dim": 16,
+}
+"""A tiny U-Net with a level without attention, in latent diffusion's fields."""
+MVDREAM_VAE = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 16,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 32,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
