@@ -7,13 +7,16 @@
         --size 64 --batch 64 --steps 40000                                             # one GPU, minutes
 
 Stop it whenever you like: the same command goes on from the last checkpoint. ``--init FOLDER``
-starts from published fp16 weights instead, with the optimizer warmed up again.
+starts from published fp16 weights instead, with the optimizer warmed up again. With
+``torchrun --nproc-per-node 2 -m mini.train_prior --threads 1 ...`` every process draws its own batches and the
+gradients are averaged: on two CPU cores that is faster than two threads.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import time
 from contextlib import nullcontext
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageDraw
@@ -177,6 +181,15 @@ def share_gradients(muon: torch.optim.Muon, inner: list[nn.Parameter]) -> None:
             view.grad, p.grad = p.grad.flatten(1), None
 
 
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Over all processes, in one message."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_((total / dist.get_world_size()).view_as(gradient))
+
+
 def pipeline_of(model: Model) -> MultiViewPipeline:
     return MultiViewPipeline(model.tokenizer, model.text_encoder, model.unet, cosine_scheduler(), views=VIEWS)
 
@@ -214,7 +227,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, curve, sheets and the fp16 pipeline")
     parser.add_argument("--init", type=Path, help="start from this saved pipeline (fp16 will do)")
     parser.add_argument("--size", type=int, default=32, help="pixels per side")
-    parser.add_argument("--batch", type=int, default=12, help="sets of four views")
+    parser.add_argument("--batch", type=int, default=12, help="sets of four views, per process")
     parser.add_argument("--steps", type=int, default=8000, help="stop there")
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument(
@@ -229,6 +242,9 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("gloo" if args.device == "cpu" else "nccl")
     args.out.mkdir(parents=True, exist_ok=True)
     known = [folder for folder in (args.out / "tokenizer", args.init and args.init / "tokenizer") if folder]
     found = next((folder for folder in known if folder.is_dir()), None)
@@ -281,13 +297,15 @@ def main() -> None:
     curve = (args.out / "curve.jsonl").open("a")
     running, start, seen = None, time.time(), 0
     while step < args.steps:
-        rng = random.Random(args.seed * 1_000_003 + step)
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        seed = args.seed * 1_000_003 + step + rank * 500_000
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         batch = draw_batch(data, args.batch, args.size, args.device, rng, generator)
         # the fused attention's backward pass is slow on CPUs
         with sdpa_kernel(SDPBackend.MATH) if args.device == "cpu" else nullcontext():
             loss = loss_of(model, batch, scheduler, generator, torch.float32 if args.fp32 else torch.bfloat16)
         loss.backward()
+        if world > 1:
+            average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         left = (args.steps - step) / max(1, args.decay * args.steps)
         rate = args.lr * min(1.0, left, (step + 1) / 200)
@@ -299,11 +317,11 @@ def main() -> None:
             optimizer.zero_grad()
         ema.step(parameters)
         step += 1
-        seen += args.batch * VIEWS
+        seen += args.batch * VIEWS * world
         if not torch.isfinite(loss):
             raise SystemExit(f"loss is {loss.item()} at step {step}; lower --lr and go on from the last checkpoint")
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        if step % 20 == 0:
+        if rank == 0 and step % 20 == 0:
             row = {
                 "step": step,
                 "loss": round(running, 5),
@@ -314,7 +332,8 @@ def main() -> None:
             curve.flush()
             print(row, flush=True)
         if step % args.save_every == 0 or step == args.steps:
-            save()
+            if rank == 0:
+                save()
             data.refresh()
 
 
