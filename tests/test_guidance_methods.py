@@ -13,6 +13,7 @@ from test_priors import tiny_pipeline
 from toy import (
     MEAN,
     R_ON,
+    LinearReward,
     ToyPrior,
     cameras_for,
     random_images,
@@ -304,16 +305,43 @@ def test_perpendicular_parts_leave_the_prompt_alone():
     torch.testing.assert_close(actual[0, 2], expected)
 
 
+class Sided(ToyPrior):
+    """A single-view prior with another mean for every direction."""
+
+    def embed(self, prompts):
+        text = super().embed(prompts)
+        for row, prompt in zip(text.sequence, prompts, strict=True):
+            row[0] += 0.5 * len(prompt) * R_ON * bool(prompt)
+        return text
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_groups_keep_their_prompts(perp_neg):
+    guidance = Guidance(Sided(), "y", GuidanceConfig(preference="none", perp_neg=perp_neg))
+    denoiser = guidance._denoiser(torch.tensor([0.2, 0.5, 0.8]), cameras_for(3), 0.5)
+    x_t, some = randn(2, 3, 1, 1, 8, 8), torch.tensor([2, 0])
+    together = denoiser.predict(x_t, denoiser.t)
+    for whole, part in zip(together, denoiser[some].predict(x_t[:, some], denoiser.t[some]), strict=True):
+        torch.testing.assert_close(part, whole[:, some])
+    for n in range(2):
+        alone = denoiser.predict(x_t[n : n + 1], denoiser.t)
+        torch.testing.assert_close(alone[0][0], together[0][n])
+    assert (together[0][:, 0] - together[0][:, 1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("method", ["recon", "csd", "ism", "asd"])
+def test_perp_neg_goes_with_methods_and_refinement(method):
+    negative = NegativeConfig(start=0.0, every=1, t_max=1.0)
+    config = GuidanceConfig(method=method, perp_neg=True, psd=PSDConfig(start=0.0, t_max=1.0), negative=negative)
+    guidance = Guidance(Sided(), "y", config, reward=LinearReward())
+    images = random_images(3)
+    out = guidance(images, cameras_for(3), 0.5, 0)
+    (gradient,) = torch.autograd.grad(out.loss, images)
+    assert gradient.isfinite().all()
+    assert out.logs["negative_shift"] > 0
+
+
 def test_perp_neg_takes_four_predictions_and_acts():
-    class Sided(ToyPrior):
-        """The prompt's mean depends on the direction."""
-
-        def embed(self, prompts):
-            text = super().embed(prompts)
-            for row, prompt in zip(text.sequence, prompts, strict=True):
-                row[0] += 0.5 * len(prompt) * R_ON * bool(prompt)
-            return text
-
     images, cameras = random_images(2), cameras_for(2)
     gradients, calls = [], []
     for on in (False, True):

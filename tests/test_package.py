@@ -18,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import psd_gs
-from psd_gs.config import PRESETS
+from psd_gs.config import PRESETS, RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(psd_gs.__file__).parent
@@ -201,6 +201,7 @@ def test_the_wheel_has_everything_and_runs(tmp_path):
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
     expected = {f"psd_gs/configs/{name}.yaml" for name in PRESETS} | {"psd_gs/py.typed"}
+    expected |= {f"psd_gs/configs/recipes/{name}.yaml" for name in RECIPES}
     prior = ["model_index.json", "words.txt", "nouns.txt", "unet/diffusion_pytorch_model.safetensors"]
     expected |= {f"psd_gs/assets/mini/prior/{name}" for name in prior}
     expected |= {f"psd_gs/assets/mini/{name}/model.safetensors" for name in ("reward", "judge")}
