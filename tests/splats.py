@@ -30,7 +30,7 @@ FLOORS = {
     ".splat": Floor(0, 0.9, 1e-6, BYTE, BYTE, None),
     ".spz": Floor(2e-6, 0.25, 1 / 32 + 1e-5, BYTE, 0.0038, 16 / 256 + 0.5 / 128 + 1e-5),
     ".sog": Floor(4e-5, 0.9, 0.03, BYTE, 0.004, 0.01),
-    ".glb": Floor(0, 0.1, 1e-6, 1e-6, 1e-6, 0),
+    **dict.fromkeys((".glb", ".usdc", ".usdz"), Floor(0, 0.1, 1e-6, 1e-6, 1e-6, 0)),
 }
 """By extension, for :func:`asset`. Rotations come from arc cosines in float32, which are good to 0.1 degrees."""
 

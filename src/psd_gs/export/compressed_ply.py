@@ -9,6 +9,7 @@ element ``sh`` holds a byte per coefficient, channel-major, over [-4, 4].
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -18,7 +19,7 @@ from psd_gs.errors import FormatError
 from psd_gs.export.blocks import blocks, gather, logit, morton_order, ranges, sigmoid, tensors, usable_rows
 from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata
-from psd_gs.export.ply import make_ply_header, read_ply_header, read_ply_tables
+from psd_gs.export.ply import columns, make_ply_header, read_ply_blocks, read_ply_header
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path
 from psd_gs.gaussians import SH_C0, Gaussians, sh0_to_rgb
@@ -91,7 +92,8 @@ def read_compressed_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", l
         FormatError: another kind of file, a truncated one, or one with non-finite values.
         InputError: the file cannot be opened.
     """
-    elements = read_ply_header(path).elements
+    header = read_ply_header(path)
+    elements = header.elements
     count, packed = elements.get("vertex", (0, {}))
     chunk_count, bounds = elements.get("chunk", (0, {}))
     sh_count, rest = elements.get("sh", (count, {}))
@@ -111,28 +113,28 @@ def read_compressed_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", l
     names = [name for name in _BOUNDS if bounds.get(name) == "f4"]
     if len(names) != len(_BOUNDS):
         names = _BOUNDS[:12]
-    tables = read_ply_tables(path)
+    chunks = np.concatenate([columns(block, names) for block in read_ply_blocks(path, header, "chunk")])
 
     def parts() -> Iterator[Gaussians]:
-        for begin, end in ranges(count):
-            chunks = tables["chunk"][begin // CHUNK : -(-end // CHUNK)]
-            rows = np.stack([chunks[name] for name in names], axis=1).astype(np.float64)
+        harmonics = read_ply_blocks(path, header, "sh") if rest else itertools.repeat(None)
+        for (begin, end), block, sh in zip(
+            ranges(count), read_ply_blocks(path, header, "vertex"), harmonics, strict=False
+        ):
+            rows = chunks[begin // CHUNK : -(-end // CHUNK)].astype(np.float64)
             low_high = rows.repeat(CHUNK, axis=0)[: end - begin].reshape(end - begin, -1, 2, 3)
-            position, rotation, scale, color = (tables["vertex"][name][begin:end].astype(np.uint32) for name in _PACKED)
+            position, rotation, scale, color = (block[name].astype(np.uint32) for name in _PACKED)
             rgba = _unpack(color, 8, 8, 8, 8)
             rgb = _expand(rgba[:, :3], low_high[:, 2]) if len(names) > 12 else rgba[:, :3]
             three = (_unpack(rotation << 2, 10, 10, 10) - 0.5) * np.sqrt(2)
-            n, channel_major = end - begin, np.zeros((end - begin, 0), "u1")
-            if rest:
-                channel_major = np.stack([tables["sh"][name][begin:end] for name in rest], axis=1)
-            steps = np.where(channel_major == 0, 0, np.where(channel_major == 255, 256, channel_major + 0.5))
+            steps = np.zeros((end - begin, 0)) if sh is None else columns(sh, rest)
+            steps = np.where(steps == 0, 0, np.where(steps == 255, 256, steps + 0.5))
             yield tensors(
                 means=_expand(_unpack(position, 11, 10, 11), low_high[:, 0]),
                 quats=from_smallest_three(rotation >> 30, three),
                 scales=_expand(_unpack(scale, 11, 10, 11), low_high[:, 1]),
                 opacities=logit(rgba[:, 3]),
                 sh0=(rgb - 0.5) / SH_C0,
-                shN=((steps / 256 - 0.5) * 8).reshape(n, 3, len(rest) // 3).swapaxes(1, 2),
+                shN=((steps / 256 - 0.5) * 8).reshape(end - begin, 3, len(rest) // 3).swapaxes(1, 2),
             )
 
     return gather(parts(), count, path, frame, lenient)

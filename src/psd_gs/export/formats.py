@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from psd_gs.errors import FormatError, InputError
-from psd_gs.export import compressed_ply, gltf, ply, sog, splat, spz
+from psd_gs.export import compressed_ply, gltf, ply, sog, splat, spz, usd
 from psd_gs.export.blocks import open_file
 from psd_gs.export.frames import Frame, robust_box
 from psd_gs.export.metadata import Metadata, jsonable
@@ -63,6 +63,8 @@ FORMATS: dict[str, Format] = {
     ".glb": Format(
         "glTF KHR_gaussian_splatting", gltf.read_gltf, gltf.write_gltf, "gltf", (b"glTF",), gltf.read_gltf_metadata
     ),
+    ".usdc": Format("OpenUSD", usd.read_usd, usd.write_usd, "gltf", (b"PXR-USDC",), usd.read_usd_metadata),
+    ".usdz": Format("OpenUSD archive", usd.read_usd, usd.write_usd, "gltf", (b"PK\x03\x04",), usd.read_usd_metadata),
 }
 """Extension to format; the first that fits the end of a file's name counts."""
 

@@ -10,6 +10,9 @@ from typing import Any
 Metadata = Mapping[str, Any]
 """Field name to anything that JSON can hold; other values are written as their text."""
 
+METADATA_KEY = "psd_gs"
+"""Its name inside of containers of named values."""
+
 
 def to_json(metadata: Metadata, *, limit: int | None = None) -> str:
     """``metadata`` as one line of ASCII JSON.

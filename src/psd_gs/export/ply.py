@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -119,24 +119,25 @@ def read_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: boo
             f"{path}: expected 0, 9, 24 or 45 f_rest properties (SH degree 0 to 3), received {len(rest)}. "
             "Export it again with an SH degree of at most 3."
         )
-    table = read_ply_tables(path)["vertex"]
-
-    def columns(begin: int, end: int, *names: str) -> np.ndarray:
-        return np.stack([table[name][begin:end] for name in names], axis=1)
 
     def parts() -> Iterator[Gaussians]:
-        for begin, end in ranges(len(table)):
-            n = end - begin
+        for block in read_ply_blocks(path, header, "vertex"):
+            shN = columns(block, rest).reshape(len(block), 3, len(rest) // 3).swapaxes(1, 2)
             yield tensors(
-                means=columns(begin, end, "x", "y", "z"),
-                quats=columns(begin, end, "rot_0", "rot_1", "rot_2", "rot_3"),
-                scales=columns(begin, end, "scale_0", "scale_1", "scale_2"),
-                opacities=table["opacity"][begin:end],
-                sh0=columns(begin, end, "f_dc_0", "f_dc_1", "f_dc_2"),
-                shN=columns(begin, end, *rest).reshape(n, 3, -1).swapaxes(1, 2) if rest else np.zeros((n, 0, 3)),
+                means=columns(block, ["x", "y", "z"]),
+                quats=columns(block, ["rot_0", "rot_1", "rot_2", "rot_3"]),
+                scales=columns(block, ["scale_0", "scale_1", "scale_2"]),
+                opacities=block["opacity"],
+                sh0=columns(block, ["f_dc_0", "f_dc_1", "f_dc_2"]),
+                shN=shN,
             )
 
-    return gather(parts(), len(table), path, frame, lenient)
+    return gather(parts(), header.elements["vertex"][0], path, frame, lenient)
+
+
+def columns(table: np.ndarray, names: Collection[str]) -> np.ndarray:
+    """Properties of a structured array side by side, [N, len(names)]."""
+    return np.stack([table[name] for name in names], axis=1) if names else np.zeros((len(table), 0))
 
 
 def read_ply_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -177,11 +178,13 @@ class PlyHeader:
         format: ``ascii``, ``binary_little_endian`` or ``binary_big_endian``.
         elements: element name to its number of rows and its properties (name to NumPy type or ``list``).
         comments: without the leading word.
+        size: of the header, bytes.
     """
 
     format: str
     elements: dict[str, tuple[int, dict[str, str]]]
     comments: list[str]
+    size: int = 0
 
     def scalars(self, element: str) -> set[str]:
         """Names of the properties that hold one number; empty if there is no such element."""
@@ -212,7 +215,7 @@ def read_ply_header(path: str | os.PathLike[str]) -> PlyHeader:
             f"{path} is truncated: expected at least {minimum} bytes after the header, received {size - end.end()}. "
             "Copy or export the file again."
         )
-    return header
+    return replace(header, size=end.end())
 
 
 def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
@@ -251,15 +254,30 @@ def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
     return PlyHeader(file_format, elements, comments), minimum - (file_format == "ascii" and minimum > 0)
 
 
-def read_ply_tables(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The elements of a PLY file whose header is sound, as structured arrays; mapped, not loaded, if binary.
+def read_ply_blocks(path: str | os.PathLike[str], header: PlyHeader, element: str) -> Iterator[np.ndarray]:
+    """The rows of an element as structured arrays, block by block.
 
     Raises:
         FormatError: the data is malformed.
     """
     from plyfile import PlyData, PlyParseError
 
-    try:
-        return {element.name: element.data for element in PlyData.read(str(path), mmap="r")}
-    except (PlyParseError, ValueError, OverflowError) as error:
-        raise FormatError(f"{path}: malformed PLY data ({error}). Copy or export the file again.") from error
+    count, properties = header.elements[element]
+    names = list(header.elements)
+    before = [header.elements[name] for name in names[: names.index(element)]]
+    kinds = [kind for _, kinds in [*before, (count, properties)] for kind in kinds.values()]
+    if header.format == "ascii" or "list" in kinds:
+        try:
+            table = PlyData.read(str(path), mmap="r")[element].data
+        except (PlyParseError, ValueError, OverflowError) as error:
+            raise FormatError(f"{path}: malformed PLY data ({error}). Copy or export the file again.") from error
+        yield from (table[begin:end] for begin, end in ranges(len(table)))
+        return
+    # Not mapped: the pages of a large file would count as memory until it is closed.
+    order = "<" if header.format == "binary_little_endian" else ">"
+    row = np.dtype([(name, order + kind) for name, kind in properties.items()])
+    skipped = sum(rows * sum(np.dtype(kind).itemsize for kind in kinds.values()) for rows, kinds in before)
+    with open_file(path) as file:
+        file.seek(header.size + skipped)
+        for begin, end in ranges(count):
+            yield np.frombuffer(file.read((end - begin) * row.itemsize), row)

@@ -1,0 +1,177 @@
+"""OpenUSD ``ParticleField3DGaussianSplat`` (UsdVol, OpenUSD 26.03): ``.usdc``, and zipped as ``.usdz``.
+
+Positions, quaternions, linear scales, opacities and harmonics (basis-major, degree 0 included) of one prim
+under a Y-up stage in metres. Needs usd-core, the extra ``usd``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from psd_gs.errors import BackendError, FormatError
+from psd_gs.export.blocks import (
+    blocks,
+    damaged,
+    gather,
+    log_scale,
+    logit,
+    open_file,
+    ranges,
+    sigmoid,
+    tensors,
+    usable_rows,
+)
+from psd_gs.export.frames import Frame, similarity, transform
+from psd_gs.export.metadata import METADATA_KEY, Metadata, to_json
+from psd_gs.export.usd_arrays import NAMES, read_arrays
+from psd_gs.files import atomic_path
+from psd_gs.gaussians import Gaussians
+
+_DATE = 946_728_000
+"""Of the member of a ``.usdz``, seconds: fixed, so that the same asset gives the same bytes."""
+
+
+def write_usd(
+    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "gltf", metadata: Metadata | None = None
+) -> None:
+    """Write a ``.usdc`` or ``.usdz``.
+
+    Args:
+        gaussians: what to write, in the world frame.
+        path: of the file; replaced in one step.
+        frame: axes of the file.
+        metadata: goes into the layer's ``customLayerData`` as JSON.
+
+    Raises:
+        InputError: no usable Gaussian is left.
+        OutputError: the file cannot be written.
+        BackendError: usd-core is not installed.
+    """
+    require_usd()
+    from pxr import Gf, Sdf, Usd, UsdGeom, UsdUtils, UsdVol, Vt
+
+    rows = usable_rows(gaussians, path)
+    columns = zip(*(_columns(g) for g in blocks(gaussians, rows, frame)), strict=True)
+    means, quats, scales, opacities, sh = (np.concatenate(column) for column in columns)
+    with atomic_path(path) as temporary:
+        temporary.touch()  # fails in a missing folder, which usd-core would create
+        inner = temporary.with_suffix(".usdc")
+        try:
+            stage = Usd.Stage.Open(Sdf.Layer.CreateAnonymous(".usdc"))
+            UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.y)
+            UsdGeom.SetStageMetersPerUnit(stage, 1.0)
+            field = UsdVol.ParticleField3DGaussianSplat.Define(stage, "/asset")
+            stage.SetDefaultPrim(field.GetPrim())
+            field.CreatePositionsAttr(Vt.Vec3fArray.FromNumpy(means))
+            field.CreateOrientationsAttr(Vt.QuatfArray.FromNumpy(quats))
+            field.CreateScalesAttr(Vt.Vec3fArray.FromNumpy(scales))
+            field.CreateOpacitiesAttr(Vt.FloatArray.FromNumpy(opacities))
+            field.CreateRadianceSphericalHarmonicsDegreeAttr(gaussians.sh_degree)
+            field.CreateRadianceSphericalHarmonicsCoefficientsAttr(Vt.Vec3fArray.FromNumpy(sh))
+            reach = 3 * scales.max(axis=1, keepdims=True)
+            corners = ((means - reach).min(axis=0), (means + reach).max(axis=0))
+            field.CreateExtentAttr([Gf.Vec3f(*corner.tolist()) for corner in corners])
+            if metadata is not None:
+                stage.GetRootLayer().customLayerData = {METADATA_KEY: to_json(metadata)}
+            stage.GetRootLayer().Export(str(inner))
+            if temporary.suffix == ".usdz" and not UsdUtils.CreateNewUsdzPackage(
+                str(inner), str(temporary), "asset.usdc"
+            ):
+                raise OSError(f"usd-core could not write {temporary.name}")
+        except RuntimeError as error:  # what usd-core raises where a file cannot be written
+            raise OSError(" ".join(str(error).split())[:200]) from error
+        finally:
+            if temporary.suffix == ".usdz":
+                inner.unlink(missing_ok=True)
+
+
+def _columns(g: Gaussians) -> tuple[np.ndarray, ...]:
+    xyzw = g.quats[:, [1, 2, 3, 0]].numpy()  # the order of GfQuatf in memory
+    return g.means.numpy(), xyzw, g.scales.exp().numpy(), sigmoid(g), g.sh.reshape(-1, 3).numpy()
+
+
+def read_usd(path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bool = False) -> Gaussians:
+    """Read the Gaussian particle fields of a ``.usdc`` or ``.usdz``, with the transforms of their prims.
+
+    Args:
+        path: of the file.
+        frame: axes of the file.
+        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
+
+    Raises:
+        FormatError: another kind of file, a damaged or truncated one, one without splats, or with non-finite values.
+        InputError: the file cannot be opened.
+        BackendError: usd-core is not installed.
+    """
+    require_usd()
+    open_file(path).close()
+    fields: list[tuple[list[np.ndarray], torch.Tensor]] = []
+    try:
+        arrays = read_arrays(path)
+        while f"{len(fields)}_matrix" in arrays:
+            matrix, *columns = (arrays[f"{len(fields)}_{name}"] for name in ("matrix", *NAMES))
+            similarity(torch.from_numpy(matrix))
+            fields.append((columns, torch.from_numpy(matrix)))
+    except ValueError as error:
+        raise damaged(path, f"no sound USD ({' '.join(str(error).split())[-100:]})") from error
+    if not fields:
+        raise FormatError(f"{path} has no splats: expected a ParticleField3DGaussianSplat. Export the asset again.")
+    count = sum(len(arrays[0]) for arrays, _ in fields)
+    most = max(arrays[4].shape[1] for arrays, _ in fields)
+
+    def parts() -> Iterator[Gaussians]:
+        for (means, quats, scales, opacities, sh), matrix in fields:
+            for begin, end in ranges(len(means)):
+                rows = slice(begin, end)
+                harmonics = np.zeros((end - begin, most - 1, 3))
+                harmonics[:, : sh.shape[1] - 1] = sh[rows, 1:]
+                block = tensors(
+                    means=means[rows],
+                    quats=quats[rows][:, [3, 0, 1, 2]],
+                    scales=log_scale(scales[rows]),
+                    opacities=logit(opacities[rows]),
+                    sh0=sh[rows, 0],
+                    shN=harmonics,
+                )
+                yield transform(block, matrix) if (matrix != _IDENTITY).any() else block
+
+    return gather(parts(), count, path, frame, lenient)
+
+
+_IDENTITY = torch.eye(4, dtype=torch.float64)
+
+
+def read_usd_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The metadata that :func:`write_usd` stored; None if the file is from elsewhere or unreadable.
+
+    Raises:
+        InputError: the file cannot be opened.
+        BackendError: usd-core is not installed.
+    """
+    require_usd()
+    open_file(path).close()
+    try:
+        found = json.loads(str(read_arrays(path)["metadata"]))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def require_usd() -> None:
+    """Raises:
+    BackendError: usd-core is missing, or older than 26.3.
+    """
+    try:
+        from pxr import UsdVol
+
+        UsdVol.ParticleField3DGaussianSplat  # noqa: B018
+    except (ImportError, AttributeError) as error:
+        raise BackendError(
+            'expected usd-core 26.3 or newer for .usdc and .usdz, received none. pip install "psd-gs[usd]"'
+        ) from error
