@@ -40,6 +40,8 @@ class LatentPrior:
     pipeline_class: ClassVar[type[DiffusionPipeline]]
     family: ClassVar[str]
     """Section of the presets."""
+    vae_overflows: ClassVar[bool] = False
+    """Whether the autoencoder exceeds half precision unless its configuration says otherwise."""
     views = 1
 
     def __init__(
@@ -214,7 +216,7 @@ class LatentPrior:
         if self.vae is None:
             return
         self._shift = self.vae.config.get("shift_factor") or 0.0
-        overflows = self.vae.config.get("force_upcast", False) and self.vae.dtype == torch.float16
+        overflows = self.vae_overflows and self.vae.config.force_upcast and self.vae.dtype == torch.float16
         self.vae.to(self.device, torch.float32 if overflows else None)
         if self.memory.slice_vae:
             self.vae.enable_slicing()

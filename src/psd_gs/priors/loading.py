@@ -20,6 +20,9 @@ Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 LIBRARIES = ("diffusers", "transformers")
 """Classes are taken from these alone, whatever a ``model_index.json`` says."""
 
+OPTIONAL = (*SKIPPED, "text_encoder_3", "tokenizer_3")
+"""Components that a pipeline may lack."""
+
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names in autoencoders that were saved before diffusers 0.12, which still loads them."""
 
@@ -42,8 +45,9 @@ def load_pipeline(cls: type[Pipeline], folder: Path, dtype: torch.dtype, **compo
             raise ModelError(
                 f"{folder}: expected a {cls.__name__}, received a {found}. Name another folder or another --prior."
             )
-        unused: dict[str, Any] = dict.fromkeys(set(SKIPPED) & _slots(cls))
-        for name, (library, kind) in components_of(folder).items():
+        present = components_of(folder)
+        unused: dict[str, Any] = dict.fromkeys((set(OPTIONAL) & _slots(cls)) - set(present))
+        for name, (library, kind) in present.items():
             if name not in components:
                 check_component(folder / name, library, kind)
         half = any("fp16" in path.name for path in folder.glob("*/*.safetensors"))

@@ -35,6 +35,7 @@ class StableDiffusionXLPrior(StableDiffusionPrior):
 
     pipeline_class = StableDiffusionXLPipeline
     family = "sdxl"
+    vae_overflows = True
     native_size = 1024
     """Side in pixels of the pictures that the model takes its inputs to be crops of; smaller ones look blurred."""
 
