@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
-import numpy as np
 import pytest
 import torch
-from oracles.shared import DATA, IMAGE, PATCH, parse, picture, weights
-from safetensors.torch import save_file
-from transformers import CLIPConfig
+from oracles.shared import weights
+from tiny_rewards import clip_folder, pictures
 
 from psd_gs.errors import InputError, ModelError
 from psd_gs.rewards.aesthetic import FILES, load_aesthetic
@@ -23,16 +19,7 @@ LAYERS = {0: (1024, 24), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
 @pytest.fixture
 def folder(tmp_path):
     """Both heads beside a tiny CLIP; only the width of the published ones, 768, is changed."""
-    with np.load(DATA / "reward_clip.npz") as file:
-        rows = parse(file["pick_keys"])
-    tensors = {name: torch.as_tensor(value) for name, value in weights(rows).items()}
-    save_file(tensors | {"logit_scale": torch.tensor(4.0)}, tmp_path / "model.safetensors")
-    text = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text |= {"vocab_size": 60, "max_position_embeddings": 12, "bos_token_id": 58, "eos_token_id": 59}
-    vision = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision |= {"image_size": IMAGE, "patch_size": PATCH}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    clip_folder(tmp_path)
     mlp = {f"layers.{i}.weight": shape for i, shape in LAYERS.items()}
     mlp |= {f"layers.{i}.bias": shape[:1] for i, shape in LAYERS.items()}
     for name, rows in zip(FILES, (mlp, {"weight": (1, 24), "bias": (1,)}), strict=True):
@@ -43,7 +30,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("file", FILES)
 def test_score_is_the_formula(folder, file):
     reward = load_aesthetic(folder / file, name="a")
-    images = torch.stack([torch.as_tensor(picture(80, 70, seed)).permute(2, 0, 1) for seed in range(6)]) / 255
+    images = pictures(*range(6), size=(80, 70))
     scores = reward.score(images.view(2, 3, 3, 80, 70), ["", "whatever"])
     assert scores.shape == (2, 3)
     state = {key: value.double() for key, value in torch.load(folder / file, weights_only=True).items()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from oracles.shared import BERT, BLIP_PROMPTS, BLIP_SIZES, BLIP_WORDS, DATA, parse, picture, weights
-from transformers import BlipTextConfig, BlipVisionConfig
+from oracles.shared import BLIP_PROMPTS, parse
+from tiny_rewards import BLIP_FILES, answers, blip_folder, blip_sizes, pictures
 
 from psd_gs.cameras import orbit, turntable
 from psd_gs.errors import InputError, ModelError
@@ -14,64 +14,32 @@ from psd_gs.rewards.blip import BlipNetwork, BlipReward, BlipSizes, from_package
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FILES = {"image": "ImageReward.pt", "scorer": "Reward3D_Scorer.pt", "fusion": "Reward3D_CrossViewFusion.pt"}
 PARAMETERS = {"image": 446_206_689, "scorer": 446_354_530, "fusion": 449_749_473}
 """Of what is used at full size."""
 
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, np.ndarray]:
-    out = {}
-    for name in ("imagereward", "reward3d"):
-        with np.load(DATA / f"reward_{name}.npz") as file:
-            out |= dict(file)
-    return out
+    return answers("imagereward", "reward3d")
 
 
-def tiny() -> BlipSizes:
-    """The architecture of the oracle's tiny models."""
-    width = BLIP_SIZES["vision_width"]
-    vision = BlipVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=2,
-        num_attention_heads=BLIP_SIZES["vision_heads"],
-        image_size=224,
-        patch_size=16,
-        layer_norm_eps=1e-6,
-    )
-    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    text = BlipTextConfig(**{key: BERT[key] for key in same}, encoder_hidden_size=width, is_decoder=True)
-    return BlipSizes(vision, text)
-
-
-@pytest.fixture(params=FILES)
+@pytest.fixture(params=BLIP_FILES)
 def head(request) -> str:
     return request.param
 
 
 @pytest.fixture
-def folder(tmp_path, oracle, head):
-    """A folder as published: the package's state dict, buffers and all, and a tokenizer."""
-    rows = parse(oracle[f"{head}_keys"])
-    tensors = {name: torch.as_tensor(value) for name, value in weights(rows).items() if "position_ids" not in name}
-    tensors["blip.text_encoder.embeddings.position_ids"] = torch.arange(512)[None]
-    torch.save(tensors, tmp_path / FILES[head])
-    (tmp_path / "vocab.txt").write_text("\n".join(BLIP_WORDS), encoding="utf-8")
-    return tmp_path
+def folder(tmp_path, head):
+    return blip_folder(tmp_path, head)
 
 
 def load(folder, head, **options) -> BlipReward:
-    return load_blip_reward(folder, head=head, sizes=tiny(), name=head, **options)
-
-
-def pixels(*seeds: int, size: tuple[int, int] = (224, 224)) -> torch.Tensor:
-    return torch.stack([torch.as_tensor(picture(*size, seed)).permute(2, 0, 1) for seed in seeds]) / 255
+    return load_blip_reward(folder, head=head, sizes=blip_sizes(), name=head, **options)
 
 
 def test_scores_and_gradients_equal_the_reference(folder, oracle, head, monkeypatch):
     reward = load(folder, head)
-    images = pixels(0, 1, 2, 3).requires_grad_()
+    images = pictures(0, 1, 2, 3).requires_grad_()
     prompts = [BLIP_PROMPTS[0]] * 3 + [BLIP_PROMPTS[1]]
     if head == "image":
         scores = reward.score(images[:, None], prompts)[:, 0]
@@ -91,8 +59,8 @@ def test_scores_and_gradients_equal_the_reference(folder, oracle, head, monkeypa
 def test_image_reward_from_a_picture_and_a_sentence(folder, oracle, head):
     reward = load(folder, head)
     for text, expected in zip(BLIP_PROMPTS, oracle["image_prompts"], strict=True):
-        assert reward.score(pixels(0)[None], [text]).item() == pytest.approx(expected, abs=3e-5)
-    resized = reward.score(pixels(9, size=(300, 257))[None], BLIP_PROMPTS[:1])
+        assert reward.score(pictures(0)[None], [text]).item() == pytest.approx(expected, abs=3e-5)
+    resized = reward.score(pictures(9, size=(300, 257))[None], BLIP_PROMPTS[:1])
     assert resized.item() == pytest.approx(oracle["image_resized"][0], abs=2e-3)  # PIL rounds to bytes
 
 
@@ -151,7 +119,7 @@ def test_sides():
 def test_gradient_agrees_with_finite_differences(folder, head):
     reward = load(folder, head, dtype=torch.float64)
     reward.network.head.double()
-    images = pixels(0, 1, 2, 3)[None].requires_grad_()
+    images = pictures(0, 1, 2, 3)[None].requires_grad_()
     cameras = turntable(4)
 
     def score(x: torch.Tensor) -> torch.Tensor:
@@ -178,7 +146,7 @@ def exact(network: BlipNetwork):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-2), (torch.bfloat16, 1e-1)])
 def test_half_precision(folder, head, dtype, tolerance):
-    images = pixels(0, 1, 2, 3)[None].requires_grad_()
+    images = pictures(0, 1, 2, 3)[None].requires_grad_()
     full, half = (
         load(folder, head, dtype=d).score(images, ["a red car"], turntable(4)) for d in (torch.float32, dtype)
     )
@@ -192,15 +160,15 @@ def test_half_precision(folder, head, dtype, tolerance):
 def test_another_head_is_refused(folder, head, tmp_path):
     other = {"image": "scorer", "scorer": "fusion", "fusion": "image"}[head]
     with pytest.raises(ModelError, match=r"missing: head\.|unknown: head\."):
-        load_blip_reward(folder / FILES[head], head=other, sizes=tiny())
+        load_blip_reward(folder / BLIP_FILES[head], head=other, sizes=blip_sizes())
     with pytest.raises(ModelError, match="of another architecture"):
         load_blip_reward(folder, head=head)
-    with pytest.raises(ModelError, match=FILES[other]):
-        load_blip_reward(folder, head=other, sizes=tiny())
+    with pytest.raises(ModelError, match=BLIP_FILES[other]):
+        load_blip_reward(folder, head=other, sizes=blip_sizes())
 
 
 def test_tensors_too_many(folder, head):
-    path = folder / FILES[head]
+    path = folder / BLIP_FILES[head]
     torch.save(torch.load(path, weights_only=True) | {"blip.extra": torch.zeros(1)}, path)
     if head == "image":
         with pytest.raises(ModelError, match=r"1 unknown: blip\.extra"):
@@ -210,7 +178,7 @@ def test_tensors_too_many(folder, head):
 
 
 def test_damaged_files(folder, head):
-    path = folder / FILES[head]
+    path = folder / BLIP_FILES[head]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelError, match="Download it again"):

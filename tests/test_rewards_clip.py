@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from oracles.shared import DATA, IMAGE, LENGTH, PATCH, SIZES, VOCABULARY, parse, picture, weights
+from oracles.shared import IMAGE, LENGTH, SIZES, parse, picture
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from tiny_rewards import answers, clip_config, clip_folder, pictures, random_state
+from transformers import CLIPModel, CLIPTokenizer
 
 from psd_gs.errors import InputError, ModelError
 from psd_gs.rewards import images, load_reward
@@ -36,24 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, np.ndarray]:
-    with np.load(DATA / "reward_clip.npz") as file:
-        return dict(file)
-
-
-def config(act: str = "gelu", vocabulary: int = VOCABULARY, length: int = LENGTH) -> CLIPConfig:
-    """The architecture of the oracle's tiny models."""
-    text = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    special = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": 0}
-    vision = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text |= {"vocab_size": vocabulary, "max_position_embeddings": length, "hidden_act": act, **special}
-    vision |= {"image_size": IMAGE, "patch_size": PATCH, "hidden_act": act}
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
-
-
-def state(listing: np.ndarray) -> dict[str, torch.Tensor]:
-    """The oracle's random weights under the reference's names."""
-    made = {name: torch.as_tensor(value) for name, value in weights(parse(listing)).items()}
-    return made | {"logit_scale": torch.tensor(100.0).log()}
+    return answers("clip")
 
 
 @pytest.fixture(scope="module")
@@ -62,23 +46,19 @@ def mini_tokenizer() -> CLIPTokenizer:
 
 
 @pytest.fixture
-def folder(tmp_path, oracle, mini_tokenizer):
+def folder(tmp_path, mini_tokenizer):
     """A folder as PickScore's: config, weights in transformers' layout, tokenizer."""
-    made = config(vocabulary=len(mini_tokenizer))
-    rows = parse(oracle["pick_keys"]) | {"text_model.embeddings.token_embedding.weight": (len(mini_tokenizer), 32)}
-    tensors = {name: torch.as_tensor(value) for name, value in weights(rows).items()}
-    save_file(tensors | {"logit_scale": torch.tensor(4.0)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(made.to_dict()))
     mini_tokenizer.save_pretrained(tmp_path)
-    return tmp_path
+    return clip_folder(tmp_path, len(mini_tokenizer))
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def pictures() -> list[torch.Tensor]:
-    return [torch.as_tensor(picture(h, w, seed)).permute(2, 0, 1) / 255 for seed, (h, w) in enumerate(SIZES)]
+def scored() -> list[torch.Tensor]:
+    """The pictures that the references scored."""
+    return [pictures(seed, size=size)[0] for seed, size in enumerate(SIZES)]
 
 
 # --- against the references ------------------------------------------------------------------------------------------
@@ -86,8 +66,8 @@ def pictures() -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("name", "act"), [("gelu", "gelu"), ("quick", "quick_gelu")])
 def test_open_clip_weights_give_open_clips_embeddings(oracle, name, act):
-    model = build(lambda: CLIPModel(config(act)), from_open_clip(state(oracle["tiny_keys"])), "tiny")
-    pixels = pictures()[0][None] * 2 - 1
+    model = build(lambda: CLIPModel(clip_config(act)), from_open_clip(random_state(oracle["tiny_keys"])), "tiny")
+    pixels = pictures(0, size=SIZES[0]) * 2 - 1
     image = model.visual_projection(model.vision_model(pixels).pooler_output)
     text = model.text_projection(model.text_model(torch.as_tensor(oracle["ids"])).pooler_output)
     torch.testing.assert_close(image.numpy(), oracle[f"{name}_image"], rtol=2e-5, atol=2e-5)
@@ -96,10 +76,10 @@ def test_open_clip_weights_give_open_clips_embeddings(oracle, name, act):
 
 def reward_of(oracle, monkeypatch, act="gelu", keys="tiny_keys", **options) -> CLIPReward:
     """A tiny reward whose every prompt is the oracle's."""
-    tensors = state(oracle[keys])
+    tensors = random_state(oracle[keys])
     tensors = from_open_clip(tensors) if keys == "tiny_keys" else tensors
     monkeypatch.setattr("psd_gs.rewards.clip.tokenize", lambda *args: torch.as_tensor(oracle["ids"][:1]))
-    return CLIPReward(build(lambda: CLIPModel(config(act)), tensors, "tiny"), None, **options)
+    return CLIPReward(build(lambda: CLIPModel(clip_config(act)), tensors, "tiny"), None, **options)
 
 
 @pytest.mark.parametrize(
@@ -112,13 +92,13 @@ def reward_of(oracle, monkeypatch, act="gelu", keys="tiny_keys", **options) -> C
 )
 def test_scores_equal_the_references(oracle, monkeypatch, answer, tolerance, options):
     reward = reward_of(oracle, monkeypatch, **options)
-    scores = torch.cat([reward.score(image[None, None], ["any"])[0] for image in pictures()]).numpy()
+    scores = torch.cat([reward.score(image[None, None], ["any"])[0] for image in scored()]).numpy()
     np.testing.assert_allclose(scores, oracle[answer], rtol=0, atol=tolerance)
     assert abs(scores[0] - oracle[answer][0]) < tolerance / 100 + 1e-6  # already of the right size
 
 
 def test_hps_pads_as_the_reference(oracle):
-    for expected, image in zip(oracle["hps_pixels"], pictures()[3:], strict=True):
+    for expected, image in zip(oracle["hps_pixels"], scored()[3:], strict=True):
         ours = images.normalize(images.fit_pad(image[None], IMAGE))[0, :, ::3, ::3]
         np.testing.assert_allclose(ours.numpy(), expected, atol=2e-5)
 
@@ -240,7 +220,7 @@ def test_half_precision(folder, dtype, tolerance):
 
 def test_size_of_the_network_decides_not_the_images(folder):
     model = load_clip(folder)
-    small = pictures()[0][None]
+    small = pictures(0, size=SIZES[0])
     large = torch.nn.functional.interpolate(small, scale_factor=4.0, mode="bicubic", antialias=True)
     cosine = (image_features(model, small) * image_features(model, large)).sum(-1)
     assert cosine.item() > 0.999
@@ -250,19 +230,21 @@ def test_size_of_the_network_decides_not_the_images(folder):
 
 
 def test_old_layouts_load_to_the_same_model(folder, oracle, tmp_path):
-    tensors = state(oracle["tiny_keys"])
+    tensors = random_state(oracle["tiny_keys"])
     wrapped = {f"module.{k}": v for k, v in tensors.items()} | {"module.attn_mask": torch.zeros(LENGTH, LENGTH)}
     torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "HPS.pt")
     torch.save(tensors, tmp_path / "plain.pth")
     save_file({k: v.contiguous() for k, v in from_open_clip(tensors).items()}, tmp_path / "mapped.safetensors")
-    models = [load_clip(tmp_path / name, config=config()) for name in ("HPS.pt", "plain.pth", "mapped.safetensors")]
+    models = [
+        load_clip(tmp_path / name, config=clip_config()) for name in ("HPS.pt", "plain.pth", "mapped.safetensors")
+    ]
     for model in models[1:]:
         for (name, a), b in zip(models[0].state_dict().items(), model.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
 
 
 def test_hps_takes_only_its_own_architecture(folder, oracle, tmp_path):
-    torch.save(state(oracle["tiny_keys"]), tmp_path / "HPS.pt")
+    torch.save(random_state(oracle["tiny_keys"]), tmp_path / "HPS.pt")
     with pytest.raises(ModelError, match=r"hpsv2\.1: expected 910 tensors, received 62|hpsv2\.1: expected 910 tensors"):
         load_hps_v2(tmp_path / "HPS.pt", tokenizer=folder)
     with pytest.raises(ModelError, match="hpsv1: expected 590 tensors"):
@@ -303,10 +285,10 @@ def test_bad_files_are_one_line(folder, tmp_path):
     for content in (b"", b"not a checkpoint", whole[:100]):
         (tmp_path / "x.pt").write_bytes(content)
         with pytest.raises(ModelError, match="Download it again"):
-            load_clip(tmp_path / "x.pt", config=config())
+            load_clip(tmp_path / "x.pt", config=clip_config())
     torch.save({"state_dict": {"a": 1}}, tmp_path / "x.pt")
     with pytest.raises(ModelError, match="other than named tensors"):
-        load_clip(tmp_path / "x.pt", config=config())
+        load_clip(tmp_path / "x.pt", config=clip_config())
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match="whole folder"):
         load_clip(folder)
@@ -315,7 +297,7 @@ def test_bad_files_are_one_line(folder, tmp_path):
 def test_code_in_a_checkpoint_is_refused(tmp_path):
     torch.save({"state_dict": {"a": print}}, tmp_path / "evil.pt")
     with pytest.raises(ModelError, match="cannot be read"):
-        load_clip(tmp_path / "evil.pt", config=config())
+        load_clip(tmp_path / "evil.pt", config=clip_config())
 
 
 def test_wrong_tokenizer(folder, tmp_path):

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles.shared import BERT, BLIP_SIZES, BLIP_WORDS, DATA
+from tiny_rewards import blip_folder, blip_sizes
 
 from psd_gs import weights
 from psd_gs.cameras import turntable
 from psd_gs.errors import ConfigError, InputError, ModelError
 from psd_gs.guidance.config import PSDConfig
 from psd_gs.guidance.preference import judge
+from psd_gs.pipeline import digests_of
 from psd_gs.rewards import RECIPES, blip, check_judge, load_reward, needed
 from psd_gs.rewards.base import CallableReward, group_score
 from psd_gs.rewards.combine import Scored, Term, WeightedSum, parse_expression
@@ -177,32 +178,21 @@ def test_what_is_needed():
     assert needed("clip=/somewhere") == ["clip-tokenizer"]
 
 
+def test_local_copies_are_recorded(tmp_path, monkeypatch):
+    (tmp_path / "hpc.pth").write_bytes(b"weights")
+    (tmp_path / "vocab.json").write_bytes(b"{}")
+    (tmp_path / "merges.txt").write_bytes(b"")
+    monkeypatch.setattr(weights, "locate", lambda name: pytest.fail(f"{name} was looked for"))
+    expected = {"hpsv1/hpc.pth": weights.sha256(tmp_path / "hpc.pth")}
+    for path in (tmp_path, tmp_path / "hpc.pth"):
+        assert digests_of("mini", f"mini:2,hpsv1={path}:0.5", "mini-judge") == expected
+
+
 @pytest.fixture
 def image_reward(tmp_path, monkeypatch) -> Path:
     """A folder with a tiny ImageReward.pt and its tokenizer; the loader expects that architecture."""
-    import numpy as np
-    from oracles.shared import parse
-    from oracles.shared import weights as random_weights
-    from transformers import BlipTextConfig, BlipVisionConfig
-
-    with np.load(DATA / "reward_imagereward.npz") as file:
-        rows = parse(file["image_keys"])
-    tensors = {k: torch.as_tensor(v) for k, v in random_weights(rows).items() if "position_ids" not in k}
-    torch.save(tensors, tmp_path / "ImageReward.pt")
-    (tmp_path / "vocab.txt").write_text("\n".join(BLIP_WORDS), encoding="utf-8")
-    width = BLIP_SIZES["vision_width"]
-    vision = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
-    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    text = {key: BERT[key] for key in same}
-    monkeypatch.setattr(
-        blip,
-        "BlipSizes",
-        lambda: type("Sizes", (), {
-            "vision": BlipVisionConfig(**vision, image_size=224, patch_size=16),
-            "text": BlipTextConfig(**text, encoder_hidden_size=width, is_decoder=True),
-        }),
-    )  # fmt: skip
-    return tmp_path
+    monkeypatch.setattr(blip, "BlipSizes", blip_sizes)
+    return blip_folder(tmp_path, "image")
 
 
 def test_a_local_copy(image_reward, monkeypatch):

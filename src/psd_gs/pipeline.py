@@ -30,7 +30,7 @@ from psd_gs.priors import FAMILY, NAMES, DType, TextEmbedding, load_prior
 from psd_gs.priors.base import Prior
 from psd_gs.published import WEIGHTS, Weights
 from psd_gs.render import render
-from psd_gs.rewards import check_judge, load_reward, names_of, needed
+from psd_gs.rewards import check_judge, load_reward, local_copies, names_of, needed
 from psd_gs.rewards.base import Reward, group_score
 from psd_gs.trainer import StepEvent, Trainer, read_tensors, stream_seeds, write_tensors
 
@@ -274,10 +274,11 @@ def downloads(prior: str, *rewards: str) -> list[Weights]:
 
 def digests_of(prior: str, *rewards: str) -> dict[str, str]:
     """SHA-256 of every file of weights that was fetched or named; the embedded ones belong to the version."""
+    paths = {name: weights.locate(name) for name in published(prior, *rewards)}
+    for reward in rewards:
+        paths |= local_copies(reward)
     return {
-        f"{name}/{file}": digest
-        for name in published(prior, *rewards)
-        for file, digest in weights.checksums(weights.locate(name)).items()
+        f"{name}/{file}": digest for name, path in paths.items() for file, digest in weights.checksums(path).items()
     }
 
 

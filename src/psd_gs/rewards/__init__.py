@@ -115,6 +115,14 @@ def needed(expression: str) -> list[str]:
     return list(names)
 
 
+def local_copies(expression: str) -> dict[str, Path]:
+    """Published names of an expression to the paths that stand in for them (``imagereward=PATH``)."""
+    from psd_gs.rewards.combine import parse_expression
+
+    pairs = (term.name.partition("=") for term in parse_expression(expression))
+    return {name: Path(path).expanduser() for name, _, path in pairs if path and name in RECIPES}
+
+
 def names_of(expression: str) -> list[str]:
     """The models of an expression, without weights and paths."""
     from psd_gs.rewards.combine import parse_expression
