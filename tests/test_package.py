@@ -87,6 +87,7 @@ def test_every_dependency_of_the_main_job_is_a_base_one():
         *sys.stdlib_module_names,
         "psd_gs",
         "peft",  # of the extra vsd
+        "pxr",  # of the extra usd
     }
     named = {"imageio-ffmpeg", "fast-simplification", "scikit-image", "pyyaml", "pillow", "huggingface-hub"}
     assert named <= {name.replace("_", "-") for name in base}
