@@ -317,6 +317,16 @@ def test_absurd_counts(tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize("extension", [".ply", ".compressed.ply"])
+def test_no_rows(tmp_path, extension):
+    path = tmp_path / f"a{extension}"
+    save(asset(1, 0), path)
+    head = path.read_bytes().split(b"end_header\n")[0].replace(b"vertex 1", b"vertex 0").replace(b"chunk 1", b"chunk 0")
+    path.write_bytes(head + b"end_header\n")
+    with pytest.raises(FormatError, match="holds no Gaussians"):
+        load(path)
+
+
 def test_spz_with_an_extension_record(tmp_path):
     """Version 4 may hold records between its header and the table of contents; they are skipped."""
     g, path = asset(30, 1), tmp_path / "a.spz"

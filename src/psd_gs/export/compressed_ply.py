@@ -113,15 +113,19 @@ def read_compressed_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", l
     names = [name for name in _BOUNDS if bounds.get(name) == "f4"]
     if len(names) != len(_BOUNDS):
         names = _BOUNDS[:12]
-    chunks = np.concatenate([columns(block, names) for block in read_ply_blocks(path, header, "chunk")])
+    loaded = (columns(block, names) for block in read_ply_blocks(path, header, "chunk"))
+    chunks = np.concatenate([np.zeros((0, len(names))), *loaded])
 
     def parts() -> Iterator[Gaussians]:
         harmonics = read_ply_blocks(path, header, "sh") if rest else itertools.repeat(None)
         for (begin, end), block, sh in zip(
             ranges(count), read_ply_blocks(path, header, "vertex"), harmonics, strict=False
         ):
-            rows = chunks[begin // CHUNK : -(-end // CHUNK)].astype(np.float64)
-            low_high = rows.repeat(CHUNK, axis=0)[: end - begin].reshape(end - begin, -1, 2, 3)
+            low_high = (
+                chunks[begin // CHUNK : -(-end // CHUNK)]
+                .repeat(CHUNK, axis=0)[: end - begin]
+                .reshape(end - begin, -1, 2, 3)
+            )
             position, rotation, scale, color = (block[name].astype(np.uint32) for name in _PACKED)
             rgba = _unpack(color, 8, 8, 8, 8)
             rgb = _expand(rgba[:, :3], low_high[:, 2]) if len(names) > 12 else rgba[:, :3]

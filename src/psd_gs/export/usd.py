@@ -80,10 +80,9 @@ def write_usd(
             if metadata is not None:
                 stage.GetRootLayer().customLayerData = {METADATA_KEY: to_json(metadata)}
             stage.GetRootLayer().Export(str(inner))
-            if temporary.suffix == ".usdz" and not UsdUtils.CreateNewUsdzPackage(
-                str(inner), str(temporary), "asset.usdc"
-            ):
-                raise OSError(f"usd-core could not write {temporary.name}")
+            if temporary.suffix == ".usdz":
+                os.utime(inner, (_DATE, _DATE))
+                UsdUtils.CreateNewUsdzPackage(str(inner), str(temporary), "asset.usdc")
         except RuntimeError as error:  # what usd-core raises where a file cannot be written
             raise OSError(" ".join(str(error).split())[:200]) from error
         finally:
