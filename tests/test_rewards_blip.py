@@ -157,6 +157,13 @@ def test_half_precision(folder, head, dtype, tolerance):
     assert gradient.abs().max() > 0
 
 
+def test_everything_is_on_one_device_and_nothing_waits_for_it(folder, head):
+    """Meta tensors refuse both a mix of devices and a look at their values."""
+    reward = load(folder, head, device="meta", dtype=torch.float16)
+    scores = reward.score(torch.rand(2, 4, 3, 64, 64), ["a cat", "a red car"], turntable(8))
+    assert (scores.device.type, scores.dtype) == ("meta", torch.float32)
+
+
 def test_another_head_is_refused(folder, head, tmp_path):
     other = {"image": "scorer", "scorer": "fusion", "fusion": "image"}[head]
     with pytest.raises(ModelError, match=r"missing: head\.|unknown: head\."):

@@ -218,6 +218,14 @@ def test_half_precision(folder, dtype, tolerance):
     assert gradient.abs().max() > 0
 
 
+@pytest.mark.parametrize("name", LOADERS)
+def test_everything_is_on_one_device_and_nothing_waits_for_it(folder, name):
+    """Meta tensors refuse both a mix of devices and a look at their values."""
+    reward = LOADERS[name](folder, device="meta", dtype=torch.float16)
+    scores = reward.score(torch.rand(2, 4, 3, 64, 64), ["a cat", "a red car"])
+    assert (scores.device.type, scores.dtype) == ("meta", torch.float32)
+
+
 def test_size_of_the_network_decides_not_the_images(folder):
     model = load_clip(folder)
     small = pictures(0, size=SIZES[0])

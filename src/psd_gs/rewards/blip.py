@@ -162,7 +162,9 @@ class BlipNetwork(nn.Module):
         """Scores of normalized pixels and tokens; what the text says of the image is read at its first token."""
         dtype = self.vision.post_layernorm.weight.dtype
         seen = self.vision(pixel_values=pixels.flatten(0, 1).to(dtype)).last_hidden_state
-        states = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
+        # given ready to be added, for transformers would wait for the device to look at it
+        added = torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min)[:, None, None]
+        states = self.text(input_ids=ids, attention_mask=added, encoder_hidden_states=seen).last_hidden_state
         return self.head(states[:, 0].float().unflatten(0, pixels.shape[:2]))
 
 
@@ -279,15 +281,15 @@ def read_bert_tokenizer(path: str | Path, what: str, vocabulary: int = VOCABULAR
     Raises:
         ModelError: its files are missing, damaged or another tokenizer's.
     """
-    folder = find_file(path, ("vocab.txt", "tokenizer.json"), f"{what}: tokenizer").parent
+    file = find_file(path, ("vocab.txt",), f"{what}: tokenizer")
     try:
-        tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True, do_lower_case=True)
+        tokenizer = BertTokenizer(vocab=str(file), do_lower_case=True)
     except Exception as error:  # tokenizers raises a bare Exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{what}: cannot read the tokenizer in {folder}: {reason}. Download it again.") from error
+        raise ModelError(f"{what}: cannot read the tokenizer {file}: {reason}. Download it again.") from error
     if len(tokenizer) != vocabulary:
         raise ModelError(
-            f"{what}: expected a tokenizer of {vocabulary} entries, received {len(tokenizer)} in {folder}. "
+            f"{what}: expected a tokenizer of {vocabulary} entries, received {len(tokenizer)} in {file}. "
             "Use the tokenizer of bert-base-uncased."
         )
     return tokenizer
