@@ -117,20 +117,16 @@ def read_compressed_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", l
     chunks = np.concatenate([np.zeros((0, len(names))), *loaded])
 
     def parts() -> Iterator[Gaussians]:
+        vertices = read_ply_blocks(path, header, "vertex")
         harmonics = read_ply_blocks(path, header, "sh") if rest else itertools.repeat(None)
-        for (begin, end), block, sh in zip(
-            ranges(count), read_ply_blocks(path, header, "vertex"), harmonics, strict=False
-        ):
-            low_high = (
-                chunks[begin // CHUNK : -(-end // CHUNK)]
-                .repeat(CHUNK, axis=0)[: end - begin]
-                .reshape(end - begin, -1, 2, 3)
-            )
+        for (begin, end), block, sh in zip(ranges(count), vertices, harmonics, strict=False):
+            n, bound = end - begin, chunks[begin // CHUNK : -(-end // CHUNK)]
+            low_high = bound.repeat(CHUNK, axis=0)[:n].reshape(n, -1, 2, 3)
             position, rotation, scale, color = (block[name].astype(np.uint32) for name in _PACKED)
             rgba = _unpack(color, 8, 8, 8, 8)
             rgb = _expand(rgba[:, :3], low_high[:, 2]) if len(names) > 12 else rgba[:, :3]
             three = (_unpack(rotation << 2, 10, 10, 10) - 0.5) * np.sqrt(2)
-            steps = np.zeros((end - begin, 0)) if sh is None else columns(sh, rest)
+            steps = np.zeros((n, 0)) if sh is None else columns(sh, rest)
             steps = np.where(steps == 0, 0, np.where(steps == 255, 256, steps + 0.5))
             yield tensors(
                 means=_expand(_unpack(position, 11, 10, 11), low_high[:, 0]),
@@ -138,7 +134,7 @@ def read_compressed_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", l
                 scales=_expand(_unpack(scale, 11, 10, 11), low_high[:, 1]),
                 opacities=logit(rgba[:, 3]),
                 sh0=(rgb - 0.5) / SH_C0,
-                shN=((steps / 256 - 0.5) * 8).reshape(end - begin, 3, len(rest) // 3).swapaxes(1, 2),
+                shN=((steps / 256 - 0.5) * 8).reshape(n, 3, len(rest) // 3).swapaxes(1, 2),
             )
 
     return gather(parts(), count, path, frame, lenient)
