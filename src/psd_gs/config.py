@@ -41,7 +41,8 @@ class InitConfig:
     """The Gaussians before the first step."""
 
     source: str = "ball"
-    """``ball``, or a file: a 3DGS PLY is taken as it is, a point cloud or mesh is sampled."""
+    """``ball``; ``shap-e``, a sample of that model; or a file: a 3DGS PLY is taken as it is, a point cloud or mesh is
+    sampled."""
     count: int = 1500
     """Number of Gaussians (at most, for files)."""
     radius: float = 0.5

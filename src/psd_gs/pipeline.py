@@ -230,7 +230,7 @@ class TextTo3DPipeline:
         guidance = Guidance(
             self.prior, config.prompt, config.guidance, reward=self.reward, negative=negative, seed=seeds["guidance"]
         )
-        start = initial_gaussians(config, torch.Generator().manual_seed(seeds["init"]))
+        start = initial_gaussians(config, torch.Generator().manual_seed(seeds["init"]), self.prior.device)
         return Trainer(config, guidance, start.to(self.prior.device), folder)
 
     def result(self, trainer: Trainer) -> Result:
@@ -331,8 +331,17 @@ def check_prompt_text(prompt: str) -> None:
         raise InputError(f"expected a prompt of at most {MAX_PROMPT} characters, received {len(prompt)}. Shorten it.")
 
 
-def initial_gaussians(config: Config, generator: torch.Generator) -> Gaussians:
-    """The Gaussians before the first step: a ball, a splat file, or points of a cloud or mesh.
+def initial_gaussians(
+    config: Config,
+    generator: torch.Generator,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Gaussians:
+    """The Gaussians before the first step: a ball, a splat file, points of a cloud or mesh, or of a Shap-E sample.
+
+    Args:
+        config: prompt and options.
+        generator: source of randomness, on the CPU.
+        device: where Shap-E runs.
 
     Raises:
         FormatError: a damaged or foreign file.
@@ -344,11 +353,32 @@ def initial_gaussians(config: Config, generator: torch.Generator) -> Gaussians:
     from psd_gs.export.ply import is_gaussian_ply, read_ply
     from psd_gs.mesh.points import read_points
 
+    if init.source == "shap-e":
+        points, rgb = shap_e_points(config.prompt, init.count, generator, device)
+        return from_points(points, rgb, scale=init.scale, opacity=init.opacity)
     if init.source.lower().endswith(".ply") and is_gaussian_ply(init.source):
         asset = read_ply(init.source)
         return replace(asset, shN=asset.shN[:, :0])
     points, rgb = read_points(init.source, init.count, generator)
     return from_points(points, rgb, scale=init.scale, opacity=init.opacity)
+
+
+def shap_e_points(prompt: str, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Points and colours on the surface of a Shap-E sample, which is forgotten with its networks."""
+    import tempfile
+
+    import trimesh
+
+    from psd_gs.mesh.glb import linear_to_srgb
+    from psd_gs.mesh.points import read_points
+    from psd_gs.priors.shap_e import load_shap_e, text_to_mesh
+
+    vertices, faces, linear = text_to_mesh(load_shap_e(weights.locate("shap-e"), device), prompt, generator)
+    colours = (255 * linear_to_srgb(linear.numpy())).round().astype("uint8")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "shap-e.ply"
+        trimesh.Trimesh(vertices.numpy(), faces, vertex_colors=colours, process=False).export(file)
+        return read_points(file, count, generator)
 
 
 def read_negative(path: str) -> TextEmbedding:

@@ -72,7 +72,7 @@ class Generate:
     vram: Number = None
     """GPU memory to fit into: 8, 12 or 24 (GB). Default: as much as there is."""
     init: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Start from a 3DGS PLY, a point cloud (.ply) or a mesh (.glb, .obj, .stl) instead of a ball."""
+    """Start from a 3DGS PLY, a point cloud (.ply), a mesh (.glb, .obj, .stl), or shap-e, instead of a ball."""
     config: File = None
     """YAML file of options that goes over the preset; a run's config.yaml repeats the run."""
     output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
@@ -226,7 +226,9 @@ class Generate:
         from psd_gs import weights
         from psd_gs.pipeline import downloads
 
-        for entry in downloads(config.prior, config.reward, config.judge):
+        starts = [weights.WEIGHTS["shap-e"]] if config.init.source == "shap-e" else []
+        missing = [entry for entry in starts if not weights.is_here(entry)]
+        for entry in [*downloads(config.prior, config.reward, config.judge), *missing]:
             console.print(f"fetching {entry.name}: {entry.gigabytes:.1f} GB, licence {entry.licence}", soft_wrap=True)
             weights.locate(entry.name)
 
