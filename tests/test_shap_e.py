@@ -56,7 +56,7 @@ def test_a_saved_pipeline_runs_to_the_surface(folder, monkeypatch):
     monkeypatch.setattr(ShapERenderer, "decode_to_mesh", partial_grid(ShapERenderer.decode_to_mesh))
     made = shap_e.load_shap_e(folder)
     assert not made.shap_e_renderer.mesh_decoder.cases.any()
-    with pytest.raises(InputError, match="Shap-E made nothing of 'a red cube'.*--init ball"):
+    with pytest.raises(InputError, match=r"Shap-E made nothing of 'a red cube'.*--init ball"):
         shap_e.text_to_mesh(made, "a red cube", torch.Generator().manual_seed(0))
 
 
