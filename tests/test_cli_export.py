@@ -143,11 +143,18 @@ def test_export_and_info(tmp_path, command, monkeypatch):
 
 
 def test_frames(tmp_path, command):
-    save(axes(), tmp_path / "a.ply")
-    command("export", tmp_path / "a.ply", tmp_path / "b.ply", "--frame", "gltf")
-    assert torch.equal(read_ply(tmp_path / "b.ply", frame="gltf").means, axes().means)
-    command("export", tmp_path / "b.ply", tmp_path / "c.ply", "--input-frame", "gltf")
-    assert torch.equal(read_ply(tmp_path / "c.ply").means, axes().means)
+    a, b, c, d = (tmp_path / f"{name}.ply" for name in "abcd")
+    save(axes(), a)
+    command("export", a, b, "--frame", "gltf")
+    assert torch.equal(read_ply(b, frame="gltf").means, axes().means)
+    command("export", b, c)  # the metadata of b say how it lies
+    assert torch.equal(read_ply(c).means, axes().means)
+    facts = json.loads(command("info", b, "--json")[1])
+    assert facts["frame"] == "gltf"
+    assert facts["bounds"][1] == [1.0, 1.0, 1.0]
+    command("export", a, b, "--frame", "gltf", "--no-metadata")
+    command("export", b, d, "--input-frame", "gltf")
+    assert torch.equal(read_ply(d).means, axes().means)
 
 
 def test_prune_rescues_a_file_with_broken_rows(tmp_path, command):

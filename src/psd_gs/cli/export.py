@@ -35,7 +35,7 @@ class Export:
     frame: Annotated[Literal["auto", "gltf", "rdf"], arg(help_behavior_hint="")] = "auto"
     """Axes of the written files: gltf (y up) or rdf (y down, as 3DGS trains). Default: as usual for each format."""
     input_frame: Annotated[Literal["auto", "gltf", "rdf"], arg(help_behavior_hint="")] = "auto"
-    """Axes of IN, if they are not those that are usual for its format."""
+    """Axes of IN, if neither its metadata name them nor are they as usual for its format."""
     spz_version: Literal[3, 4] = 3
     """Version of .spz files; several viewers read only 3."""
     no_metadata: bool = False

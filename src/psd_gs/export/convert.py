@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from psd_gs.errors import InputError
 from psd_gs.export.edit import Edit, apply
-from psd_gs.export.formats import format_of, load, read_metadata, save
+from psd_gs.export.formats import format_of, load, read_metadata, save, stored_frame
 from psd_gs.export.frames import Frame
 
 
@@ -21,7 +21,7 @@ class Conversion:
     Attributes:
         edit: what is taken out.
         frame: axes of the written files; None for those that are usual for each format.
-        input_frame: axes of the file that is read, likewise.
+        input_frame: axes of the file that is read; None for those that its metadata name, or are usual.
         metadata: keep what is known of the asset, in the files and beside them.
         spz_version: 3, which all viewers read, or 4.
     """
@@ -64,11 +64,11 @@ def convert(
     for target in targets:
         if Path(target).resolve() == Path(source).resolve():
             raise InputError(f"expected another file to write than the one that is read, received {target} twice.")
-    metadata = read_metadata(source) if how.metadata else None
-    gaussians = load(source, frame=how.input_frame, lenient=how.edit.prune)
+    metadata = read_metadata(source)
+    gaussians = load(source, frame=how.input_frame or stored_frame(metadata), lenient=how.edit.prune)
     before = len(gaussians)
     gaussians = apply(how.edit, gaussians)
     for target, kind in zip(targets, formats, strict=True):
         options: dict[str, Any] = {"version": how.spz_version} if kind.name == "SPZ" else {}
-        save(gaussians, target, frame=how.frame, metadata=metadata, **options)
+        save(gaussians, target, frame=how.frame, metadata=metadata if how.metadata else None, **options)
     return Converted(before, len(gaussians), gaussians.sh_degree)

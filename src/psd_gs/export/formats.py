@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from psd_gs.errors import FormatError, InputError
 from psd_gs.export import compressed_ply, gltf, ply, sog, splat, spz, usd
@@ -177,6 +177,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {}
 
 
+def stored_frame(metadata: Metadata) -> Frame | None:
+    """Axes of the file according to what :func:`save` wrote; None if that is unknown."""
+    frame = metadata.get("frame")
+    return frame if frame in get_args(Frame) else None
+
+
 def geometry(gaussians: Gaussians) -> dict[str, Any]:
     """What can be said of the usable Gaussians: their number, SH degree, and bounds in the world frame."""
     means = gaussians.means.detach()[usable(gaussians)]
@@ -198,12 +204,13 @@ def describe(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         InputError: as :func:`load`.
     """
     kind = format_of(path)
-    facts = geometry(load(path))
-    metadata = read_metadata(path)
+    metadata = read_metadata(path) if Path(path).exists() else {}
+    frame = stored_frame(metadata) or kind.frame
+    facts = geometry(load(path, frame=frame))
     return {
         "format": kind.name,
         "bytes": Path(path).stat().st_size,
-        "frame": metadata.get("frame", kind.frame),
+        "frame": frame,
         **facts,
         "metadata": {name: value for name, value in metadata.items() if name not in {*facts, "format", "frame"}},
     }
