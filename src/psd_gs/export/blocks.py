@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psd_gs.errors import FormatError, InputError
@@ -34,13 +34,20 @@ def usable_rows(gaussians: Gaussians, path: str | os.PathLike[str]) -> Int[Tenso
     Raises:
         InputError: there is none.
     """
-    rows = usable(gaussians).nonzero()[:, 0]
+    rows = usable_mask(gaussians).nonzero()[:, 0]
     if len(rows) == 0:
         raise InputError(
             f"cannot write {path}: expected finite Gaussians, received {len(gaussians)} of which none is usable. "
             "The optimization diverged; lower the learning rates or start from an earlier checkpoint."
         )
     return rows
+
+
+def usable_mask(gaussians: Gaussians) -> Bool[Tensor, " N"]:
+    """:func:`psd_gs.gaussians.usable` block by block, because its temporaries are as large as its input."""
+    if len(gaussians) == 0:
+        return usable(gaussians)
+    return torch.cat([usable(gaussians.map(lambda t, a=a, b=b: t[a:b])) for a, b in ranges(len(gaussians))])
 
 
 def blocks(gaussians: Gaussians, rows: Int[Tensor, " M"], frame: Frame) -> Iterator[Gaussians]:

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.gaussians import Gaussians, rotation_matrices, usable
+from psd_gs.export.blocks import usable_mask
+from psd_gs.gaussians import Gaussians, rotation_matrices
 
 REACH = 2.0
 """Standard deviations to which a Gaussian reaches when groups are told apart."""
@@ -53,7 +54,7 @@ def apply(edit: Edit, gaussians: Gaussians) -> Gaussians:
     if edit.sh_degree is not None and edit.sh_degree < gaussians.sh_degree:
         gaussians = replace(gaussians, shN=gaussians.shN[:, : (edit.sh_degree + 1) ** 2 - 1].contiguous())
     if edit.prune:
-        seen = usable(gaussians) & (gaussians.opacities.sigmoid() >= edit.min_opacity)
+        seen = usable_mask(gaussians) & (gaussians.opacities.sigmoid() >= edit.min_opacity)
         gaussians = _keep(gaussians, seen)
         gaussians = _keep(gaussians, ~floating(gaussians, edit.floaters))
     if edit.max_splats is not None and edit.max_splats < len(gaussians):

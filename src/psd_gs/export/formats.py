@@ -12,11 +12,11 @@ from typing import Any, get_args
 
 from psd_gs.errors import FormatError, InputError
 from psd_gs.export import compressed_ply, gltf, ply, sog, splat, spz, usd
-from psd_gs.export.blocks import open_file
+from psd_gs.export.blocks import open_file, usable_mask
 from psd_gs.export.frames import Frame, robust_box
 from psd_gs.export.metadata import Metadata, jsonable
 from psd_gs.files import write_atomic
-from psd_gs.gaussians import Gaussians, usable
+from psd_gs.gaussians import Gaussians
 
 MetadataReader = Callable[[str | os.PathLike[str]], dict[str, Any] | None]
 
@@ -185,7 +185,7 @@ def stored_frame(metadata: Metadata) -> Frame | None:
 
 def geometry(gaussians: Gaussians) -> dict[str, Any]:
     """What can be said of the usable Gaussians: their number, SH degree, and bounds in the world frame."""
-    means = gaussians.means.detach()[usable(gaussians)]
+    means = gaussians.means.detach()[usable_mask(gaussians)]
     if len(means) == 0:
         return {"n_splats": 0, "sh_degree": gaussians.sh_degree}
     bounds = {
