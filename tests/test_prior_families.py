@@ -396,3 +396,18 @@ def test_modules_stay_plain_sdpa(priors):
     names = {type(p).__name__ for prior in priors.values() for p in prior.denoiser.attn_processors.values()}
     assert names <= {"AttnProcessor2_0", "MultiViewAttnProcessor", "JointAttnProcessor2_0"}
     assert isinstance(priors["sd15"].denoiser, nn.Module)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_step_benchmark_runs_tiny_without_a_gpu(capsys, monkeypatch):
+    from bench import step
+
+    monkeypatch.setattr(step, "WARM", 0)
+    monkeypatch.setattr(step, "REPEATS", 1)
+    monkeypatch.setattr(step, "milliseconds", lambda call, device: (call(), 1.0)[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    step.main(["--case", "mvdream"])
+    out = capsys.readouterr().out
+    assert "no CUDA GPU: tiny networks" in out
+    for part in ("parts of a psd step", "bare networks", "psd every 3", "ideal psd / sds by FLOPs"):
+        assert part in out
