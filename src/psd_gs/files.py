@@ -43,7 +43,7 @@ def writing(target: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(
-            f"cannot write {target}: {reason}. Free some space or choose another --output-dir."
+            f"cannot write {target}: {reason}. Free some space or choose another place."
         ) from error
 
 
