@@ -113,7 +113,7 @@ class Generate:
         if first.prior == "mini":
             self._warn(console)
         if self.prior in (None, "auto") and first.prior == choose_prior(device)[0]:
-            console.print(f"{first.prior} because {choose_prior(device)[1]}", soft_wrap=True)
+            console.print(f"auto is {first.prior}: {choose_prior(device)[1]}", soft_wrap=True)
         for folder in folders:
             runs.make_folder(folder)
         silence_libraries()
