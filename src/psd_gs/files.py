@@ -42,9 +42,7 @@ def writing(target: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(
-            f"cannot write {target}: {reason}. Free some space or choose another place."
-        ) from error
+        raise OutputError(f"cannot write {target}: {reason}. Free some space or choose another place.") from error
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
