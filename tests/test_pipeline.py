@@ -385,7 +385,7 @@ def test_overlong_and_broken_prompts():
 
 
 def test_unknown_models():
-    with pytest.raises(ConfigError, match=r"unknown model 'sdxl-ultra': expected mini, one of sd15"):
+    with pytest.raises(ConfigError, match=r"unknown model 'sdxl-ultra': expected mini, sd15"):
         TextTo3DPipeline.from_pretrained("sdxl-ultra")
     with pytest.raises(ConfigError, match=r"unknown reward 'clap'"):
         TextTo3DPipeline.from_pretrained("mini", reward="clap")

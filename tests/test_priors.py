@@ -381,7 +381,7 @@ def test_the_embedded_prior_in_this_machines_fast_type(embedded):
 
 
 def test_unknown_names():
-    with pytest.raises(ConfigError, match=r"unknown model 'sdxl-ultra': expected mini, one of sd15, .* folder"):
+    with pytest.raises(ConfigError, match=r"unknown model 'sdxl-ultra': expected mini, sd15, .* folder"):
         load_prior("sdxl-ultra")
 
 

@@ -69,9 +69,10 @@ def describe(name: str) -> Weights:
         return WEIGHTS[name]
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
         return Weights(name, "prior", ((name, None),), 0.0, 0.0, "see its page")
+    priors = ", ".join(key for key, entry in WEIGHTS.items() if entry.kind == "prior")
     raise ConfigError(
-        f"unknown model {name!r}: expected mini, one of {', '.join(WEIGHTS)}, a hub id such as owner/name, "
-        "or an existing folder."
+        f"unknown model {name!r}: expected mini, {priors}, another name that `psd-gs models list` shows, a hub id "
+        "such as owner/name, or an existing folder."
     )
 
 
