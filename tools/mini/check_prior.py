@@ -48,6 +48,7 @@ def main() -> None:
     print("t of 1000".ljust(40), *(f"{t:>7}" for t in LEVELS), "   mean")
     for folder in args.pipelines:
         pipeline = MultiViewPipeline.from_pretrained(folder)
+        pipeline.unet.float(), pipeline.text_encoder.float()
         losses = []
         for t in LEVELS:
             total = 0.0
