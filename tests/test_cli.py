@@ -559,6 +559,7 @@ def test_unknown_models_are_one_clear_line(monkeypatch, command):
         (("--judge", "clap"), "unknown reward 'clap'"),
     ):
         one_line(command(*BALL, *arguments, "--output-dir", str(Path.cwd() / "nowhere")), part)
+    assert not [p for p in Path("nowhere").rglob("*") if p.is_file()], "a command that fails leaves no files behind"
 
 
 def test_debug_shows_the_traceback(command):

@@ -124,7 +124,8 @@ def test_other_files(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def damage(tmp_path, cases: int) -> None:
+def damage(tmp_path, cases: int) -> float:
+    """Share of the damaged files that were refused."""
     save(asset(60, 1), tmp_path / "a.usdc", metadata={"prompt": "x"})
     save(asset(60, 1), tmp_path / "a.usdz", metadata={"prompt": "x"})
     refused = 0
@@ -138,13 +139,13 @@ def damage(tmp_path, cases: int) -> None:
         except FormatError as error:
             refused += 1
             assert str(path) in str(error)  # noqa: PT017
-    assert refused > cases / 4
+    return refused / cases
 
 
 def test_damaged_files(tmp_path):
-    damage(tmp_path, 8)
+    assert damage(tmp_path, 8) > 0.25
 
 
 @pytest.mark.full
 def test_many_damaged_files(tmp_path):
-    damage(tmp_path, 150)
+    assert damage(tmp_path, 150) > 0.25

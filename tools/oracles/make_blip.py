@@ -15,7 +15,7 @@ import torch
 from shared import BERT, BLIP_PROMPTS, BLIP_SIZES, BLIP_WORDS, DATA, listing, picture, weights
 from torch import nn
 
-OPS = torch.library.Library("torchvision", "DEF")  # the CPU build of torch lacks what torchvision's wheel links to
+OPS = torch.library.Library("torchvision", "DEF")  # torchvision's binary is not needed, only that these names exist
 OPS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 OPS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 

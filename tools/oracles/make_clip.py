@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from shared import DATA, IMAGE, LENGTH, PATCH, SIZES, VOCABULARY, listing, picture, weights
 
-OPS = torch.library.Library("torchvision", "DEF")  # the CPU build of torch lacks what torchvision's wheel links to
+OPS = torch.library.Library("torchvision", "DEF")  # torchvision's binary is not needed, only that these names exist
 OPS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 OPS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 

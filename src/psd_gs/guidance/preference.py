@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -149,7 +150,7 @@ def acts(config: JudgingConfig, progress: float, step: int, t: Float[Tensor, " G
     return (t <= config.t_max) & on
 
 
-class PairPreference:
+class PairPreference(ABC):
     """A preference score from ranked estimates; :class:`PSD`, DreamDPO and RewardSDS. Stateless unless overridden."""
 
     def __init__(self, config: PairConfig) -> None:
@@ -159,14 +160,14 @@ class PairPreference:
         """Which groups are judged in this step."""
         return acts(self.config, progress, step, t)
 
+    @abstractmethod
     def __call__(self, candidates: Candidates) -> Verdict:
         """Rank, and say what to add to the mean of the base residuals."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - nothing to restore is the default
         """Continue where ``state_dict`` was taken."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ MULTIPLE = 64
 """Image sides are multiples of this, so that every level of every network has whole pixels."""
 
 
-class LatentPrior:
+class LatentPrior(ABC):
     """A :class:`~psd_gs.priors.base.Prior` over a diffusers pipeline with discrete, variance-preserving times.
 
     A subclass says how texts are encoded and how the network is called; flow models also replace the levels.
@@ -90,8 +91,9 @@ class LatentPrior:
 
     # --- subclasses ---------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _encode_text(self, prompts: list[str], device: torch.device) -> TextEmbedding:
-        raise NotImplementedError
+        """One row per prompt."""
 
     def _conditions(self, text: TextEmbedding, cameras: Cameras) -> dict[str, Any]:
         """Arguments of the network besides latents, times and the token sequence; one row per text."""
