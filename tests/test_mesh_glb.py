@@ -9,8 +9,9 @@ import pytest
 import trimesh
 
 from psd_gs import __version__
+from psd_gs.colours import linear_to_srgb, srgb_to_linear
 from psd_gs.errors import InputError
-from psd_gs.mesh.glb import linear_to_srgb, srgb_to_linear, write_glb
+from psd_gs.mesh.glb import write_glb
 from psd_gs.mesh.surface import Mesh, vertex_normals
 
 

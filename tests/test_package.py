@@ -125,6 +125,7 @@ LAYERS = {
     "errors": set(),
     "files": {"errors"},
     "gaussians": set(),
+    "colours": set(),
     "cameras": set(),
     "published": set(),
     "weights": {"errors", "published"},
@@ -134,8 +135,8 @@ LAYERS = {
     "guidance": {"errors", "cameras", "priors", "rewards"},
     "config": {"errors", "guidance"},
     "densify": {"errors", "gaussians", "cameras", "config", "render"},
-    "export": {"errors", "files", "gaussians", "cameras", "render"},
-    "mesh": {"errors", "files", "gaussians", "cameras", "render", "export"},
+    "export": {"colours", "errors", "files", "gaussians", "cameras", "render"},
+    "mesh": {"colours", "errors", "files", "gaussians", "cameras", "render", "export"},
 }
 """Layer to the layers that it may import."""
 

@@ -161,7 +161,7 @@ class Config:
     """SHA-256 of the files that were loaded, recorded by the run."""
     steps: int = 300
     backgrounds: Literal["augment", "white"] = "augment"
-    """augment: white or mid-grey, sometimes a colour, drawn in every step; white: always white."""
+    """augment: white, mid-grey or dark grey, sometimes a colour, drawn in every step; white: always white."""
     negative_embedding: str | None = None
     """File of a refined negative embedding to start from."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)

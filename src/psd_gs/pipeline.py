@@ -369,7 +369,7 @@ def shap_e_points(prompt: str, count: int, generator: torch.Generator, device: t
 
     import trimesh
 
-    from psd_gs.mesh.glb import linear_to_srgb
+    from psd_gs.colours import linear_to_srgb
     from psd_gs.mesh.points import read_points
     from psd_gs.priors.shap_e import load_shap_e, text_to_mesh
 

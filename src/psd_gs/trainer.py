@@ -280,12 +280,12 @@ def sample_cameras(config: CameraConfig, views: int, size: int, generator: torch
 
 
 def sample_background(kind: str, generator: torch.Generator) -> Float[Tensor, " 3"]:
-    """One for all views of a step: white or mid-grey, and a colour in one step of ten (``augment``), or white."""
+    """One for all views of a step: white, mid-grey, dark grey, or a colour in one step of ten (``augment``); or white."""
     which = float(torch.rand((), generator=generator))
     colour = torch.rand(3, generator=generator)
-    if kind == "white" or which < 0.45:
+    if kind == "white" or which < 0.35:
         return torch.ones(3)
-    return torch.full((3,), 0.5) if which < 0.9 else colour
+    return torch.full((3,), 0.5 if which < 0.7 else 0.2) if which < 0.9 else colour
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:

@@ -117,14 +117,14 @@ def sample_light(n: int, generator: torch.Generator, device="cpu") -> Float[Tens
 
 
 def sample_background(n: int, generator: torch.Generator, device="cpu") -> Float[Tensor, "n 3"]:
-    """White or mid-grey, and a random colour in one set of ten.
+    """White, mid-grey or dark grey, and a random colour in one set of ten.
 
-    Two tones suffice to tell a white object from nothing; a random colour behind every set would be
+    A few tones suffice to tell a white or a black object from nothing; a random colour behind every set would be
     most of the variance of the pictures, and drown what the words could explain.
     """
     colour = torch.rand(n, 3, generator=generator)
     kind = torch.rand(n, 1, generator=generator)
-    tone = torch.where(kind < 0.45, 1.0, 0.5).expand(n, 3)
+    tone = torch.where(kind < 0.35, 1.0, torch.where(kind < 0.7, 0.5, 0.2)).expand(n, 3)
     return torch.where(kind < 0.9, tone, colour).to(device)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from psd_gs import __version__
+from psd_gs.colours import srgb_to_linear
 from psd_gs.errors import FormatError, InputError
 from psd_gs.export.blocks import (
     MAX_RATIO,
@@ -121,7 +122,7 @@ def write_gltf(
 def _attributes(g: Gaussians) -> dict[str, np.ndarray]:
     """The vertex attributes of a block, [N, C] each in the type of the file."""
     alpha = sigmoid(g)[:, None]
-    fallback = np.concatenate([_srgb_to_linear(sh0_to_rgb(g.sh0[:, 0]).numpy()), alpha], axis=1)
+    fallback = np.concatenate([srgb_to_linear(sh0_to_rgb(g.sh0[:, 0]).numpy()), alpha], axis=1)
     columns = {
         "POSITION": g.means.numpy(),
         "COLOR_0": np.rint(fallback * 65535),
@@ -136,12 +137,6 @@ def _attributes(g: Gaussians) -> dict[str, np.ndarray]:
 def _harmonics(degree: int) -> list[str]:
     """Attribute names of the spherical harmonics, degree 0 first."""
     return [f"{EXTENSION}:SH_DEGREE_{band}_COEF_{n}" for band in range(degree + 1) for n in range(2 * band + 1)]
-
-
-def _srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
-    """The sRGB transfer function of IEC 61966-2-1; values are clipped to [0, 1]."""
-    s = np.clip(srgb, 0.0, 1.0)
-    return np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4)
 
 
 def read_gltf(path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bool = False) -> Gaussians:

@@ -11,9 +11,9 @@ import struct
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from psd_gs import __version__
+from psd_gs.colours import srgb_to_linear
 from psd_gs.errors import InputError
 from psd_gs.export.metadata import Metadata, jsonable
 from psd_gs.files import write_atomic
@@ -82,15 +82,3 @@ def write_glb(mesh: Mesh, path: str | os.PathLike[str], *, metadata: Metadata | 
     text += b" " * (-len(text) % 4)
     body = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(blob), b"BIN\0") + blob
     write_atomic(path, struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body)
-
-
-def srgb_to_linear(srgb: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:
-    """The sRGB transfer function of IEC 61966-2-1; values are clipped to [0, 1]."""
-    s = np.clip(srgb, 0.0, 1.0)
-    return np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(linear: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:
-    """The inverse of :func:`srgb_to_linear`."""
-    v = np.clip(linear, 0.0, 1.0)
-    return np.where(v <= 0.0031308, v * 12.92, 1.055 * v ** (1 / 2.4) - 0.055)

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_gs.colours import linear_to_srgb, srgb_to_linear
 from psd_gs.errors import FormatError, InputError
 from psd_gs.export.ply import read_ply_header
-from psd_gs.mesh.glb import linear_to_srgb, srgb_to_linear
 
 RADIUS = 0.5
 """Of the ball around the origin that the points are fitted into, world units."""
