@@ -280,7 +280,7 @@ def sample_cameras(config: CameraConfig, views: int, size: int, generator: torch
 
 
 def sample_background(kind: str, generator: torch.Generator) -> Float[Tensor, " 3"]:
-    """One for all views of a step: white, mid-grey, dark grey, or a colour in one step of ten (``augment``); or white."""
+    """One for all views of a step: white, mid or dark grey, or a colour in one step of ten (``augment``); or white."""
     which = float(torch.rand((), generator=generator))
     colour = torch.rand(3, generator=generator)
     if kind == "white" or which < 0.35:
