@@ -8,8 +8,17 @@ import trimesh
 from psd_gs.cameras import Cameras
 from psd_gs.errors import InputError
 from psd_gs.gaussians import Gaussians, from_points, random_ball
-from psd_gs.mesh.extract import back_project, contour, extract_mesh, field_colors, solid_part, sphere_of_cameras
-from psd_gs.mesh.surface import decimate, drop_small_parts, isosurface, signed_volume, vertex_normals
+from psd_gs.mesh.extract import (
+    MeshOptions,
+    back_project,
+    contour,
+    extract,
+    extract_mesh,
+    field_colors,
+    solid_part,
+    sphere_of_cameras,
+)
+from psd_gs.mesh.surface import decimate, drop_small_parts, isosurface, signed_volume, topology, vertex_normals
 from psd_gs.mesh.tsdf import Grid, fuse
 
 
@@ -41,7 +50,7 @@ def test_sphere_from_depth():
     np.testing.assert_allclose(np.linalg.norm(points - centre, axis=1), radius, atol=1e-4)
     grid = Grid.around(points.min(0), points.max(0), 80)
     assert max(grid.shape) == 80
-    vertices, faces = contour(depth, alpha, cameras, grid, faces=10**9)
+    vertices, faces = contour(depth, alpha, cameras, grid)
     error = np.linalg.norm(vertices - centre, axis=1) - radius
     assert np.abs(error).max() < 0.6 * grid.voxel
     mesh = as_trimesh(vertices, faces)
@@ -79,7 +88,7 @@ def test_two_spheres_and_a_floater():
     cameras = sphere_of_cameras(42, 0.75, size=128)
     depth, alpha = sphere_depth(cameras, spheres)
     grid = Grid.around(np.array([-0.55, -0.25, -0.25]), np.array([0.5, 0.5, 0.25]), 96)
-    vertices, faces = contour(depth, alpha, cameras, grid, faces=4000)
+    vertices, faces = decimate(*contour(depth, alpha, cameras, grid), 4000)
     mesh = as_trimesh(vertices, faces)
     assert len(faces) <= 4000
     assert mesh.is_watertight
@@ -161,7 +170,14 @@ def coloured_shell(n: int = 6000) -> Gaussians:
 
 
 def test_gaussians_to_mesh():
-    mesh = extract_mesh(coloured_shell(), resolution=64, faces=3000)
+    options = MeshOptions(resolution=64, faces=3000)
+    found = extract(coloured_shell(), options)
+    mesh = found.mesh
+    assert found.topology == topology(mesh.vertices, mesh.faces)
+    assert found.topology.watertight
+    assert found.topology.genus == 0
+    assert len(found.dense[1]) > len(mesh.faces)
+    assert topology(*found.dense).watertight
     assert mesh.vertices.dtype == mesh.colors.dtype == mesh.normals.dtype == np.float32
     assert mesh.faces.dtype == np.int64
     assert len(mesh.faces) <= 3000
@@ -179,7 +195,7 @@ def test_gaussians_to_mesh():
     top, bottom = mesh.colors[offset[:, 1] > 0.1], mesh.colors[offset[:, 1] < -0.1]
     np.testing.assert_allclose(top, np.broadcast_to([0.9, 0.1, 0.1], top.shape), atol=0.02)
     np.testing.assert_allclose(bottom, np.broadcast_to([0.1, 0.1, 0.9], bottom.shape), atol=0.02)
-    again = extract_mesh(coloured_shell(), resolution=64, faces=3000)
+    again = extract_mesh(coloured_shell(), options)
     for name in ("vertices", "faces", "colors", "normals"):
         np.testing.assert_array_equal(getattr(again, name), getattr(mesh, name))
 
@@ -187,9 +203,49 @@ def test_gaussians_to_mesh():
 def test_nothing_opaque_is_refused():
     faint = random_ball(500, 0.4, scale=0.02, opacity=0.01)
     with pytest.raises(InputError, match=r"opaque surface.*none of 500.*Train longer"):
-        extract_mesh(faint, resolution=32)
+        extract_mesh(faint, MeshOptions(resolution=32))
     thin = random_ball(100, 0.4, scale=0.01, opacity=0.06)
     with pytest.raises(InputError, match="no view reaches an alpha of one half"):
-        extract_mesh(thin, resolution=32)
-    with pytest.raises(InputError, match="resolution of 32 to 1024"):
-        extract_mesh(faint, resolution=8)
+        extract_mesh(thin, MeshOptions(resolution=32))
+    with pytest.raises(InputError, match=r"none of 0"):
+        extract_mesh(faint.select(torch.zeros(500, dtype=torch.bool)), MeshOptions(resolution=32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resolution": 8}, "resolution of 32 to 1024"),
+        ({"views": 5}, "at least 6 views"),
+        ({"faces": 3}, "at least 4 faces"),
+        ({"image_size": 9000}, "32 to 4096 pixels, received 9000"),
+        ({"smoothing": -1.0}, "0 to 10 voxels"),
+        ({"smallest_part": 2.0}, "smallest part of 0 to 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        MeshOptions(**changes)
+
+
+def test_topology():
+    """Against trimesh, and by hand: a torus has one handle, an open box a border."""
+    torus = trimesh.creation.torus(1.0, 0.3, major_sections=24, minor_sections=12)
+    found = topology(torus.vertices, torus.faces)
+    assert (found.watertight, found.bodies, found.euler, found.genus) == (True, 1, 0, 1)
+    assert found.volume == pytest.approx(torus.volume)
+    balls = trimesh.util.concatenate(
+        [trimesh.creation.icosphere(1), trimesh.creation.icosphere(1).apply_translation([3, 0, 0])]
+    )
+    found = topology(balls.vertices, balls.faces)
+    assert (found.watertight, found.bodies, found.euler, found.genus) == (True, 2, 4, 0)
+    box = trimesh.creation.box()
+    found = topology(box.vertices, box.faces[2:])
+    assert found.boundary_edges == 4
+    assert not found.watertight
+    assert found.genus is None
+    turned = box.faces.copy()
+    turned[0] = turned[0, ::-1]
+    assert topology(box.vertices, turned).flipped_edges == 3
+    assert topology(box.vertices, np.concatenate([box.faces, box.faces[:1]])).non_manifold_edges == 3
+    assert topology(box.vertices, box.faces[:, ::-1]).volume == pytest.approx(-1)
+    assert topology(box.vertices, box.faces[:0]).bodies == 0

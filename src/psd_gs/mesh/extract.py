@@ -8,7 +8,7 @@ Gaussians, this gives one wall instead of two and needs no threshold (Huang et a
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,17 @@ from psd_gs.cameras import Cameras, orbit
 from psd_gs.errors import InputError
 from psd_gs.export.frames import VISIBLE, bounding_ball, robust_box
 from psd_gs.gaussians import Gaussians, rotation_matrices, sh0_to_rgb
-from psd_gs.mesh.surface import Mesh, Triangles, decimate, drop_small_parts, isosurface, vertex_normals
+from psd_gs.mesh.surface import (
+    SMALLEST_PART,
+    Mesh,
+    Topology,
+    Triangles,
+    decimate,
+    drop_small_parts,
+    isosurface,
+    topology,
+    vertex_normals,
+)
 from psd_gs.mesh.tsdf import Grid, fuse
 
 if TYPE_CHECKING:
@@ -31,67 +41,137 @@ _FOV = 40.0
 _NEIGHBOURS = 16
 
 
-def extract_mesh(
-    gaussians: Gaussians,
-    *,
-    resolution: int = 192,
-    views: int = 48,
-    faces: int = 20_000,
-    backend: Backend = "auto",
-) -> Mesh:
-    """The surface of the asset as one closed mesh with vertex colours.
+@dataclass(frozen=True)
+class MeshOptions:
+    """How a surface is made. Lengths are in voxels, so that they mean the same for assets of any size.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    resolution: int = 256
+    """Samples of the distance field along the longest side of the asset, 32 to 1024."""
+    faces: int = 20_000
+    """At most so many triangles."""
+    views: int = 48
+    """Rendered depth maps, spread evenly over all directions, at least 6."""
+    image_size: int = 0
+    """Of the depth maps, pixels; 0 is one and a half times the resolution."""
+    smoothing: float = 1.0
+    """Standard deviation of the blur of the distance field, voxels: it takes the steps of pixels and voxels out."""
+    smallest_part: float = SMALLEST_PART
+    """Connected parts below this share of the largest one's area are floaters and dropped; 1 keeps the largest part."""
+
+    def __post_init__(self) -> None:
+        if not (32 <= self.resolution <= 1024 and self.views >= 6 and self.faces >= 4):
+            raise InputError(
+                "expected a resolution of 32 to 1024, at least 6 views and at least 4 faces, "
+                f"received {self.resolution}, {self.views} and {self.faces}."
+            )
+        if not (self.image_size == 0 or 32 <= self.image_size <= 4096):
+            raise InputError(f"image_size: expected 0 or 32 to 4096 pixels, received {self.image_size}.")
+        if not (0 <= self.smoothing <= 10 and 0 <= self.smallest_part <= 1):
+            raise InputError(
+                "expected a smoothing of 0 to 10 voxels and a smallest part of 0 to 1, "
+                f"received {self.smoothing} and {self.smallest_part}."
+            )
+
+    @property
+    def pixels(self) -> int:
+        """Side of the depth maps."""
+        return self.image_size or max(192, 8 * round(1.5 * self.resolution / 8))
+
+
+@dataclass
+class Extraction:
+    """A surface and what it was made from, all in the world frame.
+
+    Attributes:
+        mesh: closed, decimated, with vertex colours.
+        dense: the same surface before it was decimated, for normal maps.
+        solid: the Gaussians that belong to the asset, for textures.
+        voxel: distance of two samples of the distance field, world units.
+        topology: of ``mesh``.
+    """
+
+    mesh: Mesh
+    dense: Triangles
+    solid: Gaussians
+    voxel: float
+    topology: Topology = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.topology = topology(self.mesh.vertices, self.mesh.faces)
+
+
+def extract_mesh(gaussians: Gaussians, options: MeshOptions = MeshOptions(), *, backend: Backend = "auto") -> Mesh:
+    """The surface of the asset as one closed mesh with vertex colours; see :func:`extract`."""
+    return extract(gaussians, options, backend=backend).mesh
+
+
+def extract(gaussians: Gaussians, options: MeshOptions = MeshOptions(), *, backend: Backend = "auto") -> Extraction:
+    """Depth maps of the asset, fused, contoured, cleaned and decimated.
 
     Args:
         gaussians: the asset, world frame.
-        resolution: samples of the distance field along the longest side of the asset.
-        views: rendered depth maps, spread evenly over all directions.
-        faces: at most so many triangles.
+        options: how.
         backend: of the rasterizer.
 
     Raises:
-        InputError: nothing in the asset is opaque, or an argument is out of range.
+        InputError: nothing in the asset is opaque.
     """
-    if not (32 <= resolution <= 1024 and views >= 6 and faces >= 4):
-        raise InputError(
-            "expected a resolution of 32 to 1024, at least 6 views and at least 4 faces, "
-            f"received {resolution}, {views} and {faces}."
-        )
-    solid = gaussians.detach()
-    solid = solid.select(solid_part(solid))
-    if len(solid) == 0:
+    asset = gaussians.detach()
+    asset = asset.select(solid_part(asset))
+    if len(asset) == 0:
         raise _empty(f"none of {len(gaussians)} has an opacity of {VISIBLE} or more")
-    centre, radius = bounding_ball(solid)
-    solid = replace(solid, means=solid.means - centre)
-    cameras = sphere_of_cameras(views, radius, size=max(192, 8 * round(1.5 * resolution / 8)))
-    depth, alpha = render_depth(solid, cameras, backend)
+    centre, radius = bounding_ball(asset)
+    centred = replace(asset, means=asset.means - centre)
+    cameras = sphere_of_cameras(options.views, radius, options.pixels)
+    depth, alpha = render_depth(centred, cameras, backend)
     surface = back_project(depth, alpha, cameras)
     if len(surface) == 0:
         raise _empty("no view reaches an alpha of one half")
-    grid = Grid.around(surface.min(0), surface.max(0), resolution)
-    vertices, triangles = contour(depth, alpha, cameras, grid, faces)
-    colors = field_colors(solid, vertices, sigma_floor=grid.voxel / 2)
-    normals = vertex_normals(vertices, triangles)
-    return Mesh(vertices + centre.cpu().numpy().astype(np.float32), triangles, colors, normals)
+    grid = Grid.around(surface.min(0), surface.max(0), options.resolution)
+    dense = contour(depth, alpha, cameras, grid, smoothing=options.smoothing, smallest_part=options.smallest_part)
+    offset = centre.cpu().numpy().astype(np.float32)
+    dense = dense[0] + offset, dense[1]
+    vertices, faces = decimate(*dense, options.faces)
+    colors = field_colors(asset, vertices, sigma_floor=grid.voxel / 2)
+    mesh = Mesh(vertices, faces, colors, vertex_normals(vertices, faces))
+    return Extraction(mesh, dense, asset, grid.voxel)
 
 
 def contour(
-    depth: Float[np.ndarray, "C H W"], alpha: Float[np.ndarray, "C H W"], cameras: Cameras, grid: Grid, faces: int
+    depth: Float[np.ndarray, "C H W"],
+    alpha: Float[np.ndarray, "C H W"],
+    cameras: Cameras,
+    grid: Grid,
+    *,
+    smoothing: float = 1.0,
+    smallest_part: float = SMALLEST_PART,
 ) -> Triangles:
-    """The closed surface that the depth maps describe, without floaters, of at most ``faces`` triangles.
+    """The closed surface that the depth maps describe, without floaters.
 
-    The distance field is blurred by one voxel, which takes the steps of pixels and voxels out of it.
+    Args:
+        depth: median depth of every view, world units.
+        alpha: of every view.
+        cameras: of the views.
+        grid: samples of the distance field.
+        smoothing: standard deviation of the field's blur, voxels.
+        smallest_part: smaller parts, as a share of the largest one's area, are dropped.
 
     Raises:
         InputError: no sample of the grid is inside.
     """
     from scipy.ndimage import gaussian_filter
 
-    field = fuse(depth, alpha, cameras, grid)
-    gaussian_filter(field, 1.0, mode="nearest", truncate=3.0, output=field)
-    vertices, triangles = isosurface(field)
+    distance = fuse(depth, alpha, cameras, grid)
+    if smoothing:
+        gaussian_filter(distance, smoothing, mode="nearest", truncate=3.0, output=distance)
+    vertices, triangles = isosurface(distance)
     if len(triangles) == 0:
         raise _empty("the surface is thinner than a voxel")
-    vertices, triangles = decimate(*drop_small_parts(vertices, triangles), faces)
+    vertices, triangles = drop_small_parts(vertices, triangles, smallest_part)
     return (vertices * grid.voxel + grid.lower).astype(np.float32), triangles
 
 

@@ -1,4 +1,4 @@
-"""Triangle meshes: the dataclass, isosurface, cleaning, decimation and normals."""
+"""Triangle meshes: the dataclass, isosurface, cleaning, decimation, normals and topology."""
 
 from __future__ import annotations
 
@@ -65,17 +65,24 @@ def signed_volume(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 
     return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
 
 
-def drop_small_parts(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Triangles:
-    """Without the connected components below :data:`SMALLEST_PART` of the largest one's area."""
+def parts(faces: Int[np.ndarray, "F 3"], vertices: int) -> Int[np.ndarray, " F"]:
+    """Connected component of every face, counted from 0; faces are connected where they share a vertex."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    edges = faces[:, [0, 1]].T, faces[:, [1, 2]].T
-    rows, columns = np.concatenate(edges, axis=1)
-    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(len(vertices),) * 2)
+    rows, columns = np.concatenate([faces[:, [0, 1]].T, faces[:, [1, 2]].T], axis=1)
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(vertices, vertices))
     _, part = connected_components(graph, directed=False)
-    area = np.bincount(part[faces[:, 0]], _face_normals(vertices, faces)[1])
-    return select_faces(vertices, faces, (area >= SMALLEST_PART * area.max())[part[faces[:, 0]]])
+    return np.unique(part[faces[:, 0]], return_inverse=True)[1]
+
+
+def drop_small_parts(
+    vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], share: float = SMALLEST_PART
+) -> Triangles:
+    """Without the connected components below ``share`` of the largest one's area."""
+    part = parts(faces, len(vertices))
+    area = np.bincount(part, _face_normals(vertices, faces)[1])
+    return select_faces(vertices, faces, (area >= share * area.max())[part])
 
 
 def decimate(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], count: int) -> Triangles:
@@ -88,6 +95,48 @@ def decimate(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], 
     corners = np.sort(faces, axis=1)
     distinct = (corners[:, 0] != corners[:, 1]) & (corners[:, 1] != corners[:, 2])
     return select_faces(vertices.astype(np.float32), faces, distinct)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What makes a mesh a solid, or keeps it from being one.
+
+    Attributes:
+        watertight: every edge belongs to exactly two faces, which run along it in opposite directions.
+        bodies: connected components.
+        euler: V - E + F over the vertices in use.
+        genus: number of handles over all bodies, ``bodies - euler / 2``; None if the mesh is not watertight.
+        boundary_edges: edges of one face only.
+        non_manifold_edges: edges of three faces or more.
+        flipped_edges: edges whose two faces run along them in the same direction.
+        volume: enclosed by the faces, world units cubed; negative if they look inward.
+    """
+
+    watertight: bool
+    bodies: int
+    euler: int
+    genus: int | None
+    boundary_edges: int
+    non_manifold_edges: int
+    flipped_edges: int
+    volume: float
+
+
+def topology(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Topology:
+    """Count edges and components (Euler-Poincare formula); vertices at one place are not welded."""
+    if len(faces) == 0:
+        return Topology(False, 0, 0, None, 0, 0, 0, 0.0)
+    start, end = faces.ravel().astype(np.int64), np.roll(faces, -1, axis=1).ravel().astype(np.int64)
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    _, edge, count = np.unique(low * len(vertices) + high, return_inverse=True, return_counts=True)
+    balance = np.bincount(edge, np.where(start < end, 1, -1))
+    boundary, crowded = int((count == 1).sum()), int((count > 2).sum())
+    flipped = int(((count == 2) & (balance != 0)).sum())
+    watertight = boundary == crowded == flipped == 0
+    bodies = int(parts(faces, len(vertices)).max()) + 1
+    euler = len(np.unique(faces)) - len(count) + len(faces)
+    genus = bodies - euler // 2 if watertight else None
+    return Topology(watertight, bodies, euler, genus, boundary, crowded, flipped, signed_volume(vertices, faces))
 
 
 def select_faces(
