@@ -125,7 +125,7 @@ def test_gradient_agrees_with_finite_differences(folder, head):
     def score(x: torch.Tensor) -> torch.Tensor:
         return reward.score(x, ["a red car"], cameras).double().sum()
 
-    reward.network.forward = exact(reward.network)
+    reward.network.features = exact(reward.network)
     (gradient,) = torch.autograd.grad(score(images), images)
     assert (gradient.abs().amax((0, 2, 3, 4)) > 0).all()
     step = 1e-3 * gradient.sign()
@@ -134,14 +134,14 @@ def test_gradient_agrees_with_finite_differences(folder, head):
 
 
 def exact(network: BlipNetwork):
-    """The network's forward without its cast to float32 before the head."""
+    """The network's features without their cast to float32."""
 
-    def forward(x, ids, mask):
+    def features(x, ids, mask):
         seen = network.vision(pixel_values=x.flatten(0, 1).double()).last_hidden_state
         states = network.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
-        return network.head(states[:, 0].unflatten(0, x.shape[:2]))
+        return states[:, 0].unflatten(0, x.shape[:2])
 
-    return forward
+    return features
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-2), (torch.bfloat16, 1e-1)])

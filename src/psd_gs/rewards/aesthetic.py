@@ -59,9 +59,18 @@ class AestheticReward:
         Raises:
             InputError: shapes do not agree.
         """
+        return self.score_features(self.features(images, prompts))
+
+    def features(
+        self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
+    ) -> Float[Tensor, "G V D"]:
+        """Unit vectors of the images."""
         check_groups(images, prompts, self.name)
-        features = image_features(self.clip, images.flatten(0, 1).to(self.clip.logit_scale.device))
-        return self.head(features).view(images.shape[:2])
+        seen = image_features(self.clip, images.flatten(0, 1).to(self.clip.logit_scale.device))
+        return seen.unflatten(0, images.shape[:2])
+
+    def score_features(self, features: Float[Tensor, "G V D"]) -> Float[Tensor, "G V"]:
+        return self.head(features.flatten(0, 1)).view(features.shape[:2])
 
 
 def load_aesthetic(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,23 @@ class Reward(Protocol):
             prompts: G prompts, one per group.
             cameras: G*V cameras, the views of a group adjacent; None where unknown.
         """
+        ...
+
+
+@runtime_checkable
+class FeatureReward(Reward, Protocol):
+    """A reward that tells what its last layers read: ``score(x) == score_features(features(x))``."""
+
+    def features(
+        self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
+    ) -> Float[Tensor, "G V D"] | Float[Tensor, "G D"]:
+        """Per view, or per group where the views are judged together; arguments and errors of ``score``."""
+        ...
+
+    def score_features(
+        self, features: Float[Tensor, "G V D"] | Float[Tensor, "G D"]
+    ) -> Float[Tensor, "G V"] | Float[Tensor, " G"]:
+        """What ``score`` makes of them."""
         ...
 
 

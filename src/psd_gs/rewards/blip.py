@@ -156,16 +156,22 @@ class BlipNetwork(nn.Module):
         self.text = BlipTextModel(sizes.text, add_pooling_layer=False)
         self.head = HEADS[head](sizes.text.hidden_size)
 
-    def forward(
+    def features(
         self, pixels: Float[Tensor, "G V 3 H W"], ids: Int[Tensor, "G*V T"], mask: Int[Tensor, "G*V T"]
-    ) -> Float[Tensor, "G V"] | Float[Tensor, " G"]:
-        """Scores of normalized pixels and tokens; what the text says of the image is read at its first token."""
+    ) -> Float[Tensor, "G V D"]:
+        """What the text says of normalized pixels, read at its first token."""
         dtype = self.vision.post_layernorm.weight.dtype
         seen = self.vision(pixel_values=pixels.flatten(0, 1).to(dtype)).last_hidden_state
         # given ready to be added, for transformers would wait for the device to look at it
         added = torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min)[:, None, None]
         states = self.text(input_ids=ids, attention_mask=added, encoder_hidden_states=seen).last_hidden_state
-        return self.head(states[:, 0].float().unflatten(0, pixels.shape[:2]))
+        return states[:, 0].float().unflatten(0, pixels.shape[:2])
+
+    def forward(
+        self, pixels: Float[Tensor, "G V 3 H W"], ids: Int[Tensor, "G*V T"], mask: Int[Tensor, "G*V T"]
+    ) -> Float[Tensor, "G V"] | Float[Tensor, " G"]:
+        """Scores of normalized pixels and tokens."""
+        return self.head(self.features(pixels, ids, mask))
 
 
 class BlipReward:
@@ -220,6 +226,12 @@ class BlipReward:
         Raises:
             InputError: shapes do not agree, or Reward3D was given other than four views with their cameras.
         """
+        return self.score_features(self.features(images, prompts, cameras))
+
+    def features(
+        self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
+    ) -> Float[Tensor, "G V D"]:
+        """What the head reads of each view; arguments and errors of :meth:`score`."""
         check_groups(images, prompts, self.name)
         groups, views = images.shape[:2]
         rows = [prompt for prompt in prompts for _ in range(views)]
@@ -233,7 +245,10 @@ class BlipReward:
             rows = [f"{row}, {side} view" for row, side in zip(rows, sides(cameras), strict=True)]
         size = self.network.vision.config.image_size
         pixels = normalize(fit_crop(images.flatten(0, 1).to(self.device), size)).unflatten(0, (groups, views))
-        return self.network(pixels, *self.tokens(rows))
+        return self.network.features(pixels, *self.tokens(rows))
+
+    def score_features(self, features: Float[Tensor, "G V D"]) -> Float[Tensor, "G V"] | Float[Tensor, " G"]:
+        return self.network.head(features)
 
 
 def sides(cameras: Cameras) -> list[str]:

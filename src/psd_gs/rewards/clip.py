@@ -122,9 +122,18 @@ class CLIPReward:
         Raises:
             InputError: shapes do not agree.
         """
+        return self.score_features(self.features(images, prompts))
+
+    def features(
+        self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
+    ) -> Float[Tensor, "G V 2*D"]:
+        """The image's unit vector, and its product with the prompt's, which sums to the cosine."""
         check_groups(images, prompts, self.name)
-        features = image_features(self.model, images.flatten(0, 1).to(self.device), self.fit)
-        cosine = (features.unflatten(0, images.shape[:2]) * self.encode_prompts(prompts)[:, None]).sum(-1)
+        seen = image_features(self.model, images.flatten(0, 1).to(self.device), self.fit).unflatten(0, images.shape[:2])
+        return torch.cat([seen, seen * self.encode_prompts(prompts)[:, None]], -1)
+
+    def score_features(self, features: Float[Tensor, "G V 2*D"]) -> Float[Tensor, "G V"]:
+        cosine = features.chunk(2, -1)[1].sum(-1)
         return cosine * self.model.logit_scale.float().exp() if self.scale == "logit" else cosine
 
 

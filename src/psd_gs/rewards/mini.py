@@ -304,12 +304,19 @@ class RewardNetwork(nn.Module):
         ended = (ids == self.config.vocab_size - 1).int()
         return TextFeatures(self.text(ids)[0], ended.cumsum(1) - ended == 0)
 
+    def features(self, image: ImageFeatures, text: TextFeatures, per_image: int = 1) -> Float[Tensor, "P 2*D"]:
+        """What the head reads of each set with each of its ``per_image`` prompts (set-major)."""
+        joint = self.fusion(image, text, per_image)
+        return torch.cat([joint, image.summary.repeat_interleave(per_image, 0)], -1)
+
+    def score_features(self, features: Float[Tensor, "P 2*D"]) -> Float[Tensor, " P"]:
+        """Standardized scores."""
+        raw = self.head(features)[:, 0].float()
+        return (raw - self.config.score_mean) / self.config.score_std
+
     def forward(self, image: ImageFeatures, text: TextFeatures, per_image: int = 1) -> Float[Tensor, " P"]:
         """Standardized scores of each set with each of its ``per_image`` prompts (set-major)."""
-        joint = self.fusion(image, text, per_image)
-        summary = image.summary.repeat_interleave(per_image, 0)
-        raw = self.head(torch.cat([joint, summary], -1))[:, 0].float()
-        return (raw - self.config.score_mean) / self.config.score_std
+        return self.score_features(self.features(image, text, per_image))
 
 
 class MiniReward:
@@ -412,6 +419,15 @@ class MiniReward:
         Raises:
             InputError: shapes do not agree.
         """
+        return self.score_features(self.features(images, prompts))
+
+    def features(
+        self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
+    ) -> Float[Tensor, "G D"]:
+        """What the last layers read; see :class:`~psd_gs.rewards.base.FeatureReward`."""
         check_groups(images, prompts, self.name)
-        features = self.network.encode_images(images.to(self.device, self.network.position.dtype))
-        return self.network(features, self.encode_prompts(prompts))
+        seen = self.network.encode_images(images.to(self.device, self.network.position.dtype))
+        return self.network.features(seen, self.encode_prompts(prompts))
+
+    def score_features(self, features: Float[Tensor, "G D"]) -> Float[Tensor, " G"]:
+        return self.network.score_features(features)
