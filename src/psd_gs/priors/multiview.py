@@ -87,6 +87,7 @@ class MultiViewPipeline(DiffusionPipeline):
         negative_prompt: str = "",
         num_inference_steps: int = 30,
         guidance_scale: float = 5.0,
+        guidance_rescale: float = 0.7,
         generator: torch.Generator | None = None,
         output_type: str = "pil",
     ) -> MultiViewOutput:
@@ -98,9 +99,13 @@ class MultiViewPipeline(DiffusionPipeline):
             negative_prompt: what classifier-free guidance moves away from.
             num_inference_steps: of the scheduler.
             guidance_scale: 1 switches guidance off.
+            guidance_rescale: share of the rescale against oversaturation (Lin et al., 2305.08891, Eqs. 15-16), in
+                [0, 1]; without it the first steps decide on wrong colours.
             generator: source of the initial noise.
             output_type: ``"pil"`` or ``"pt"``.
         """
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
         prior = MultiViewPrior(self)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         cameras = turntable(prior.views, elevation=15.0) if cameras is None else cameras
@@ -110,7 +115,7 @@ class MultiViewPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps)
         for t in self.progress_bar(self.scheduler.timesteps):
             cond, uncond = prior.network(x, t.expand(len(prompts)), text, negative, cameras)
-            guided = uncond + guidance_scale * (cond - uncond)
+            guided = rescale_noise_cfg(uncond + guidance_scale * (cond - uncond), cond, guidance_rescale)
             x = self.scheduler.step(guided, t, x).prev_sample
         images = prior.decode(x)
         if output_type == "pt":
