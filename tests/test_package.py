@@ -126,6 +126,7 @@ LAYERS = {
     "files": {"errors"},
     "gaussians": set(),
     "colours": set(),
+    "report": {"errors"},
     "cameras": set(),
     "published": set(),
     "weights": {"errors", "published"},
@@ -137,6 +138,7 @@ LAYERS = {
     "densify": {"errors", "gaussians", "cameras", "config", "render"},
     "export": {"colours", "errors", "files", "gaussians", "cameras", "render"},
     "mesh": {"colours", "errors", "files", "gaussians", "cameras", "render", "export"},
+    "viewer": {"errors", "files", "gaussians", "export"},
 }
 """Layer to the layers that it may import."""
 
@@ -207,6 +209,7 @@ def test_the_wheel_has_everything_and_runs(tmp_path):
     prior = ["model_index.json", "words.txt", "nouns.txt", "unet/diffusion_pytorch_model.safetensors"]
     expected |= {f"psd_gs/assets/mini/prior/{name}" for name in prior}
     expected |= {f"psd_gs/assets/mini/{name}/model.safetensors" for name in ("reward", "judge")}
+    expected |= {f"psd_gs/assets/viewer/{name}" for name in ("page.html", "THIRD_PARTY_NOTICES.txt")}
     assert expected <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names} == {"psd_gs", f"psd_gs-{psd_gs.__version__}.dist-info"}
