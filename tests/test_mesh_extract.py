@@ -8,6 +8,7 @@ import trimesh
 from psd_gs.cameras import Cameras
 from psd_gs.errors import InputError
 from psd_gs.gaussians import Gaussians, from_points, random_ball
+from psd_gs.mesh.decimate import decimate
 from psd_gs.mesh.extract import (
     MeshOptions,
     back_project,
@@ -18,7 +19,7 @@ from psd_gs.mesh.extract import (
     solid_part,
     sphere_of_cameras,
 )
-from psd_gs.mesh.surface import decimate, drop_small_parts, isosurface, signed_volume, topology, vertex_normals
+from psd_gs.mesh.surface import drop_small_parts, isosurface, signed_volume, topology, vertex_normals
 from psd_gs.mesh.tsdf import Grid, fuse
 
 
@@ -225,6 +226,41 @@ def test_nothing_opaque_is_refused():
 def test_options_out_of_range_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         MeshOptions(**changes)
+
+
+def test_decimation_never_pinches():
+    """Two balls joined by a thin bridge, a handle, and rough noise: closed and of one genus down to few faces."""
+    x, y, z = np.mgrid[0:48, 0:32, 0:32].astype(np.float32)
+    ball = np.minimum(np.hypot(np.hypot(x - 13, y - 15), z - 15), np.hypot(np.hypot(x - 34, y - 15), z - 15)) - 8
+    bridge = np.maximum(np.hypot(y - 15, z - 15) - 1.2, np.abs(x - 24) - 6)
+    ring = np.hypot(np.hypot(x - 34, y - 15) - 11, z - 15) - 1.3
+    rough = np.random.default_rng(0).normal(0, 0.25, x.shape).astype(np.float32)
+    vertices, faces = drop_small_parts(*isosurface(np.minimum(np.minimum(ball, bridge), ring) + rough))
+    before = topology(vertices, faces)
+    assert before.watertight
+    for count in (2000, 300, 60):
+        coarse = decimate(vertices, faces, count)
+        after = topology(*coarse)
+        assert (after.watertight, after.bodies, after.genus) == (True, before.bodies, before.genus)
+        assert len(coarse[1]) <= max(count, 60 * (1 + before.genus))
+    for a, b in zip(decimate(vertices, faces, 300), decimate(vertices, faces, 300), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_decimation_keeps_borders_and_planes():
+    """A flat square needs no inner vertices; its border is not touched."""
+    x, y = np.meshgrid(np.arange(11.0), np.arange(11.0), indexing="ij")
+    index = np.arange(121).reshape(11, 11)
+    a, b, c, d = index[:-1, :-1].ravel(), index[1:, :-1].ravel(), index[1:, 1:].ravel(), index[:-1, 1:].ravel()
+    faces = np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
+    vertices, faces = decimate(np.stack([x.ravel(), y.ravel(), np.zeros(121)], 1), faces, 60)
+    assert len(faces) <= 60
+    found = topology(vertices, faces)
+    assert (found.boundary_edges, found.non_manifold_edges, found.flipped_edges) == (40, 0, 0)
+    corners = vertices[faces]
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    assert normal[:, 2].min() > 0
+    assert normal[:, 2].sum() / 2 == pytest.approx(100, rel=1e-5)
 
 
 def test_topology():

@@ -20,12 +20,12 @@ from psd_gs.cameras import Cameras, orbit
 from psd_gs.errors import InputError
 from psd_gs.export.frames import VISIBLE, bounding_ball, robust_box
 from psd_gs.gaussians import Gaussians, rotation_matrices, sh0_to_rgb
+from psd_gs.mesh.decimate import decimate
 from psd_gs.mesh.surface import (
     SMALLEST_PART,
     Mesh,
     Topology,
     Triangles,
-    decimate,
     drop_small_parts,
     isosurface,
     topology,

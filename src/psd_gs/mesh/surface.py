@@ -1,4 +1,4 @@
-"""Triangle meshes: the dataclass, isosurface, cleaning, decimation, normals and topology."""
+"""Triangle meshes: the dataclass, isosurface, cleaning, normals and topology."""
 
 from __future__ import annotations
 
@@ -83,18 +83,6 @@ def drop_small_parts(
     part = parts(faces, len(vertices))
     area = np.bincount(part, _face_normals(vertices, faces)[1])
     return select_faces(vertices, faces, (area >= share * area.max())[part])
-
-
-def decimate(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], count: int) -> Triangles:
-    """At most ``count`` faces, by quadric edge collapse (Garland and Heckbert 1997)."""
-    if len(faces) > count:
-        from fast_simplification import simplify
-
-        vertices, faces = simplify(vertices.astype(np.float32), faces.astype(np.int32), target_count=count)
-    faces = faces.astype(np.int64)
-    corners = np.sort(faces, axis=1)
-    distinct = (corners[:, 0] != corners[:, 1]) & (corners[:, 1] != corners[:, 2])
-    return select_faces(vertices.astype(np.float32), faces, distinct)
 
 
 @dataclass(frozen=True)
