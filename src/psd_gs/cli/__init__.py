@@ -12,6 +12,7 @@ def main(argv: list[str] | None = None) -> None:
     import tyro
 
     from psd_gs.cli.doctor import Doctor
+    from psd_gs.cli.eval import Eval
     from psd_gs.cli.export import Export
     from psd_gs.cli.generate import Generate
     from psd_gs.cli.info import Info
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     commands = (
         Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Eval, tyro.conf.subcommand("eval")]
         | Annotated[Info, tyro.conf.subcommand("info")]
         | Annotated[Words, tyro.conf.subcommand("words")]
         | Annotated[Models, tyro.conf.subcommand("models")]

@@ -1,0 +1,291 @@
+"""``psd-gs eval``: compare methods over many prompts and seeds, and score any asset."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, UseAppendAction, arg, subcommand
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from psd_gs.evaluation.sweep import Row
+    from psd_gs.rewards.base import Reward
+
+Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Names = Annotated[str, arg(metavar="NAME,NAME", help_behavior_hint="")]
+
+
+@dataclass
+class Run:
+    """Run prompts x arms x seeds, each in a folder of its own, score everything, and write a report.
+
+    Start the same command again to go on; what is finished is not made again. An arm is a preference score (psd,
+    dreamdpo, rewardsds, dreamfl, none), best-of-N or NAME*N (N seeds that share the budget, the reward picks one),
+    NAME=FILE.yaml or, with --arm, NAME:KEY=VALUE,KEY=VALUE (options over the preset).
+    """
+
+    suite: Annotated[Positional[str], arg(metavar="SUITE")]
+    """mini-40, mini-dev-8, smoke-5, dreamfusion-style, t3bench-style, or a text file with one prompt per line."""
+    arms: Annotated[str, arg(metavar="ARM,ARM")] = "psd,none"
+    """Arms, apart by commas; the first one is compared with all others, all with none."""
+    arm: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="ARM", help_behavior_hint="")] = ()
+    """One more arm, such as heavy:guidance.psd.weight=3; repeatable."""
+    seeds: Annotated[int, arg(metavar="K")] = 1
+    """Seeds 0 to K-1 of each prompt."""
+    prompts: Number = None
+    """Only so many of the suite's prompts, evenly spread."""
+    budget: Literal["equal-steps", "equal-time"] = "equal-steps"
+    """equal-steps: the preset's, shared out among the runs of best-of-N. equal-time: as many steps as fit into the
+    time of --time-of, which is measured first, on this machine."""
+    time_of: Annotated[str, arg(metavar="ARM")] = "slowest"
+    """With equal-time: the arm whose time all may take, or slowest."""
+    calibrate: Annotated[int, arg(metavar="N")] = 2
+    """With equal-time: prompts on which it is measured."""
+    preset: str = "draft"
+    """draft, default or quality."""
+    steps: Number = None
+    """Instead of the preset's."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """YAML file of options over the preset, for all arms."""
+    prior: str = "auto"
+    """As of psd-gs generate."""
+    reward: str = "auto"
+    """What arms optimize, and what picks the best of N."""
+    judge: str = "auto"
+    """Held out; the first one of the report."""
+    judges: Names = ""
+    """Further held-out models."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    views: Annotated[int, arg(metavar="N")] = 12
+    """Of the ring around each asset that scores by view are taken from; even."""
+    size: Annotated[int, arg(metavar="PX")] = 128
+    """Of the views."""
+    shard: Annotated[str, arg(metavar="I/N")] = "0/1"
+    """Every N-th prompt from the I-th only; all shards share the folder."""
+    against: Names = ""
+    """Arms that all others are compared with in the report. Default: see --arms."""
+    output_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Default: outputs/eval-SUITE-BUDGET."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from psd_gs.cli.generate import silence_libraries
+        from psd_gs.config import merged, read_yaml
+        from psd_gs.evaluation.arms import parse_arms
+        from psd_gs.evaluation.scores import Protocol
+        from psd_gs.evaluation.suites import load_suite
+        from psd_gs.evaluation.sweep import Plan, Sweep
+        from psd_gs.pipeline import TextTo3DPipeline
+        from psd_gs.rewards import check_judge
+
+        console = Console(highlight=False, markup=False)
+        silence_libraries()
+        file = read_yaml(self.config) if self.config else {}
+        plan = Plan(
+            suite=Path(self.suite).stem,
+            items=load_suite(self.suite, self.prompts),
+            arms=parse_arms([*(text for text in self.arms.split(",") if text.strip()), *self.arm]),
+            seeds=self.seeds,
+            preset=self.preset,
+            options=merged(file, {"steps": self.steps} if self.steps else {}),
+            budget=self.budget,
+            time_of=self.time_of,
+            calibration=self.calibrate,
+            shard=parse_shard(self.shard),
+            protocol=Protocol(self.views, self.size),
+        )
+        pipeline = TextTo3DPipeline.from_pretrained(
+            self.prior, reward=self.reward, judge=self.judge, device=self.device
+        )
+        for name in names(self.judges):
+            check_judge(pipeline.reward.name if pipeline.reward else "none", name)
+        folder = self.output_dir or Path("outputs") / f"eval-{plan.suite}-{plan.budget}"
+        sweep = Sweep(pipeline, plan, folder, load_models(names(self.judges), pipeline.prior.device))
+        self._all(console, sweep)
+        report(console, folder, [arm.name for arm in plan.arms], [i.prompt for i in plan.items], names(self.against))
+
+    def _all(self, console: Console, sweep: Any) -> None:
+        from psd_gs.evaluation.report import budget_lines
+
+        if sweep.plan.budget == "equal-time":
+            console.print(f"measuring {', '.join(arm.name for arm in sweep.plan.arms)}")
+        for line in budget_lines(sweep.budget.to_dict()):
+            console.print(line, soft_wrap=True)
+        tasks, start = list(sweep.plan.tasks()), time.monotonic()
+        for done, (item, seed, arm) in enumerate(tasks, 1):
+            row = sweep.run(item, seed, arm)
+            left = (time.monotonic() - start) / done * (len(tasks) - done)
+            what = f"{arm.name}: {item.prompt}, seed {seed}: {describe(row)}"
+            console.print(f"[{done}/{len(tasks)}] {what}  ({left / 60:.0f} min left)", soft_wrap=True)
+
+
+@dataclass
+class Report:
+    """Write the report of an evaluation again, from whatever is finished, for instance by several shards."""
+
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """--output-dir of psd-gs eval run."""
+    arms: Names = ""
+    """Only these arms, in this order. Default: all."""
+    against: Names = ""
+    """Arms that all others are compared with. Default: all with none, and the first one with all others."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from psd_gs.evaluation.sweep import BUDGET
+
+        path = self.folder / BUDGET
+        arms = names(self.arms)
+        if not arms and path.exists():
+            arms = list(json.loads(path.read_text(encoding="utf-8"))["steps"])
+        report(Console(highlight=False, markup=False), self.folder, arms, [], names(self.against))
+
+
+@dataclass
+class Score:
+    """Score splats, meshes or run folders of any origin against a prompt."""
+
+    assets: Annotated[Positional[tuple[Path, ...]], arg(metavar="ASSET [ASSET ...]", help_behavior_hint="")]
+    """Splat files of any format that export knows, meshes or point clouds (.ply, .glb, .gltf, .obj, .stl), or run
+    folders."""
+    prompt: Text = None
+    """What the assets should be. Default: what their metadata say."""
+    models: Names = ""
+    """Rewards and judges. Default: those that belong to the prior that auto would be."""
+    captions: Annotated[str, arg(metavar="SUITE", help_behavior_hint="")] = "mini-40"
+    """Suite (or file) whose other prompts are the wrong captions of the prompt match."""
+    as_is: bool = False
+    """Leave splats where they are and as large as they are, as in a run's own scores. Default: all are fitted into
+    one ball."""
+    views: Annotated[int, arg(metavar="N")] = 12
+    """Of the ring around each asset; even."""
+    size: Annotated[int, arg(metavar="PX")] = 128
+    """Of the views."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: bool = False
+    """Print one JSON object per asset instead of a table."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from psd_gs.cli.generate import silence_libraries
+        from psd_gs.evaluation.load import load_asset, prompt_of
+        from psd_gs.evaluation.scores import Protocol, score_asset
+        from psd_gs.evaluation.suites import load_suite, wrong_captions
+        from psd_gs.pipeline import check_prompt_text, resolve, resolve_device
+
+        silence_libraries()
+        console = Console(highlight=False, markup=False)
+        device, protocol = resolve_device(self.device), Protocol(self.views, self.size)
+        prompts = [self.prompt or prompt_of(path) for path in self.assets]
+        suite = load_suite(self.captions)
+        models = load_models(names(self.models) or list(resolve("auto", "auto", "auto", device)[1:]), device)
+        rows = []
+        for path, prompt in zip(self.assets, prompts, strict=True):
+            check_prompt_text(prompt)
+            asset = load_asset(path, fit=not self.as_is).to(device)
+            same = next((item.wrong for item in suite if item.prompt == prompt), None)
+            wrong = same or wrong_captions(prompt, [item.prompt for item in suite])
+            found = score_asset(asset, prompt, wrong, models, protocol)
+            rows.append({"asset": str(path), "prompt": prompt, "gaussians": len(asset), **found})
+        if self.json:
+            for row in rows:
+                console.print(json.dumps(row), soft_wrap=True)
+        else:
+            self._table(console, rows)
+
+    def _table(self, console: Console, rows: list[dict[str, Any]]) -> None:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        head = ("asset", "prompt", "model", "mean", "worst view", "front", "back", "match", "front behind", "opposite")
+        for i, name in enumerate(head):
+            table.add_column(name, justify="left" if i < 3 else "right", overflow="fold")
+        for row in rows:
+            for i, (name, scores) in enumerate(row["scores"].items()):
+                values = [scores[part] for part in ("mean", "min", "front", "back", "match")]
+                values += [row["janus"]["back_share"], row["janus"]["opposite"]] if i == 0 else [None, None]
+                first = (Path(row["asset"]).name, row["prompt"]) if i == 0 else ("", "")
+                table.add_row(*first, name, *("" if v is None else f"{v:.3f}" for v in values))
+        console.print(table)
+
+
+@dataclass
+class Eval:
+    """Compare methods over many prompts and seeds, or score any asset; docs/evaluation.md defines the numbers."""
+
+    action: OmitSubcommandPrefixes[
+        OmitArgPrefixes[
+            Annotated[Run, subcommand("run")]
+            | Annotated[Score, subcommand("score")]
+            | Annotated[Report, subcommand("report")]
+        ]
+    ]
+
+    def run(self) -> None:
+        self.action.run()
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``0/4`` to its numbers.
+
+    Raises:
+        ConfigError: another form.
+    """
+    from psd_gs.errors import ConfigError
+
+    index, slash, of = text.partition("/")
+    if not (slash and index.isdecimal() and of.isdecimal()):
+        raise ConfigError(f"--shard: expected I/N, such as 0/4, received {text!r}.")
+    return int(index), int(of)
+
+
+def names(text: str) -> list[str]:
+    """Items apart by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def load_models(wanted: list[str], device: Any) -> dict[str, Reward]:
+    """Rewards by name."""
+    from psd_gs.rewards import load_reward
+
+    return {name: load_reward(name, device) for name in wanted}
+
+
+def describe(row: Row) -> str:
+    """What is worth a line."""
+    scores = ", ".join(f"{n} {s['mean']:+.2f}" for n, s in row["scores"].items() if s["mean"] is not None)
+    return f"{row['seconds']:.0f} s, {row['gaussians']} Gaussians, {scores}" + (
+        f", {row['error']}" if row["error"] else ""
+    )
+
+
+def report(console: Console, folder: Path, arms: list[str], prompts: list[str], against: list[str]) -> None:
+    """Write the report of what is finished."""
+    from psd_gs.evaluation.compare import results
+    from psd_gs.evaluation.report import write_report
+    from psd_gs.evaluation.sweep import collect
+
+    command = shlex.join(["psd-gs", *sys.argv[1:]])
+    found = results(collect(folder), arms, prompts)
+    path = write_report(folder, found, against, command)
+    console.print(path.with_suffix(".md").read_text(encoding="utf-8"), soft_wrap=True)
+    console.print(str(path), soft_wrap=True)

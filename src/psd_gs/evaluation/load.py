@@ -1,0 +1,97 @@
+"""Any splat, point cloud or mesh as Gaussians that can be looked at: ours or not."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from psd_gs.errors import InputError
+from psd_gs.export.formats import load, read_metadata, stored_frame
+from psd_gs.export.frames import bounding_ball
+from psd_gs.export.gltf import holds_splats, read_gltf_metadata
+from psd_gs.export.ply import is_gaussian_ply, read_ply_header
+from psd_gs.gaussians import Gaussians, from_points
+from psd_gs.mesh.points import read_points
+from psd_gs.runs import DONE
+
+RADIUS = 0.62
+"""Of the ball that an asset is fitted into, world units: it fills nine tenths of an evaluation view."""
+
+POINTS = 40_000
+"""Samples of a mesh's surface."""
+
+
+def load_asset(path: str | os.PathLike[str], *, fit: bool = True) -> Gaussians:
+    """Read an asset: a splat file of any format, a mesh or point cloud (.ply, .glb, .gltf, .obj, .stl), a run folder.
+
+    A mesh becomes opaque Gaussians on its surface, in its own colours: nothing is lit.
+
+    Args:
+        path: of the file or run folder.
+        fit: move and scale it into a ball of :data:`RADIUS` around the origin, so that assets of any origin are
+            framed alike; otherwise splats stay as they are (a mesh has no scale of its own here).
+
+    Raises:
+        FormatError: a damaged file.
+        InputError: a file that is missing or of unknown kind.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / DONE
+        if not path.is_file():
+            raise InputError(f"{path.parent}: expected a run folder with {DONE}. Name a file in it.")
+    if holds_gaussians(path):
+        asset = load(path, frame=stored_frame(read_metadata(path)), lenient=True)
+        return fitted(asset) if fit else asset
+    return fitted(surface_gaussians(*read_points(path, POINTS, torch.Generator().manual_seed(0))))
+
+
+def holds_gaussians(path: Path) -> bool:
+    """Whether a file is a splat; ``.ply`` and ``.glb`` may also be meshes.
+
+    Raises:
+        FormatError: a damaged file.
+        InputError: it cannot be opened.
+    """
+    name = path.name.lower()
+    if name.endswith(".glb"):
+        return holds_splats(path)
+    if name.endswith(".ply"):
+        return is_gaussian_ply(path) or "chunk" in read_ply_header(path).elements
+    return not name.endswith((".gltf", ".obj", ".stl"))
+
+
+def surface_gaussians(points: Float[Tensor, "N 3"], rgb: Float[Tensor, "N 3"]) -> Gaussians:
+    """Opaque Gaussians as wide as the points are apart, so that the surface closes."""
+    spacing = cKDTree(points.numpy()).query(points.numpy(), k=min(5, len(points)))[0][:, -1]
+    return from_points(points, rgb, scale=max(1e-4, 0.7 * float(spacing[spacing > 0].mean())), opacity=0.95)
+
+
+def fitted(asset: Gaussians, radius: float = RADIUS) -> Gaussians:
+    """The asset in a ball around the origin; stray Gaussians do not count, see ``bounding_ball``."""
+    centre, reach = bounding_ball(asset)
+    factor = radius / reach
+    return replace(asset, means=(asset.means - centre) * factor, scales=asset.scales + math.log(factor))
+
+
+def prompt_of(path: str | os.PathLike[str]) -> str:
+    """The prompt that an asset was made from, according to its metadata.
+
+    Raises:
+        InputError: it is not known.
+    """
+    path = Path(path)
+    path = path / DONE if path.is_dir() else path
+    known = holds_gaussians(path)
+    found = read_metadata(path) if known else read_gltf_metadata(path) if path.suffix.lower() == ".glb" else None
+    prompt = (found or {}).get("prompt")
+    if not isinstance(prompt, str):
+        raise InputError(f"{path}: expected metadata that name its prompt, received none. Give it with --prompt.")
+    return prompt

@@ -1,0 +1,418 @@
+"""Prompts x arms x seeds, one run folder each; what is there is not made again, what was interrupted goes on.
+
+``FOLDER/ARM/PROMPT-SEED/`` holds ``config.yaml``, ``splat.ply``, ``preview.png``, ``metrics.jsonl``, the turntable
+``views.webp``, what the run cost (``cost.json``) and its scores (``eval.json``). An arm of several runs keeps each of
+them in ``candidate-K/``. ``FOLDER/budget.json`` says what every arm may spend.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psd_gs import __version__, runs, weights
+from psd_gs.config import Config, make_config, merged, read_yaml, to_dict
+from psd_gs.errors import BackendError, ConfigError, FormatError, InputError, OutputError, PsdGsError
+from psd_gs.evaluation.arms import Arm
+from psd_gs.evaluation.budget import Budget, Kind, equal_steps, equal_time
+from psd_gs.evaluation.scores import Models, Protocol, ring_images, score_asset, turntable_webp
+from psd_gs.evaluation.suites import Item, folder_name
+from psd_gs.export.pictures import preview_png
+from psd_gs.export.ply import read_ply, write_ply
+from psd_gs.files import write_atomic
+from psd_gs.guidance.config import check_combination
+from psd_gs.pipeline import Result, TextTo3DPipeline
+from psd_gs.priors import FAMILY
+from psd_gs.priors.mini import folder as embedded
+from psd_gs.rewards import EMBEDDED
+from psd_gs.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+SCORES, COST, BUDGET = "eval.json", "cost.json", "budget.json"
+SEED_STRIDE = 1000
+"""Between the seeds of one arm's several runs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run.
+
+    Attributes:
+        suite: name, for the record.
+        items: prompts.
+        arms: to be compared.
+        seeds: of each prompt: 0 to ``seeds - 1``.
+        preset: under all arms.
+        options: over the preset, for all arms.
+        budget: equal steps or equal time.
+        time_of: arm whose time all may take, or ``slowest`` (equal time).
+        calibration: prompts that the time is measured on.
+        shard: this process and how many there are; it takes every n-th prompt.
+        protocol: how assets are looked at.
+    """
+
+    suite: str
+    items: Sequence[Item]
+    arms: Sequence[Arm]
+    seeds: int = 1
+    preset: str = "draft"
+    options: Mapping[str, Any] | None = None
+    budget: Kind = "equal-steps"
+    time_of: str = "slowest"
+    calibration: int = 2
+    shard: tuple[int, int] = (0, 1)
+    protocol: Protocol = field(default_factory=Protocol)
+
+    def __post_init__(self) -> None:
+        index, of = self.shard
+        if not 0 <= index < of:
+            raise ConfigError(f"shard: expected I/N with I from 0 to N-1, received {index}/{of}.")
+        if self.seeds < 1 or self.seeds > SEED_STRIDE:
+            raise ConfigError(f"seeds: expected 1 to {SEED_STRIDE}, received {self.seeds}.")
+        if self.calibration < 1:
+            raise ConfigError(f"calibration: expected 1 prompt or more, received {self.calibration}.")
+
+    def tasks(self) -> Iterator[tuple[Item, int, Arm]]:
+        """Prompt by prompt, so that what is finished can be compared at any time."""
+        for item in self.items[self.shard[0] :: self.shard[1]]:
+            for seed in range(self.seeds):
+                for arm in self.arms:
+                    yield item, seed, arm
+
+
+class Sweep:
+    """Makes, scores and remembers.
+
+    Args:
+        pipeline: prior, reward and judge; the reward is what arms optimize and pick by.
+        plan: what is to be run.
+        folder: of everything; created.
+        judges: further models that score, none of which is optimized.
+
+    Raises:
+        ConfigError: an arm with options that do not exist or do not go together.
+        OutputError: the folder cannot be written.
+    """
+
+    def __init__(self, pipeline: TextTo3DPipeline, plan: Plan, folder: Path, judges: Models | None = None) -> None:
+        self.pipeline, self.plan, self.folder = pipeline, plan, folder
+        given = [model for model in (pipeline.reward, pipeline.judge) if model is not None]
+        parts = [part.reward for model in given for part in getattr(model, "parts", ())]  # of weighted sums
+        self.models = {model.name: model for model in (*given, *parts)} | dict(judges or {})
+        for arm in plan.arms:  # a misspelt option must not show after hours
+            check_combination(self.config(arm, plan.items[0].prompt, 0).guidance)
+        self._warm = False
+        runs.make_folder(folder)
+
+    # --- what decides a run ---
+
+    def config(self, arm: Arm, prompt: str, seed: int, steps: int | None = None) -> Config:
+        """The options of one run, complete with the models and the digests of their weights."""
+        prior, reward, judge = self.pipeline.prior, self.pipeline.reward, self.pipeline.judge
+        names = {
+            "prompt": prompt,
+            "seed": seed,
+            "prior": prior.name,
+            "device": str(prior.device),
+            "reward": reward.name if reward else "none",
+            "judge": judge.name if judge else "none",
+            "weights": self.digests,
+        }
+        if steps is not None:
+            names["steps"] = steps
+        family = FAMILY.get(prior.name) or str(getattr(prior, "family", "mini"))
+        return make_config(
+            self.plan.preset, family, self.plan.options or {}, arm.options, names, where=f"arm {arm.name}"
+        )
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of all weights, the embedded ones included: a changed model makes another run."""
+        found = dict(self.pipeline.digests)
+        parts = [("prior", self.pipeline.prior.name == "mini")]
+        parts += [(folder, name in self.models) for name, folder in EMBEDDED.items()]
+        for part, used in parts:
+            if used:
+                for file, digest in weights.checksums(embedded(part)).items():
+                    found[f"mini/{part}/{file}"] = digest
+        return found
+
+    @cached_property
+    def budget(self) -> Budget:
+        """Steps of every arm; times are measured once and kept in ``budget.json``.
+
+        Raises:
+            OutputError: another budget is there, or a later shard comes before the first.
+        """
+        plan, path = self.plan, self.folder / BUDGET
+        own = {arm.name: self.config(arm, plan.items[0].prompt, 0).steps for arm in plan.arms}
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if kept and (kept["kind"] != plan.budget or plan.time_of not in ("slowest", kept["time_of"])):
+            raise OutputError(
+                f"{path} is of {kept['kind']} {kept['time_of']}, not of {plan.budget}. Choose another --output-dir."
+            )
+        if plan.budget == "equal-steps":
+            budget = equal_steps(plan.arms, own)
+        else:
+            costs = self._costs(dict(kept.get("seconds_per_step", {})))
+            time_of = kept.get("time_of") or plan.time_of
+            where = kept.get("measured_on") or self._measured_on()
+            budget = equal_time(plan.arms, own, costs, time_of, where, kept.get("seconds"))
+        runs.write_json(path, merged(kept, budget.to_dict()))
+        return budget
+
+    def _costs(self, known: dict[str, float]) -> dict[str, float]:
+        """Seconds per step of all arms; only those with options that no other arm has are measured."""
+        alike: dict[str, list[str]] = {}
+        for arm in self.plan.arms:
+            alike.setdefault(json.dumps(arm.options, sort_keys=True), []).append(arm.name)
+        firsts = {name: next((n for n in names if n in known), names[0]) for names in alike.values() for name in names}
+        missing = [arm for arm in self.plan.arms if firsts[arm.name] == arm.name and arm.name not in known]
+        if missing and self.plan.shard[0] > 0:
+            raise OutputError(
+                f"expected {self.folder / BUDGET} with the times of {', '.join(arm.name for arm in missing)}, which "
+                "shard 0 measures. Start the others once it is there."
+            )
+        known |= self.measure(missing)
+        return {name: known[first] for name, first in firsts.items()}
+
+    def measure(self, arms: Sequence[Arm]) -> dict[str, float]:
+        """Seconds per step of each arm: short runs of its whole schedule, the arms by turns, nothing written."""
+        seconds, steps = dict.fromkeys((arm.name for arm in arms), 0.0), dict.fromkeys((a.name for a in arms), 0)
+        for item in self.plan.items[: self.plan.calibration] if arms else ():
+            for arm in arms:
+                own = self.config(arm, item.prompt, 0).steps
+                config = self.config(arm, item.prompt, 0, steps=max(min(own, 10), own // 4))
+                self._warm_up(config)
+                for event in self.pipeline.trainer(config).run():
+                    seconds[arm.name] += event.logs["seconds"]
+                    steps[arm.name] += 1
+        return {name: seconds[name] / steps[name] for name in seconds}
+
+    def _measured_on(self) -> Row:
+        return {"prompts": [i.prompt for i in self.plan.items[: self.plan.calibration]], **self.machine}
+
+    @cached_property
+    def machine(self) -> Row:
+        """Where and with what a time was measured."""
+        cuda = self.pipeline.prior.device.type == "cuda"
+        return {
+            "system": platform.system(),
+            "processor": processor(),
+            "gpu": torch.cuda.get_device_name(self.pipeline.prior.device) if cuda else None,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    # --- runs ---
+
+    def place(self, item: Item, seed: int, arm: Arm) -> Path:
+        """The folder of one task."""
+        return self.folder / arm.folder / folder_name(item.prompt, seed)
+
+    def run(self, item: Item, seed: int, arm: Arm) -> Row:
+        """One finished and scored task, made now or found.
+
+        Raises:
+            OutputError: the folder holds a run of other options.
+        """
+        folder, steps = self.place(item, seed, arm), self.budget.steps[arm.name]
+        if arm.runs == 1:
+            row = self._candidate(item, self.config(arm, item.prompt, seed, steps), folder)
+            return self._keep(folder, row | {"arm": arm.name, "seed": seed, "runs": 1})
+        rows = [
+            self._candidate(
+                item, self.config(arm, item.prompt, seed + SEED_STRIDE * k, steps), folder / f"candidate-{k}"
+            )
+            for k in range(arm.runs)
+        ]
+        if self.pipeline.reward is None:
+            raise ConfigError(f"arm {arm.name}: expected a reward to pick by, received none. Name one with --reward.")
+        reward = [row["scores"][self.pipeline.reward.name]["mean"] for row in rows]
+        best = max(range(arm.runs), key=lambda k: -float("inf") if reward[k] is None else reward[k])
+        whole = {
+            "arm": arm.name,
+            "seed": seed,
+            "runs": arm.runs,
+            "picked": best,
+            "candidates": reward,
+            "steps": sum(row["steps"] for row in rows),
+            "seconds": sum(row["seconds"] for row in rows),
+            "memory": max((row["memory"] for row in rows if row["memory"] is not None), default=None),
+        }
+        return self._keep(folder, rows[best] | whole | {"files": f"candidate-{best}"})
+
+    def _keep(self, folder: Path, row: Row) -> Row:
+        """Write what is new of a row; returns all that is known."""
+        path = folder / SCORES
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if found | row != found:
+            runs.write_json(path, found | row)
+        return found | row
+
+    def _candidate(self, item: Item, config: Config, folder: Path) -> Row:
+        """One run from wherever it stands to its scores."""
+        self._check(config, folder)
+        if not (folder / COST).exists():
+            self._optimize(config, folder)
+        cost = json.loads((folder / COST).read_text(encoding="utf-8"))
+        scored_by = {
+            "models": {name: self._digest_of(name) for name in self.models},
+            "views": self.plan.protocol.views,
+            "size": self.plan.protocol.size,
+            "wrong": list(item.wrong),
+        }
+        path = folder / SCORES
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        kept = {name: found[name] for name in ("scores", "janus", "scored_by") if name in found}
+        if kept.get("scored_by") != scored_by:
+            asset = None if cost["error"] else read_ply(folder / runs.DONE).to(self.pipeline.prior.device)
+            kept = score_asset(asset, item.prompt, item.wrong, self.models, self.plan.protocol)
+            kept["scored_by"] = scored_by
+        facts = {
+            "suite": self.plan.suite,
+            "preset": self.plan.preset,
+            "budget": self.plan.budget,
+            "prompt": item.prompt,
+            "group": item.group,
+            "prior": config.prior,
+            "optimized": config.reward,
+            "weights": {name: digest[:12] for name, digest in self.digests.items()},
+            "version": __version__,
+        }
+        return self._keep(folder, facts | cost | kept)
+
+    def _digest_of(self, name: str) -> str:
+        part = f"mini/{EMBEDDED.get(name, '?')}/"
+        own = [digest for key, digest in self.digests.items() if key.startswith((part, f"{name}/"))]
+        return own[0][:12] if own else name
+
+    def _check(self, config: Config, folder: Path) -> None:
+        """Refuse a folder that holds something else."""
+        if not runs.has_begun(folder):
+            return
+        saved, mine = read_yaml(folder / "config.yaml"), to_dict(config)
+        other = [name for name in mine if name != "judge" and saved.get(name) != mine[name]]
+        if other:
+            raise OutputError(
+                f"{folder} holds a run that differs in {', '.join(other)}. Choose another --output-dir, or delete it."
+            )
+
+    def _optimize(self, config: Config, folder: Path) -> None:
+        """The loop from its beginning or its last checkpoint, and the files; the cost last."""
+        self._warm_up(config)
+        trainer = self._begin(config, folder)
+        error, memory = None, Memory(self.pipeline.prior.device)
+        try:
+            for _ in trainer.run():
+                memory.look()
+        except BackendError:
+            raise
+        except PsdGsError as caught:  # everything became transparent: that is a result
+            error = str(caught)
+        asset = trainer.finish()
+        if not len(asset) and error is None:
+            error = "the finished asset is empty"
+        if error is None:
+            result = Result(asset, config, {}, trainer.guidance.negative.embedding)
+            runs.write_json(folder / "psd_gs.json", result.metadata)
+            write_atomic(folder / "views.webp", turntable_webp(ring_images(asset, self.plan.protocol)))
+            preview_png(asset, folder / "preview.png", size=256, metadata=result.metadata)
+            write_ply(asset, folder / runs.DONE, metadata=result.metadata)
+        runs.write_json(
+            folder / COST,
+            {
+                "steps": config.steps,
+                "seconds": round(spent(folder / "metrics.jsonl"), 3),
+                "memory": memory.peak,
+                "gaussians": 0 if error else len(asset),
+                "error": error,
+                "machine": self.machine,
+            },
+        )
+
+    def _begin(self, config: Config, folder: Path) -> Trainer:
+        """A trainer at its first step, or where the last one was interrupted."""
+        trainer = self.pipeline.trainer(config, folder)
+        if runs.has_begun(folder):
+            try:
+                trainer.load_checkpoint()
+                return trainer
+            except FormatError as error:
+                logger.warning("starting anew: %s", error)
+                trainer = self.pipeline.trainer(config, folder)
+        runs.make_folder(folder, empty=True)
+        trainer.save_checkpoint()  # first, so that a run that has begun can always go on
+        runs.write_yaml(folder / "config.yaml", to_dict(config))
+        return trainer
+
+    def _warm_up(self, config: Config) -> None:
+        """Load compiled kernels before anything is timed."""
+        if not self._warm:
+            for _ in self.pipeline.trainer(replace(config, steps=min(3, config.steps))).run():
+                pass
+            self._warm = True
+
+
+def spent(metrics: Path) -> float:
+    """Seconds of the optimization loop, also of one that was interrupted: the sum over its steps."""
+    return sum(json.loads(line)["seconds"] for line in metrics.read_text(encoding="utf-8").splitlines())
+
+
+def collect(folder: Path) -> list[Row]:
+    """The rows of all finished tasks under ``folder``, in the order of their paths.
+
+    Raises:
+        InputError: there are none.
+    """
+    paths = sorted(folder.glob(f"*/*/{SCORES}"))
+    rows = [json.loads(path.read_text(encoding="utf-8")) | {"folder": str(path.parent)} for path in paths]
+    rows = [row for row in rows if "arm" in row]  # not those that were killed before they were complete
+    if not rows:
+        raise InputError(f"{folder}: expected finished runs of `psd-gs eval run`, found none. Check the path.")
+    return rows
+
+
+class Memory:
+    """Peak memory in GB: of the GPU's allocator, else of this process (models included) where the system tells."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak: float | None = None
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def look(self) -> None:
+        """Call after each step."""
+        if self.device.type == "cuda":
+            now: float | None = torch.cuda.max_memory_allocated(self.device) / 1e9
+        else:
+            now = resident_memory()
+        if now is not None:
+            self.peak = round(max(now, self.peak or 0.0), 3)
+
+
+def resident_memory() -> float | None:
+    """Of this process, GB; None where the system does not tell (other than Linux)."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 / 1e9 for line in file if line.startswith("VmRSS"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
