@@ -237,7 +237,7 @@ def contents(folder: Path) -> dict[str, object]:
     for path in sorted(folder.rglob("*")):
         if path.name == "metrics.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            out[path.name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+            out[path.name] = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
         elif path.is_file():
             out[str(path.relative_to(folder))] = path.read_bytes()
     return out

@@ -41,7 +41,7 @@ def advance(trainer: Trainer, steps: int) -> list[dict[str, float]]:
     if not steps:
         return logs
     for event in trainer.run():
-        logs.append({name: value for name, value in event.logs.items() if name != "seconds"})
+        logs.append({name: value for name, value in event.logs.items() if not name.startswith("seconds")})
         if len(logs) == steps:
             break
     return logs
@@ -49,7 +49,7 @@ def advance(trainer: Trainer, steps: int) -> list[dict[str, float]]:
 
 def metrics(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [{name: value for name, value in row.items() if not name.startswith("seconds")} for row in rows]
 
 
 # --- it learns -------------------------------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from psd_gs.render import render
 
 CHECKPOINT_SECONDS = 20.0
 """Longest time between two checkpoints."""
+
+MILESTONES = (0.0, 0.04, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+"""Fractions of the run at which the asset is observed; early ones lie closer, for there most changes."""
 
 STREAMS = ("cameras", "background", "densify", "guidance", "init")
 """Consumers of randomness, each with a generator of its own."""
@@ -48,6 +52,9 @@ class StepEvent:
 class Trainer:
     """Optimizes Gaussians under a guidance; iterate over :meth:`run`.
 
+    ``observe`` may be set to what is called with the number of finished steps and the Gaussians at
+    :data:`MILESTONES` of the run; the numbers that it returns go into the log of that step.
+
     Args:
         config: options.
         guidance: the gradient on the views.
@@ -64,6 +71,7 @@ class Trainer:
         self.densifier = Densifier(config.densify, self.generators["densify"])
         self.step = 0
         self.skipped = 0
+        self.observe: Callable[[int, Gaussians], dict[str, float]] | None = None
         self._adopt(gaussians)
 
     def _adopt(self, gaussians: Gaussians, moments: dict[str, dict[str, Tensor]] | None = None) -> None:
@@ -96,8 +104,11 @@ class Trainer:
             BackendError: out of memory; the last checkpoint stays.
         """
         saved, saved_step = time.monotonic(), self.step
+        milestones = {round(fraction * self.config.steps) for fraction in MILESTONES} if self.observe else set()
         if self.folder and self.step == 0:
             self.save_checkpoint()
+        if self.observe and self.step == 0:
+            self.observe(0, self.gaussians.detach())
         while self.step < self.config.steps:
             try:
                 logs = self._step()
@@ -108,6 +119,8 @@ class Trainer:
                     "with --vram 24, 12 or 8, lower cameras.size, densify.cap or prior_size in a --config file, or "
                     "close other programs on the GPU."
                 ) from error
+            if self.observe and self.step in milestones:
+                logs |= self.observe(self.step, self.gaussians.detach())
             if self.folder:
                 self._log(logs)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -124,7 +137,7 @@ class Trainer:
 
     def _step(self) -> dict[str, float]:
         config, progress = self.config, self.step / self.config.steps
-        start = time.perf_counter()
+        watch = Stopwatch(self.gaussians.device)
         self._set_rates(progress)
         size = config.cameras.size[progress >= config.cameras.size_at]
         views = self.guidance.prior.views
@@ -134,10 +147,13 @@ class Trainer:
         ).to(self.gaussians.device)
         background = sample_background(config.backgrounds, self.generators["background"]).to(self.gaussians.device)
         out = render(self.gaussians, cameras, background, absgrad=True)
+        watch.lap("render")
         images = out.rgb.permute(0, 3, 1, 2).unflatten(0, (groups, views))
         guided = self.guidance(images, cameras, progress, self.step)
+        watch.lap("guidance")
         loss = guided.loss + self._regularizer()
         loss.backward()
+        watch.lap("backward")
         # A prior that answers NaN would otherwise leave a step of the regularizers alone.
         finite = math.isfinite(guided.logs["base_norm"]) and all(
             p.grad is None or bool(p.grad.isfinite().all()) for p in self.gaussians.params().values()
@@ -153,7 +169,7 @@ class Trainer:
         self.step += 1
         logs = guided.logs | (self._densify() if finite else {})
         logs |= {"gaussians": float(len(self.gaussians)), "skipped": float(self.skipped)}
-        return {**logs, "seconds": time.perf_counter() - start}
+        return logs | watch.seconds()
 
     def _regularizer(self) -> Tensor:
         """Penalties on the parameters themselves, so that they leave no trace in the screen-space gradients."""
@@ -258,6 +274,33 @@ class Trainer:
         path = self.folder / "metrics.jsonl"
         with writing(path), path.open("ab") as file:
             file.write(json.dumps(row).encode() + b"\n")
+
+
+class Stopwatch:
+    """Where the time of a step goes; on CUDA by events, so that the host does not wait for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.start = time.perf_counter()
+        self.laps: list[tuple[str, Any]] = [("", self._now())]
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def lap(self, name: str) -> None:
+        """What happened since the last lap, or the start, was ``name``."""
+        self.laps.append((name, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """``seconds`` since the start and ``seconds_NAME`` of each lap; to be asked when the device is done with it."""
+        out = {"seconds": time.perf_counter() - self.start}
+        for (_, before), (name, now) in itertools.pairwise(self.laps):
+            out[f"seconds_{name}"] = before.elapsed_time(now) / 1000 if self.cuda else now - before
+        return out
 
 
 def stream_seeds(seed: int) -> dict[str, int]:

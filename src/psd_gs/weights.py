@@ -88,6 +88,19 @@ def cached(entry: Weights, repo: str, revision: str | None) -> Path | None:
     return Path(folder) if folder and is_complete(Path(folder), entry.files) else None
 
 
+def provenance(name: str) -> dict[str, str]:
+    """Licence of a published or embedded model, and repository and revision of the copy on this machine."""
+    if name.startswith("mini"):
+        return {"name": name, "repository": "embedded", "licence": "Apache-2.0"}
+    if name not in WEIGHTS:
+        return {"name": name, "licence": "unknown"}
+    entry = WEIGHTS[name]
+    copies = ((repo, revision, cached(entry, repo, revision)) for repo, revision in entry.repos)
+    repo, revision, folder = next((copy for copy in copies if copy[2]), (*entry.repos[0], None))
+    revision = revision or (folder.name if folder else "newest")
+    return {"name": name, "repository": repo, "revision": revision[:12], "licence": entry.licence}
+
+
 def is_here(entry: Weights) -> bool:
     """Whether the cache has a complete copy, of whichever repository."""
     return any(cached(entry, *repo) for repo in entry.repos)
