@@ -19,7 +19,8 @@ from psd_gs.export.frames import turn_x180
 from psd_gs.gaussians import Gaussians, rotation_matrices, sh0_to_rgb
 from psd_gs.render import render
 
-EXTENSIONS = [extension for extension in FORMATS if not extension.startswith(".usd")]  # see test_export_usd.py
+# See test_export_usd.py and test_view.py for the others.
+EXTENSIONS = [extension for extension in FORMATS if not extension.startswith((".usd", ".html"))]
 
 
 def options(extension: str, version: int = 3) -> dict:
@@ -118,7 +119,7 @@ def test_three_coloured_axes(tmp_path, extension, frame):
 def test_usual_frames():
     assert {extension: FORMATS[extension].frame for extension in FORMATS} == {
         **dict.fromkeys((".compressed.ply", ".ply", ".splat", ".spz", ".sog"), "rdf"),
-        **dict.fromkeys((".glb", ".usdc", ".usdz"), "gltf"),
+        **dict.fromkeys((".glb", ".usdc", ".usdz", ".html"), "gltf"),
     }
 
 

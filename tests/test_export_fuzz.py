@@ -21,7 +21,8 @@ from test_export_ply import mutate
 from psd_gs.errors import FormatError
 from psd_gs.export.formats import FORMATS, describe, load, read_metadata, save
 
-EXTENSIONS = [extension for extension in FORMATS if not extension.startswith(".usd")]  # see test_export_usd.py
+# See test_export_usd.py for .usd; .html is not read.
+EXTENSIONS = [extension for extension in FORMATS if not extension.startswith((".usd", ".html"))]
 QUICK, FULL = 40, 900
 """Cases per format and kind of damage."""
 MEMORY = 64 << 20

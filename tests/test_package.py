@@ -139,6 +139,10 @@ LAYERS = {
     "export": {"colours", "errors", "files", "gaussians", "cameras", "render"},
     "mesh": {"colours", "errors", "files", "gaussians", "cameras", "render", "export"},
     "viewer": {"errors", "files", "gaussians", "export"},
+    "evaluation": {
+        *("errors", "files", "gaussians", "cameras", "weights", "render", "priors", "rewards", "guidance", "config"),
+        *("export", "mesh", "report", "runs", "trainer", "pipeline"),
+    },
 }
 """Layer to the layers that it may import."""
 

@@ -14,9 +14,12 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.cli.doctor import Doctor
     from psd_gs.cli.eval import Eval
     from psd_gs.cli.export import Export
+    from psd_gs.cli.fit_reward import FitReward
     from psd_gs.cli.generate import Generate
     from psd_gs.cli.info import Info
     from psd_gs.cli.models import Models
+    from psd_gs.cli.view import View
+    from psd_gs.cli.rank import Rank
     from psd_gs.cli.words import Words
     from psd_gs.errors import PsdGsError
 
@@ -24,7 +27,10 @@ def main(argv: list[str] | None = None) -> None:
         Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Eval, tyro.conf.subcommand("eval")]
+        | Annotated[View, tyro.conf.subcommand("view")]
         | Annotated[Info, tyro.conf.subcommand("info")]
+        | Annotated[Rank, tyro.conf.subcommand("rank")]
+        | Annotated[FitReward, tyro.conf.subcommand("fit-reward")]
         | Annotated[Words, tyro.conf.subcommand("words")]
         | Annotated[Models, tyro.conf.subcommand("models")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]

@@ -13,9 +13,9 @@ from tyro.conf import Positional, arg
 class Export:
     """Convert a splat file into other formats, by their extensions.
 
-    .ply (3DGS), .compressed.ply, .splat, .spz, .sog, .glb (KHR_gaussian_splatting), .usdc, .usdz. What is
-    known of the asset (prompt, seed, models, scores) goes into the files where the format has room, and into
-    FILE.json beside each.
+    .ply (3DGS), .compressed.ply, .splat, .spz, .sog, .glb (KHR_gaussian_splatting), .usdc, .usdz, and
+    .html, a page that shows the asset. What is known of it (prompt, seed, models, scores) goes into the files where
+    the format has room, and into FILE.json beside each.
     """
 
     source: Annotated[Positional[Path], arg(metavar="IN")]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from psd_gs.errors import FormatError, InputError
-from psd_gs.export import compressed_ply, gltf, ply, sog, splat, spz, usd
+from psd_gs.export import compressed_ply, gltf, page, ply, sog, splat, spz, usd
 from psd_gs.export.blocks import open_file, usable_mask
 from psd_gs.export.frames import Frame, robust_box
 from psd_gs.export.metadata import Metadata, jsonable
@@ -27,7 +27,7 @@ class Format:
 
     Attributes:
         name: for people.
-        read: ``read(path, *, frame, lenient) -> Gaussians``.
+        read: ``read(path, *, frame, lenient) -> Gaussians``; None if it is only written.
         write: ``write(gaussians, path, *, frame, metadata)``.
         frame: axes of its files unless someone asks for others.
         starts: how its files begin; empty if they may begin with anything.
@@ -36,7 +36,7 @@ class Format:
     """
 
     name: str
-    read: Callable[..., Gaussians]
+    read: Callable[..., Gaussians] | None
     write: Callable[..., None]
     frame: Frame
     starts: tuple[bytes, ...] = ()
@@ -65,6 +65,7 @@ FORMATS: dict[str, Format] = {
     ),
     ".usdc": Format("OpenUSD", usd.read_usd, usd.write_usd, "gltf", (b"PXR-USDC",), usd.read_usd_metadata),
     ".usdz": Format("OpenUSD archive", usd.read_usd, usd.write_usd, "gltf", (b"PK\x03\x04",), usd.read_usd_metadata),
+    ".html": Format("page", None, page.write_page, "gltf"),
 }
 """Extension to format; the first that fits the end of a file's name counts."""
 
@@ -95,6 +96,8 @@ def load(path: str | os.PathLike[str], *, frame: Frame | None = None, lenient: b
         InputError: an unknown extension, or the file cannot be opened.
     """
     expected = format_of(path)
+    if expected.read is None:
+        raise InputError(f"{path}: a {expected.name} is written, not read. Pass the file that it was made from.")
     with open_file(path) as file:
         start = file.read(8)
     if not start:

@@ -292,6 +292,21 @@ def _accessor(document: dict[str, Any], blob: memoryview, i: int) -> np.ndarray:
     return np.maximum(table / np.float32(np.iinfo(dtype).max), -1)
 
 
+def holds_splats(path: str | os.PathLike[str]) -> bool:
+    """Whether a ``.glb`` uses the extension; others hold meshes.
+
+    Raises:
+        FormatError: not a whole binary glTF.
+        InputError: the file cannot be opened.
+    """
+    try:
+        document, _ = _chunks(read_bytes(path))
+    except (ValueError, struct.error, RecursionError) as error:
+        raise damaged(path, f"no binary glTF ({error})") from error
+    used = document.get("extensionsUsed")
+    return isinstance(used, list) and EXTENSION in used
+
+
 def read_gltf_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The metadata that :func:`write_gltf` stored; None if the file is from elsewhere or unreadable.
 

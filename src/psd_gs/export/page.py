@@ -1,0 +1,112 @@
+"""One-file HTML pages that show assets in any browser, offline.
+
+The page itself (``assets/viewer/page.html``: three.js and the splat renderer Spark, both MIT) is built from
+``tools/viewer/``. Here the assets go into it: splats as SPZ and meshes as GLB, in base64, beside a JSON of what is
+known of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from psd_gs.errors import InputError
+from psd_gs.export.frames import Frame, bounding_ball
+from psd_gs.export.metadata import Metadata, jsonable
+from psd_gs.export.spz import write_spz
+from psd_gs.files import write_atomic
+from psd_gs.gaussians import Gaussians
+
+MOST = 8
+"""Assets on one page; browsers draw on at most 8 to 16 canvases at a time."""
+
+
+@dataclass(frozen=True)
+class Pane:
+    """One asset of a page.
+
+    Attributes:
+        name: its caption.
+        gaussians: in the world frame; None if there is only a mesh.
+        mesh: a ``.glb``; None if there are only splats.
+        facts: what the info panel says of it.
+    """
+
+    name: str
+    gaussians: Gaussians | None = None
+    mesh: bytes | None = None
+    facts: Metadata = field(default_factory=dict)
+
+
+def make_page(panes: Sequence[Pane], title: str) -> str:
+    """The page as text: no network request, upright, all assets under one camera.
+
+    Splats become SPZ of version 3, with all their harmonics.
+
+    Args:
+        panes: 1 to :data:`MOST` assets, left to right.
+        title: of the page, and file name of its screenshots.
+
+    Raises:
+        InputError: too many panes or none, one with neither splats nor mesh, or no usable Gaussian in one.
+    """
+    if not 1 <= len(panes) <= MOST:
+        raise InputError(f"expected 1 to {MOST} assets on one page, received {len(panes)}. Make several pages.")
+    described: list[dict[str, Any]] = []
+    scripts: list[str] = []
+    for i, pane in enumerate(panes):
+        ball: Mapping[str, Any] = {}
+        if pane.gaussians is not None:
+            scripts.append(_script(f"splat-{i}", _spz(pane.gaussians)))
+            centre, radius = bounding_ball(pane.gaussians.detach())
+            ball = {"centre": centre.tolist(), "radius": radius}
+        elif pane.mesh is None:
+            raise InputError(f"{pane.name}: expected splats or a mesh, received neither.")
+        if pane.mesh is not None:
+            scripts.append(_script(f"mesh-{i}", pane.mesh))
+        described.append({"name": pane.name, "facts": pane.facts, **ball})
+    # No text of an asset can end the script element or begin a comment in it.
+    text = json.dumps(jsonable(described), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    data = "\n".join([f'<script type="application/json" id="assets">{text}</script>', *scripts])
+    template = files("psd_gs").joinpath("assets", "viewer", "page.html").read_text(encoding="utf-8")
+    start, rest = template.split("<!--title-->", 1)
+    middle, end = rest.split("<!--data-->", 1)
+    return "".join([start, html.escape(title), middle, data, end])
+
+
+def write_page(
+    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "gltf", metadata: Metadata | None = None
+) -> None:
+    """Write a page that shows one asset.
+
+    Args:
+        gaussians: what to show, in the world frame.
+        path: of the file; replaced in one step.
+        frame: ignored, because a page is always upright.
+        metadata: shown by the info panel.
+
+    Raises:
+        InputError: no usable Gaussian is left.
+        OutputError: the file cannot be written.
+    """
+    name = Path(path).stem
+    write_atomic(path, make_page([Pane(name, gaussians, facts=metadata or {})], name))
+
+
+def _spz(gaussians: Gaussians) -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "asset.spz"
+        write_spz(gaussians, path, frame="gltf")
+        return path.read_bytes()
+
+
+def _script(name: str, data: bytes) -> str:
+    return f'<script type="text/plain" id="{name}">{base64.b64encode(data).decode("ascii")}</script>'

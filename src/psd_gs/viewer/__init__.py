@@ -1,0 +1,1 @@
+"""Looking at assets in a browser."""
