@@ -149,8 +149,9 @@ export class Stage {
     this.busy = true;
     try {
       this.resize(width, height, 1);
-      do await this.spark.update({ scene: this.scene, camera: this.camera });
-      while (await this.unsorted());
+      await this.sorted();
+      await this.spark.update({ scene: this.scene, camera: this.camera });
+      await this.sorted();
       this.renderer.render(this.scene, this.camera);
       const copy = Object.assign(document.createElement("canvas"), { width, height });
       copy.getContext("2d").drawImage(this.renderer.domElement, 0, 0);
@@ -161,11 +162,9 @@ export class Stage {
     }
   }
 
-  /** Waits for a sort that had begun earlier; whether there was one. */
-  async unsorted() {
-    if (!this.spark.sorting && !this.spark.sortDirty) return false;
-    await new Promise((resolve) => setTimeout(resolve, 5));
-    return true;
+  /** Waits for a sort that is under way. */
+  async sorted() {
+    while (this.spark.sorting || this.spark.sortDirty) await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
 
