@@ -1,7 +1,7 @@
 """Judges of images against prompts, by name.
 
 A name is an embedded reward (``mini``, ``mini-judge``), a published one of :data:`RECIPES`, with a
-local copy where ``=PATH`` follows, or a Python function (``module:function``, ``file.py:function``)
+local copy where ``=PATH`` follows, the folder of a fitted one (``psd-gs fit-reward``), or a Python function (``module:function``, ``file.py:function``)
 ``images [B, 3, H, W], B prompts -> B scores``. Several make a weighted sum: ``hpsv2.1,pickscore:0.5``.
 """
 
@@ -104,11 +104,9 @@ def load_reward(expression: str, device: torch.device | str = "cpu", dtype: torc
 
 def needed(expression: str) -> list[str]:
     """Names in ``psd_gs.published`` of everything that ``load_reward(expression)`` fetches if it is not here."""
-    from psd_gs.rewards.combine import parse_expression
-
     names: dict[str, None] = {}
-    for term in parse_expression(expression):
-        name, _, path = term.name.partition("=")
+    for term in _terms(expression):
+        name, _, path = term.partition("=")
         if recipe := RECIPES.get(name):
             wanted = ({} if path or recipe.source else {"weights": name}) | dict(recipe.parts)
             names |= dict.fromkeys(part for part in wanted.values() if not _beside(path, part))
@@ -116,18 +114,41 @@ def needed(expression: str) -> list[str]:
 
 
 def local_copies(expression: str) -> dict[str, Path]:
-    """Published names of an expression to the paths that stand in for them (``imagereward=PATH``)."""
-    from psd_gs.rewards.combine import parse_expression
-
-    pairs = (term.name.partition("=") for term in parse_expression(expression))
-    return {name: Path(path).expanduser() for name, _, path in pairs if path and name in RECIPES}
+    """What is loaded from given paths, by name: published rewards (``imagereward=PATH``) and fitted ones."""
+    out = {}
+    for term in _terms(expression):
+        name, _, path = term.partition("=")
+        if path and name in RECIPES:
+            out[name] = Path(path).expanduser()
+        elif _fitted(term):
+            out[term] = Path(term).expanduser()
+    return out
 
 
 def names_of(expression: str) -> list[str]:
-    """The models of an expression, without weights and paths."""
+    """The models of an expression, without weights and paths; a fitted one after the base whose features it reads."""
+    return [term if _fitted(term) else term.partition("=")[0] for term in _terms(expression)]
+
+
+def _terms(expression: str) -> list[str]:
+    """The names of an expression; a fitted one after its base."""
     from psd_gs.rewards.combine import parse_expression
 
-    return [term.name.partition("=")[0] for term in parse_expression(expression)]
+    out = []
+    for term in parse_expression(expression):
+        base = _fitted(term.name)
+        out += [*(_terms(base) if base else []), term.name]
+    return out
+
+
+def _fitted(name: str) -> str | None:
+    """The base of a fitted reward; None if ``name`` is not the folder of one."""
+    if name in EMBEDDED or name.partition("=")[0] in RECIPES:
+        return None
+    from psd_gs.rewards.fitted import read_config
+
+    config = read_config(name)
+    return config["base"] if config else None
 
 
 def check_judge(reward: str, judge: str) -> None:
@@ -146,10 +167,11 @@ def check_judge(reward: str, judge: str) -> None:
 
 
 def _check_name(name: str) -> None:
-    if name not in EMBEDDED and name.partition("=")[0] not in RECIPES and ":" not in name:
+    if name not in EMBEDDED and name.partition("=")[0] not in RECIPES and ":" not in name and not _fitted(name):
         raise ConfigError(
             f"unknown reward {name!r}; expected one of {', '.join([*EMBEDDED, *RECIPES])}, one of the latter "
-            "with a local copy (imagereward=PATH), or a function (module:function, file.py:function)."
+            "with a local copy (imagereward=PATH), a folder that `psd-gs fit-reward` wrote, or a function "
+            "(module:function, file.py:function)."
         )
 
 
@@ -163,6 +185,13 @@ def _load_one(name: str, device: torch.device | str, dtype: torch.dtype | None) 
     if name in EMBEDDED:
         with as_file(files("psd_gs") / "assets" / "mini" / EMBEDDED[name]) as folder:
             return MiniReward.from_pretrained(folder, name=name, device=device, dtype=dtype or torch.float32)
+    if base := _fitted(name):
+        from psd_gs.rewards.base import FeatureReward
+        from psd_gs.rewards.fitted import FittedReward, load_head
+
+        below = _load_one(base, device, dtype)
+        assert isinstance(below, FeatureReward)
+        return FittedReward(below, load_head(name), name)
     known, _, path = name.partition("=")
     if known not in RECIPES:
         return CallableReward(_import_function(name), name)

@@ -1,0 +1,111 @@
+"""Which pairs of runs are asked about, in which order, and which run is on the left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from random import Random
+
+from psd_gs import runs
+from psd_gs.errors import InputError
+from psd_gs.ranking.answers import Answer
+
+FILM = "turntable.mp4"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs of a prompt as they are shown.
+
+    Attributes:
+        prompt: of both.
+        left: name of a run, see :func:`name_of`.
+        right: of the other.
+        repeat: how often this annotator has been asked about it before.
+    """
+
+    prompt: str
+    left: str
+    right: str
+    repeat: int = 0
+
+    @property
+    def key(self) -> str:
+        """Short name that tells nothing of the runs."""
+        text = json.dumps([*sorted((self.left, self.right)), self.repeat])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def find_runs(folders: Iterable[str | Path]) -> dict[str, list[Path]]:
+    """Finished runs with a turntable, by prompt.
+
+    Args:
+        folders: run folders, or folders of them at any depth.
+
+    Raises:
+        InputError: a folder without finished runs.
+    """
+    found: dict[str, dict[Path, None]] = defaultdict(dict)
+    for folder in map(Path, folders):
+        inside = sorted(path.parent for path in folder.rglob(FILM) if runs.is_finished(path.parent))
+        if not inside:
+            raise InputError(
+                f"{folder}: expected finished runs (folders with {FILM} and {runs.DONE}), received "
+                f"{'none' if folder.is_dir() else 'no such folder'}. Make some with `psd-gs generate` or `psd-gs batch`."
+            )
+        for run in inside:
+            found[_prompt_of(run)][run.resolve()] = None
+    return {prompt: list(some) for prompt, some in found.items()}
+
+
+def _prompt_of(run: Path) -> str:
+    try:
+        return str(json.loads((run / "psd_gs.json").read_text(encoding="utf-8"))["prompt"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run}: expected psd_gs.json with the prompt of the run, received {error!r}.") from error
+
+
+def name_of(run: Path, answers: Path) -> str:
+    """A run as the file of answers names it: relative to that file if it lies below its folder, else absolute."""
+    run, root = run.resolve(), answers.resolve().parent
+    return (run.relative_to(root) if run.is_relative_to(root) else run).as_posix()
+
+
+def folder_of(name: str, answers: Path) -> Path:
+    """The run folder of a name."""
+    return answers.resolve().parent / name
+
+
+def plan(
+    names: dict[str, Sequence[str]], answers: Iterable[Answer], annotator: str, *, repeats: int = 0, seed: int = 0
+) -> list[Pair]:
+    """What is left to ask ``annotator``, in order: new pairs, then repeats with sides exchanged.
+
+    Order and sides depend on nothing but the arguments, so whoever resumes finds the same plan.
+
+    Args:
+        names: of the runs, by prompt.
+        answers: all that were given, by anyone.
+        annotator: who is asked.
+        repeats: how many pairs are to be asked a second time, to see how steady the answers are.
+        seed: of order and sides.
+    """
+    times: dict[tuple[str, str], int] = defaultdict(int)
+    for answer in answers:
+        if answer.annotator == annotator:
+            times[answer.pair] += 1
+    pairs = [(prompt, *pair) for prompt, some in sorted(names.items()) for pair in combinations(sorted(set(some)), 2)]
+    Random(f"order {seed} {annotator}").shuffle(pairs)
+    shown = [_sided(prompt, a, b, seed, annotator) for prompt, a, b in pairs]
+    again = [Pair(pair.prompt, pair.right, pair.left, 1) for pair in shown[:repeats]]
+    return [pair for pair in shown + again if times[min(pair.left, pair.right), max(pair.left, pair.right)] <= pair.repeat]
+
+
+def _sided(prompt: str, a: str, b: str, seed: int, annotator: str) -> Pair:
+    swap = Random(f"sides {seed} {annotator} {a} {b}").random() < 0.5
+    return Pair(prompt, b, a) if swap else Pair(prompt, a, b)
