@@ -216,15 +216,16 @@ class Score:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        head = ("asset", "prompt", "model", "mean", "worst view", "front", "back", "match", "front behind", "opposite")
+        head = ("asset", "model", "mean", "min", "front", "back", "match", "2nd front", "opposite")
         for i, name in enumerate(head):
-            table.add_column(name, justify="left" if i < 3 else "right", overflow="fold")
+            table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i > 0, overflow="fold")
         for row in rows:
-            for i, (name, scores) in enumerate(row["scores"].items()):
+            asset = f"{Path(row['asset']).name}: {row['prompt']}"
+            faces = [row["janus"]["back_share"], row["janus"]["opposite"]]
+            for name, scores in row["scores"].items():
                 values = [scores[part] for part in ("mean", "min", "front", "back", "match")]
-                values += [row["janus"]["back_share"], row["janus"]["opposite"]] if i == 0 else [None, None]
-                first = (Path(row["asset"]).name, row["prompt"]) if i == 0 else ("", "")
-                table.add_row(*first, name, *("" if v is None else f"{v:.3f}" for v in values))
+                table.add_row(asset, name, *("" if v is None else f"{v:.3f}" for v in values + faces))
+                asset, faces = "", [None, None]
         console.print(table)
 
 

@@ -7,6 +7,7 @@ them in ``candidate-K/``. ``FOLDER/budget.json`` says what every arm may spend.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import platform
@@ -194,10 +195,11 @@ class Sweep:
                 own = self.config(arm, item.prompt, 0).steps
                 config = self.config(arm, item.prompt, 0, steps=max(min(own, 10), own // 4))
                 self._warm_up(config)
-                for event in self.pipeline.trainer(config).run():
-                    seconds[arm.name] += event.logs["seconds"]
-                    steps[arm.name] += 1
-        return {name: seconds[name] / steps[name] for name in seconds}
+                with tolerated():
+                    for event in self.pipeline.trainer(config).run():
+                        seconds[arm.name] += event.logs["seconds"]
+                        steps[arm.name] += 1
+        return {name: seconds[name] / max(1, steps[name]) for name in seconds}
 
     def _measured_on(self) -> Row:
         return {"prompts": [i.prompt for i in self.plan.items[: self.plan.calibration]], **self.machine}
@@ -312,17 +314,12 @@ class Sweep:
         """The loop from its beginning or its last checkpoint, and the files; the cost last."""
         self._warm_up(config)
         trainer = self._begin(config, folder)
-        error, memory = None, Memory(self.pipeline.prior.device)
-        try:
+        memory = Memory(self.pipeline.prior.device)
+        with tolerated() as errors:
             for _ in trainer.run():
                 memory.look()
-        except BackendError:
-            raise
-        except PsdGsError as caught:  # everything became transparent: that is a result
-            error = str(caught)
         asset = trainer.finish()
-        if not len(asset) and error is None:
-            error = "the finished asset is empty"
+        error = errors[0] if errors else None if len(asset) else "the finished asset is empty"
         if error is None:
             result = Result(asset, config, {}, trainer.guidance.negative.embedding)
             runs.write_json(folder / "psd_gs.json", result.metadata)
@@ -359,9 +356,22 @@ class Sweep:
     def _warm_up(self, config: Config) -> None:
         """Load compiled kernels before anything is timed."""
         if not self._warm:
-            for _ in self.pipeline.trainer(replace(config, steps=min(3, config.steps))).run():
-                pass
+            with tolerated():
+                for _ in self.pipeline.trainer(replace(config, steps=min(3, config.steps))).run():
+                    pass
             self._warm = True
+
+
+@contextlib.contextmanager
+def tolerated() -> Iterator[list[str]]:
+    """A run in which everything becomes transparent is a result, not a failure: the message goes into the list."""
+    errors: list[str] = []
+    try:
+        yield errors
+    except BackendError:
+        raise
+    except PsdGsError as error:
+        errors.append(str(error))
 
 
 def spent(metrics: Path) -> float:
