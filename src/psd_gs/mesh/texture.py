@@ -155,12 +155,21 @@ def correction(
         wrong = np.zeros((side, side, 4), np.float32)  # the last channel says where the difference is known
         wrong[at] = 1
         wrong[..., :3][at] = target[0][at] - sample(texture, shown.interpolate(atlas.uv * size, mesh.faces))
-        wrong[alpha[0] <= 0.5] = 0
+        wrong[(alpha[0] <= 0.5) | _edges(depth[0], 0.1 * radius)] = 0
         seen, xy, cosine = _seen(points, normals, camera, depth[0], 0.01 * radius)
         found = sample(wrong, xy) * cosine[:, None] ** 2
         total[seen] += found[:, :3]
         weight[seen] += found[:, 3:]
     return total / weight
+
+
+def _edges(depth: Float[np.ndarray, "H W"], step: float) -> np.ndarray:
+    """Pixels near which the distance (given as its inverse, 0 for none) jumps by more than ``step``: the
+    outlines of the mesh, where its own do not quite match those of the Gaussians."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    nearest, farthest = maximum_filter(depth, 5), minimum_filter(depth, 5)
+    return nearest - farthest > step * nearest * farthest
 
 
 def _seen(
