@@ -99,7 +99,7 @@ class Generate:
         check_prompt_text(self.prompt)
         if self.resume and self.overwrite:
             raise ConfigError("expected --resume or --overwrite, received both. Leave one of them out.")
-        configs = self._configs()
+        configs = self.configs()
         folders = [self._find(config.seed) for config in configs]
         if self.resume:
             configs = self._saved(console, configs, folders)
@@ -117,7 +117,7 @@ class Generate:
         for folder in folders:
             runs.make_folder(folder)
         silence_libraries()
-        self._download(console, first)
+        self.download(console, first)
         with console.status("loading models") if console.is_terminal else nullcontext():
             pipeline = TextTo3DPipeline.from_pretrained(
                 first.prior,
@@ -139,7 +139,7 @@ class Generate:
             text = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
             plain.print(f"{folder}  ({text})", soft_wrap=True)
 
-    def _configs(self) -> list[Config]:
+    def configs(self) -> list[Config]:
         """One per seed: preset, then the file, then the command line; models by their resolved names."""
         from psd_gs.config import make_config, preset, read_yaml
         from psd_gs.errors import ConfigError
@@ -221,7 +221,7 @@ class Generate:
             out.append(config)
         return out
 
-    def _download(self, console: Console, config: Config) -> None:
+    def download(self, console: Console, config: Config) -> None:
         """Fetch what is missing, after saying how much that is."""
         from psd_gs import weights
         from psd_gs.pipeline import downloads
