@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.cli.fit_reward import FitReward
     from psd_gs.cli.generate import Generate
     from psd_gs.cli.info import Info
+    from psd_gs.cli.mesh import Mesh
     from psd_gs.cli.models import Models
     from psd_gs.cli.view import View
     from psd_gs.cli.rank import Rank
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Eval, tyro.conf.subcommand("eval")]
         | Annotated[View, tyro.conf.subcommand("view")]
+        | Annotated[Mesh, tyro.conf.subcommand("mesh")]
         | Annotated[Info, tyro.conf.subcommand("info")]
         | Annotated[Rank, tyro.conf.subcommand("rank")]
         | Annotated[FitReward, tyro.conf.subcommand("fit-reward")]

@@ -64,9 +64,7 @@ def rasterize(
     return ids, inverse
 
 
-def located(
-    ids: Int[np.ndarray, "H W"], projected: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]
-) -> Pixels:
+def located(ids: Int[np.ndarray, "H W"], projected: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Pixels:
     """Where on their faces the covered pixels of one image lie.
 
     Args:

@@ -64,7 +64,9 @@ def convex_hull(points: Float[np.ndarray, "V 3"]) -> Triangles:
             corners = np.asarray(hull.vertices)
             hull = trimesh.convex.convex_hull(corners[np.unique((corners @ directions.T).argmax(0))])
     except QhullError as error:
-        raise InputError("expected a solid mesh for --collision, received a flat one. Leave --collision out.") from error
+        raise InputError(
+            "--collision: expected a solid mesh, received a flat one. Leave it out."
+        ) from error
     return np.asarray(hull.vertices, np.float32), np.asarray(hull.faces, np.int64)
 
 

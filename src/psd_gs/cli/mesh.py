@@ -1,0 +1,123 @@
+"""``psd-gs mesh``: a splat file into a textured mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+
+
+@dataclass
+class Mesh:
+    """Turn a splat file into a closed mesh with textures.
+
+    .glb (one file with everything, for engines and Blender), .obj (with .mtl and PNG), .ply (vertex colours)
+    or .stl (shape alone). Axes are glTF's: y up, the front faces +z; units are metres.
+    """
+
+    source: Annotated[Positional[Path], arg(metavar="IN")]
+    """Splat file of any format that export knows."""
+    target: Annotated[Positional[Path], arg(metavar="OUT")]
+    """Mesh file to write: .glb, .obj, .ply or .stl."""
+    preset: Literal["mobile", "game", "hero", "film"] = "game"
+    """Triangles and texels: mobile 5 k / 512, game 20 k / 1024, hero 50 k / 2048, film 200 k / 4096."""
+    faces: Number = None
+    """At most so many triangles, instead of the preset's."""
+    texture_size: Number = None
+    """Side of the textures, a power of two; 0 makes vertex colours. Default: the preset's."""
+    resolution: Number = None
+    """Samples of the distance field along the longest side, instead of the preset's."""
+    texture_views: Annotated[int, arg(metavar="N")] = 24
+    """Renders of the splat that correct the texture; 0 takes the colours of the Gaussians as they are."""
+    no_normal_map: bool = False
+    """Leave the normal map out."""
+    height: Annotated[float | None, arg(metavar="METRES", help_behavior_hint="")] = None
+    """Scale the mesh to this height. Default: as large as the splat, about one metre."""
+    pivot: Literal["base", "center", "keep"] = "base"
+    """What lies at the origin: the middle of the base, the middle of the box, or what did in the splat."""
+    unlit: bool = False
+    """Show the colours as they are, without light (KHR_materials_unlit); the light of the splat is in them."""
+    lods: Annotated[int, arg(metavar="N")] = 0
+    """Also write N coarser levels OUT_lod1 ..., each with half the triangles and texture size."""
+    collision: Literal["none", "hull", "coacd"] = "none"
+    """Add convex shapes for physics: one hull, or several with coacd (pip install "psd-gs[collision]")."""
+    preview: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
+    """Also write a picture of the splat above the mesh."""
+    input_frame: Annotated[Literal["auto", "gltf", "rdf"], arg(help_behavior_hint="")] = "auto"
+    """Axes of IN, if neither its metadata name them nor are they as usual for its format."""
+    no_metadata: bool = False
+    """Write the mesh alone: no prompt, no seed, no FILE.json."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from psd_gs.errors import InputError
+        from psd_gs.export.formats import load, read_metadata, stored_frame
+        from psd_gs.mesh.build import PRESETS, BuildOptions, build
+        from psd_gs.mesh.compare import compare_png
+        from psd_gs.mesh.extract import MeshOptions
+        from psd_gs.mesh.save import check_target, save_mesh
+
+        suffix = check_target(self.target)
+        if self.target.resolve() == self.source.resolve():
+            raise InputError(f"expected another file to write than the one that is read, received {self.target} twice.")
+        if self.preview is not None and self.preview.suffix.lower() != ".png":
+            raise InputError(f"--preview: expected a .png, received {self.preview}.")
+        if self.collision != "none" and suffix in (".ply", ".stl"):
+            raise InputError(f"{self.target}: expected .glb or .obj for --collision, since {suffix} holds one mesh.")
+        quality = PRESETS[self.preset]
+        textured = suffix in (".glb", ".obj")
+        options = BuildOptions(
+            MeshOptions(
+                resolution=quality.resolution if self.resolution is None else self.resolution,
+                faces=quality.faces if self.faces is None else self.faces,
+            ),
+            texture_size=(quality.texture_size if self.texture_size is None else self.texture_size) if textured else 0,
+            texture_views=self.texture_views,
+            normal_map=not (self.no_normal_map or self.unlit),
+            height=self.height,
+            pivot=self.pivot,
+            lods=self.lods,
+            collision=self.collision,
+        )
+        metadata = read_metadata(self.source)
+        frame = None if self.input_frame == "auto" else self.input_frame
+        gaussians = load(self.source, frame=frame or stored_frame(metadata), lenient=True)
+        console = Console(highlight=False, markup=False)
+        console.print(f"{self.source}  {len(gaussians)} Gaussians", soft_wrap=True)
+        built = build(gaussians, options, on_stage=lambda stage: console.print(f"{stage} ...", soft_wrap=True))
+        for level, mesh in enumerate(built.levels):
+            name = f"{self.target.stem}_lod{level}{self.target.suffix}" if level else self.target.name
+            facts = built.facts(level)
+            files = save_mesh(
+                mesh,
+                self.target.with_name(name),
+                metadata=None if self.no_metadata else {**_origin(metadata), **facts},
+                unlit=self.unlit,
+                collision=[] if level else built.collision,
+            )
+            for file in files:
+                console.print(f"{file}  {file.stat().st_size / 1024:.0f} KiB", soft_wrap=True)
+        topology = built.extraction.topology
+        closed = "watertight" if topology.watertight else f"{topology.boundary_edges} open edges"
+        size = " x ".join(f"{high - low:.3g}" for low, high in zip(*built.facts()["bounds"], strict=True))
+        shapes = f", {len(built.collision)} collision shapes" if built.collision else ""
+        console.print(
+            f"{len(built.levels[0].faces)} triangles, {closed}, {topology.bodies} bodies, {size} m{shapes}",
+            soft_wrap=True,
+        )
+        if self.preview is not None:
+            shown = built.placement.undo(built.levels[0])
+            compare_png(gaussians, shown, self.preview, metadata=None if self.no_metadata else metadata)
+            console.print(f"{self.preview}", soft_wrap=True)
+
+
+def _origin(metadata: dict) -> dict:
+    """Where the asset came from, without the facts of its splat file."""
+    return {name: value for name, value in metadata.items() if name not in ("bounds", "frame", "format", "sha256")}
