@@ -1,6 +1,7 @@
 // Bundles the page into ../../src/psd_gs/assets/viewer, with the notices of what is in it and the hashes of everything.
 import { createHash } from "node:crypto";
 import { mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 const OUT = new URL("../../src/psd_gs/assets/viewer/", import.meta.url);
@@ -9,7 +10,7 @@ const read = (path) => readFileSync(here(path), "utf8");
 const sha256 = (text) => createHash("sha256").update(text).digest("hex");
 
 const { outputFiles } = await build({
-  entryPoints: [here("src/main.js").pathname],
+  entryPoints: [fileURLToPath(here("src/main.js"))],
   bundle: true,
   minify: true,
   format: "iife",
