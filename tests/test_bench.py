@@ -89,19 +89,6 @@ def config_of(bench, **options):
 # --- statistics ------------------------------------------------------------------------------------------------------
 
 
-def test_bootstrap_matches_the_normal_interval_of_the_mean():
-    values = np.random.default_rng(1).normal(0.3, 2.0, 400)
-    half = 1.96 * values.std() / 20
-    assert verdicts.bootstrap(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05 * half)
-
-
-def test_bootstrap_of_two_values_is_known_exactly():
-    # means of pairs from {0, 1}: 0 and 1 with probability 1/4 each, 1/2 with probability 1/2
-    assert verdicts.bootstrap([0.0, 1.0], level=0.4) == (0.5, 0.5)
-    assert verdicts.bootstrap([0.0, 1.0], level=0.6) == (0.0, 1.0)
-    assert verdicts.bootstrap([0.7] * 5) == pytest.approx((0.7, 0.7))
-
-
 def row_of(*sets):
     return {"judge": [list(scores) for scores in sets]}
 
@@ -268,11 +255,6 @@ def test_small_components_are_counted():
 
 
 # --- arms ------------------------------------------------------------------------------------------------------------
-
-
-def test_overrides_are_nested_and_typed():
-    nested = common.parse_overrides(["a.b=1", "a.c=x", "d=[1, 2.5]", "e=true"])
-    assert nested == {"a": {"b": 1, "c": "x"}, "d": [1, 2.5], "e": True}
 
 
 def test_arms_are_parsed():

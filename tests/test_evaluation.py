@@ -48,7 +48,9 @@ def test_bootstrap_agrees_with_scipy():
 
 
 def test_bootstrap_of_two_values_is_known_exactly():
+    # means of pairs from {0, 1}: 0 and 1 with probability 1/4 each, 1/2 with probability 1/2
     assert bootstrap([0.0, 1.0], level=0.4) == (0.5, 0.5)
+    assert bootstrap([0.0, 1.0], level=0.6) == (0.0, 1.0)
     assert bootstrap([0.7] * 5) == pytest.approx((0.7, 0.7))
 
 

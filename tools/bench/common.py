@@ -34,6 +34,7 @@ from bench.verdicts import verdict
 from psd_gs.config import Config, make_config, to_dict
 from psd_gs.densify import components
 from psd_gs.errors import PsdGsError
+from psd_gs.evaluation.arms import parse_overrides
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.files import write_atomic
 from psd_gs.gaussians import Gaussians
@@ -72,25 +73,6 @@ def key_value(text: str) -> str:
     if "=" not in text:
         raise argparse.ArgumentTypeError(f"expected key=value, such as guidance.psd.weight=2, received {text!r}")
     return text
-
-
-def parse_overrides(pairs: Iterable[str]) -> Row:
-    """``["a.b=1", "steps=20"]`` to ``{"a": {"b": 1}, "steps": 20}``; values are read as YAML.
-
-    Raises:
-        argparse.ArgumentTypeError: no equals sign.
-    """
-    import yaml
-
-    nested: Row = {}
-    for pair in map(key_value, pairs):
-        name, _, value = pair.partition("=")
-        *outer, last = name.strip().split(".")
-        inside = nested
-        for part in outer:
-            inside = inside.setdefault(part, {})
-        inside[last] = yaml.safe_load(value)
-    return nested
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

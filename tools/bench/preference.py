@@ -38,14 +38,12 @@ from bench.common import (
     load_prompts,
     make_run_config,
     options_of,
-    parse_overrides,
     provenance,
     write_report,
 )
 from bench.verdicts import (
     Measure,
     accuracy,
-    bootstrap,
     by_prompt,
     logit_scale,
     match_probability,
@@ -57,6 +55,8 @@ from bench.verdicts import (
 )
 from psd_gs.config import Config, merged
 from psd_gs.errors import PsdGsError
+from psd_gs.evaluation.arms import parse_overrides
+from psd_gs.evaluation.statistics import bootstrap
 
 ARMS = ("psd", "base:guidance.preference=none", "base-time:guidance.preference=none,steps=time:psd")
 MIN_WINS, MIN_MATCH = 0.75, -0.02

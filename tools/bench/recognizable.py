@@ -44,7 +44,6 @@ from bench.common import (
 from bench.verdicts import (
     GROUPS,
     accuracy,
-    bootstrap,
     by_prompt,
     captions,
     logit_scale,
@@ -55,6 +54,7 @@ from bench.verdicts import (
     yes,
 )
 from psd_gs.errors import PsdGsError
+from psd_gs.evaluation.statistics import bootstrap
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.pipeline import evaluation_cameras
 

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_gs.evaluation.report import markdown_table
+from psd_gs.evaluation.statistics import bootstrap
 from psd_gs.rewards.base import Reward, group_score
 
 Row = dict[str, Any]
@@ -76,14 +78,6 @@ def by_prompt(prompts: list[list[Row]], measure: Measure) -> Float[np.ndarray, "
     return np.array([np.mean([measure(row) for row in rows]) for rows in prompts])
 
 
-def bootstrap(values: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean, resampling the values (Efron 1979)."""
-    data = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(seed).integers(len(data), size=(draws, len(data)))
-    low, high = np.quantile(data[picks].mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def with_interval(values: Sequence[float], digits: int = 3) -> str:
     """``mean [low, high]`` of values that can have either sign."""
     low, high = bootstrap(values)
@@ -92,8 +86,7 @@ def with_interval(values: Sequence[float], digits: int = 3) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return markdown_table([header, *rows])
 
 
 def percent(values: Float[np.ndarray, " N"]) -> str:
