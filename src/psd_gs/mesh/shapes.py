@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from psd_gs.errors import BackendError, InputError
-from psd_gs.mesh.surface import Triangles, decimate
+from psd_gs.mesh.decimate import decimate
+from psd_gs.mesh.surface import Triangles
 
 Collision = Literal["none", "hull", "coacd"]
 
