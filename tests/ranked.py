@@ -17,10 +17,12 @@ from psd_gs.gaussians import random_ball, rgb_to_sh0
 from psd_gs.pipeline import evaluation_images
 from psd_gs.ranking.server import Server, Session
 
-PROMPTS = [f"a {colour} {thing}" for thing in ("cube", "sphere", "cone", "cylinder") for colour in ("red", "blue", "green")]
+PROMPTS = [
+    f"a {colour} {thing}" for thing in ("cube", "sphere", "cone", "cylinder") for colour in ("red", "blue", "green")
+]
 
 
-def make_runs(folder: Path, prompts: list[str] = PROMPTS, each: int = 4) -> Path:
+def make_runs(folder: Path, prompts: list[str] = PROMPTS, each: int = 5) -> Path:
     """Finished runs as far as ranking looks: balls of all sizes and colours."""
     generator = torch.Generator().manual_seed(0)
     for i, prompt in enumerate(prompts):
@@ -36,15 +38,14 @@ def make_runs(folder: Path, prompts: list[str] = PROMPTS, each: int = 4) -> Path
     return folder
 
 
-def redness(run: Path) -> float:
-    """How red a run's pictures are."""
-    images = evaluation_images(read_ply(run / "splat.ply"), size=32)
-    return float((images[:, :, 0] - images[:, :, 1:3].mean(2)).mean())
+def brightness(run: Path) -> float:
+    """How bright a run's pictures are on white: small or pale things win."""
+    return float(evaluation_images(read_ply(run / "splat.ply"), size=32).mean())
 
 
 def verdict(better: float) -> str:
     """Key of a difference, right minus left."""
-    return "3" if abs(better) < 0.005 else str(3 + (1 if better > 0 else -1) * (1 if abs(better) < 0.05 else 2))
+    return "3" if abs(better) < 0.003 else str(3 + (1 if better > 0 else -1) * (1 if abs(better) < 0.03 else 2))
 
 
 class Client:

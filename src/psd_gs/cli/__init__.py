@@ -11,6 +11,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of ``psd-gs``."""
     import tyro
 
+    from psd_gs.cli.batch import Batch
     from psd_gs.cli.doctor import Doctor
     from psd_gs.cli.eval import Eval
     from psd_gs.cli.export import Export
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.cli.info import Info
     from psd_gs.cli.mesh import Mesh
     from psd_gs.cli.models import Models
+    from psd_gs.cli.turntable import Turntable
     from psd_gs.cli.view import View
     from psd_gs.cli.rank import Rank
     from psd_gs.cli.words import Words
@@ -30,7 +32,9 @@ def main(argv: list[str] | None = None) -> None:
         | Annotated[Eval, tyro.conf.subcommand("eval")]
         | Annotated[View, tyro.conf.subcommand("view")]
         | Annotated[Mesh, tyro.conf.subcommand("mesh")]
+        | Annotated[Turntable, tyro.conf.subcommand("turntable")]
         | Annotated[Info, tyro.conf.subcommand("info")]
+        | Annotated[Batch, tyro.conf.subcommand("batch")]
         | Annotated[Rank, tyro.conf.subcommand("rank")]
         | Annotated[FitReward, tyro.conf.subcommand("fit-reward")]
         | Annotated[Words, tyro.conf.subcommand("words")]

@@ -42,7 +42,9 @@ class FitReward:
         from psd_gs.rewards import load_reward
 
         check_enough(read_answers(self.pairs))  # before anything is loaded
-        fit = fit_reward(self.pairs, load_reward(self.base, resolve_device(self.device)), self.base, self.out, self.loss)
+        fit = fit_reward(
+            self.pairs, load_reward(self.base, resolve_device(self.device)), self.base, self.out, self.loss
+        )
         console = Console(highlight=False, markup=False)
         console.print(f"{self.base}: {_text(fit.base)}", soft_wrap=True)
         console.print(f"{self.out}: {_text(fit.held_out)} on prompts that were left out", soft_wrap=True)

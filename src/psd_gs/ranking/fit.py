@@ -222,20 +222,47 @@ def fit_head(data: Comparisons, loss: Loss, penalty: float, rows: Tensor | None 
     degree = data.degree[rows].double()
     difference = (data.features[data.right[rows]] - data.features[data.left[rows]]).double() / std
     weights = torch.where(degree == 0, TIE, 1.0).double()
-    w = torch.zeros_like(mean).requires_grad_()
-    optimizer = torch.optim.LBFGS([w], max_iter=200, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        spoken = (weights * LOSSES[loss](difference @ w, degree)).sum() / weights.sum()
-        total = spoken + penalty * w[:-1].square().sum() + 1e-6 * w[-1].square()
-        total.backward()
-        return total
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    fitted = w.detach() / std
+    ridge = torch.full_like(mean, penalty)
+    ridge[-1] = 1e-6
+    fitted = newton(difference, degree, weights / weights.sum(), LOSSES[loss], ridge) / std
     spread = ((used - mean) @ fitted).std().clamp_min(1e-9)
     return LinearHead(mean.float(), (fitted / spread).float())
+
+
+def newton(
+    difference: Float[Tensor, "N D"],
+    degree: Float[Tensor, " N"],
+    weights: Float[Tensor, " N"],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    ridge: Float[Tensor, " D"],
+    steps: int = 30,
+) -> Float[Tensor, " D"]:
+    """The w that minimizes ``sum weights * loss(difference @ w, degree) + sum ridge * w^2``, by Newton's method.
+
+    The best w is ``ridge^-1 difference^T v``, so the systems to solve are as large as there are answers, not
+    features (the representer theorem).
+    """
+    scaled = difference / ridge
+    gram = scaled @ difference.T
+    v = torch.zeros_like(degree)
+
+    def value(v: Tensor) -> Tensor:
+        z = gram @ v
+        return (weights * loss(z, degree)).sum() + v @ z
+
+    for _ in range(steps):
+        z = (gram @ v).requires_grad_()
+        (slope,) = torch.autograd.grad((weights * loss(z, degree)).sum(), z, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope.sum(), z)
+        residual = slope.detach() + 2 * v
+        move = torch.linalg.solve(curvature[:, None] * gram + 2 * torch.eye(len(v)).to(v), residual)
+        before, size = value(v), 1.0
+        while value(v - size * move) > before and size > 1e-6:
+            size /= 2
+        v = v - size * move
+        if float(residual.abs().max()) < 1e-10:
+            break
+    return scaled.T @ v
 
 
 def folds_of(prompts: Sequence[str], count: int, seed: int = 0) -> list[Tensor]:

@@ -103,7 +103,9 @@ def plan(
     Random(f"order {seed} {annotator}").shuffle(pairs)
     shown = [_sided(prompt, a, b, seed, annotator) for prompt, a, b in pairs]
     again = [Pair(pair.prompt, pair.right, pair.left, 1) for pair in shown[:repeats]]
-    return [pair for pair in shown + again if times[min(pair.left, pair.right), max(pair.left, pair.right)] <= pair.repeat]
+    return [
+        pair for pair in shown + again if times[min(pair.left, pair.right), max(pair.left, pair.right)] <= pair.repeat
+    ]
 
 
 def _sided(prompt: str, a: str, b: str, seed: int, annotator: str) -> Pair:

@@ -128,7 +128,9 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__(("127.0.0.1", port), partial(_Handler, session, self.token))
         except OSError as error:
-            raise OutputError(f"cannot listen on port {port}: {error.strerror or error}. Try another --port.") from error
+            raise OutputError(
+                f"cannot listen on port {port}: {error.strerror or error}. Try another --port."
+            ) from error
 
     @property
     def url(self) -> str:
@@ -150,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet: the token is in every path."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         match self._parts():
             case [""]:
                 self._page()
@@ -161,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._json({"error": "no such page"}, HTTPStatus.NOT_FOUND)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         if self._parts() != ["answer"] or not length.isdecimal() or int(length) > MAX_BODY:
             self.close_connection = True  # whatever the body is, it is not read
@@ -224,7 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         self.send_response(status)
         always = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
-        for name, value in ({"Content-Type": kind, "Content-Length": str(len(data))} | always | (headers or {})).items():
+        for name, value in (
+            {"Content-Type": kind, "Content-Length": str(len(data))} | always | (headers or {})
+        ).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)

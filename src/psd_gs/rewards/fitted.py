@@ -36,9 +36,7 @@ class LinearHead:
     mean: Float[Tensor, " D+1"]
     weight: Float[Tensor, " D+1"]
 
-    def __call__(
-        self, features: Float[Tensor, "*batch D"], scores: Float[Tensor, "*batch"]
-    ) -> Float[Tensor, "*batch"]:
+    def __call__(self, features: Float[Tensor, "*batch D"], scores: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """Scores of features, one less than there are weights, and of what the base says."""
         seen = torch.cat([features.float(), scores.float()[..., None]], -1)
         return (seen - self.mean.to(seen.device)) @ self.weight.to(seen.device)

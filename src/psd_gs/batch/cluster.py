@@ -1,0 +1,66 @@
+"""Workers as Ray actors, on one machine or many that share a file system."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psd_gs.batch.tasks import Outcome, Task, Worker
+from psd_gs.errors import BackendError, ConfigError
+
+
+class RayPool:
+    """A :class:`~psd_gs.batch.queue.Pool` of Ray actors: one per GPU of the cluster, or ``workers`` on CPUs.
+
+    Args:
+        address: of a cluster (``auto``, ``ray://HOST:10001``, ``HOST:6379``), or ``local`` for a new one here.
+        workers: on CPUs; with GPUs, at most so many (0: all).
+        device: ``auto``, ``cpu`` or ``cuda``.
+        threads: of each worker on a CPU; 0 leaves what there is.
+
+    Raises:
+        BackendError: Ray does not start or answer, or has no GPU though one was asked for.
+        ConfigError: Ray is not installed.
+    """
+
+    def __init__(self, address: str, workers: int = 0, device: str = "auto", threads: int = 0) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError('--ray needs Ray: pip install "psd-gs[ray]".') from error
+        self._ray = ray
+        local = {"num_cpus": max(1, workers), "include_dashboard": False} if address == "local" else {}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+        except Exception as error:  # ray raises ConnectionError, ValueError, RuntimeError and its own
+            raise BackendError(f"no Ray at {address}: {error}. Start one with `ray start --head`.") from error
+        gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+        if device.startswith("cuda") and not gpus:
+            ray.shutdown()
+            raise BackendError(f"expected GPUs in the Ray cluster {address}, received none. Leave --device out.")
+        self.size = min(gpus, workers or gpus) if gpus else max(1, workers)
+        self._device, self._threads = ("cuda:0", 0) if gpus else ("cpu", threads)  # Ray shows each actor its own GPU
+        self._actor = ray.remote(num_gpus=1 if gpus else 0, num_cpus=1, max_restarts=0)(Worker)
+        self.actors: dict[int, Any] = {}
+        self._running: dict[Any, int] = {}
+
+    def start(self, slot: int, task: Task) -> None:
+        if slot not in self.actors:
+            self.actors[slot] = self._actor.remote(self._device, self._threads)
+        self._running[self.actors[slot].run.remote(task)] = slot
+
+    def wait(self, seconds: float) -> list[tuple[int, Outcome | None]]:
+        ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
+        out: list[tuple[int, Outcome | None]] = []
+        for reference in ready:
+            slot = self._running.pop(reference)
+            try:
+                out.append((slot, self._ray.get(reference)))
+            except self._ray.exceptions.RayError:  # the actor, its node or the way to it is gone
+                self._ray.kill(self.actors.pop(slot))
+                out.append((slot, None))
+        return out
+
+    def close(self) -> None:
+        for actor in self.actors.values():
+            self._ray.kill(actor)
+        self._ray.shutdown()

@@ -1,0 +1,227 @@
+"""What a worker does: one prompt, from its first step or its checkpoint to the files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from psd_gs import runs
+from psd_gs.config import Config, from_dict, read_yaml, to_dict
+from psd_gs.errors import ConfigError, InputError, OutputError, PsdGsError
+from psd_gs.evaluation.suites import folder_name
+
+if TYPE_CHECKING:
+    from psd_gs.pipeline import TextTo3DPipeline
+    from psd_gs.priors import TextEmbedding
+    from psd_gs.priors.base import Prior
+
+logger = logging.getLogger(__name__)
+
+EMBEDDINGS = ".embeddings"
+"""Folder in the results with the prompts' embeddings, each computed by one worker for all."""
+_NOT_DECISIVE = ("weights", "device", "vram", "dtype")
+"""Options that may differ when a run goes on elsewhere."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run.
+
+    Attributes:
+        config: everything that decides it.
+        folder: of the run, absolute.
+    """
+
+    config: Config
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended.
+
+    Attributes:
+        scores: by model.
+        error: what was wrong with this task; None if it is finished.
+        fatal: no other task can do better, for the models cannot be loaded.
+    """
+
+    scores: dict[str, float] | None = None
+    error: str | None = None
+    fatal: bool = False
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """One prompt per line; empty lines, lines that begin with # and repetitions are left out.
+
+    Raises:
+        InputError: the file cannot be read, or has no prompts.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {reason}. Give a text file in UTF-8, one prompt per line.") from error
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    if not prompts:
+        raise InputError(f"{path}: expected one prompt per line, received no prompts.")
+    return prompts
+
+
+def make_tasks(config: Config, prompts: Sequence[str], output_dir: Path) -> list[Task]:
+    """A task per prompt, all with the same options."""
+    root = output_dir.resolve()
+    return [Task(replace(config, prompt=prompt), root / folder_name(prompt, config.seed)) for prompt in prompts]
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """``i/n``: which of n parts, from 0.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"--shard: expected i/n with i from 0 to n - 1, such as 0/4, received {text!r}.")
+    return int(index), int(count)
+
+
+def steps_done(folder: Path) -> int:
+    """Finished steps of a run that may be under way."""
+    try:
+        return (folder / "metrics.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+class Worker:
+    """Loads the models at the first task and keeps them.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+        threads: of torch and the CPU rasterizer; 0 leaves what there is.
+    """
+
+    def __init__(self, device: str, threads: int = 0) -> None:
+        self.device, self.threads = device, threads
+        self.pipeline: TextTo3DPipeline | None = None
+
+    def run(self, task: Task) -> Outcome:
+        """Do a task; whatever goes wrong is told in the outcome."""
+        try:
+            self.pipeline = self.pipeline or self._load(task)
+        except Exception as error:
+            return Outcome(error=_text(error), fatal=True)
+        try:
+            return Outcome(run_task(self.pipeline, replace(task, config=replace(task.config, device=self.device))))
+        except Exception as error:  # a bug in one run must not stop the others
+            if not isinstance(error, PsdGsError):
+                logger.exception("%s failed", task.folder)
+            return Outcome(error=_text(error))
+
+    def _load(self, task: Task) -> TextTo3DPipeline:
+        import torch
+
+        from psd_gs.pipeline import TextTo3DPipeline
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        c = task.config
+        pipeline = TextTo3DPipeline.from_pretrained(
+            c.prior,
+            reward=c.reward,
+            judge=c.judge,
+            device=self.device,
+            dtype=c.dtype,
+            vram=c.vram,
+            prior_size=c.prior_size,
+        )
+        share_embeddings(pipeline.prior, f"{c.prior} {c.dtype} {pipeline.digests}", task.folder.parent / EMBEDDINGS)
+        return pipeline
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, PsdGsError | OSError) else f"{type(error).__name__}: {error}"
+
+
+def run_task(pipeline: TextTo3DPipeline, task: Task) -> dict[str, float]:
+    """Begin a run, go on with it, or leave it if it is finished; returns its scores.
+
+    Raises:
+        OutputError: the folder holds a run of another prompt or with other options.
+    """
+    folder, config = task.folder, replace(task.config, weights=pipeline.digests)
+    check_folder(config, folder)
+    if runs.is_finished(folder):
+        return dict(read_yaml(folder / "psd_gs.json")["scores"])
+    trainer = pipeline.trainer(config, folder)
+    if runs.has_begun(folder):
+        trainer.load_checkpoint()
+    else:
+        runs.make_folder(folder)
+        trainer.save_checkpoint()  # first, so that a run that has begun can always go on
+        runs.write_yaml(folder / "config.yaml", to_dict(config))
+    parent = multiprocessing.parent_process()
+    for _ in trainer.run():
+        if parent and not parent.is_alive():  # nobody waits for this any more, or another batch does it already
+            raise SystemExit(1)
+    result = pipeline.result(trainer)
+    result.save(folder)
+    return result.scores
+
+
+def check_folder(config: Config, folder: Path) -> None:
+    """Refuse a folder with another run in it.
+
+    Raises:
+        OutputError: names the options that differ.
+    """
+    if not runs.has_begun(folder):
+        return
+    saved = to_dict(from_dict(Config, read_yaml(folder / "config.yaml"), str(folder / "config.yaml")))
+    mine = to_dict(config)
+    other = [name for name in saved if saved[name] != mine[name] and name not in _NOT_DECISIVE]
+    if other:
+        raise OutputError(
+            f"{folder} holds a run that differs in {', '.join(other)}. Choose another --output-dir, or delete it."
+        )
+
+
+def share_embeddings(prior: Prior, models: str, folder: Path) -> None:
+    """Let ``prior.embed`` look in ``folder`` first, prompt by prompt, and leave there what it computes.
+
+    Args:
+        prior: is changed.
+        models: tells its weights from others.
+        folder: created when needed.
+    """
+    import torch
+
+    from psd_gs.priors import TextEmbedding
+    from psd_gs.trainer import read_tensors, write_tensors
+
+    compute = prior.embed
+    names = ("sequence", "pooled", "mask")
+
+    def one(prompt: str) -> TextEmbedding:
+        digest = hashlib.sha256(f"{models} {prompt}".encode()).hexdigest()
+        path = folder / f"{digest}.safetensors"
+        if path.exists():
+            return TextEmbedding(**{name: tensor.to(prior.device) for name, tensor in read_tensors(path).items()})
+        embedding = compute([prompt])
+        parts = {name: getattr(embedding, name) for name in names}
+        write_tensors(path, {name: tensor.cpu() for name, tensor in parts.items() if tensor is not None})
+        return embedding
+
+    def embed(prompts: list[str]) -> TextEmbedding:
+        rows = [one(prompt) for prompt in prompts]
+        parts = {name: [getattr(row, name) for row in rows] for name in names}
+        return TextEmbedding(**{name: torch.cat(some) for name, some in parts.items() if some[0] is not None})
+
+    prior.embed = embed  # type: ignore[method-assign]

@@ -1,0 +1,183 @@
+"""``psd-gs batch``: a file of prompts in, a folder of runs and a page over them out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from psd_gs.cli.generate import File, Generate, Number, Text, silence_libraries
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from psd_gs.batch.queue import Pool
+    from psd_gs.batch.tasks import Outcome, Task
+
+INDEX_SECONDS = 30.0
+"""Between two versions of the page while the batch runs."""
+
+
+@dataclass
+class Batch:
+    """Make an asset of every line of a file.
+
+    One run folder per prompt, and index.html over all. On GPUs one worker each; on a CPU --workers, which share
+    its threads. The same command goes on where it stopped: finished runs are left alone, others go on from
+    their checkpoints. A prompt that fails is told at the end and does not stop the others.
+    """
+
+    prompts: Annotated[Positional[Path], arg(metavar="PROMPTS.txt")]
+    """One prompt per line; lines that begin with # are left out."""
+    workers: Annotated[int, arg(metavar="N")] = 0
+    """Processes: one per GPU, or 1 on a CPU, unless told."""
+    shard: Text = None
+    """i/n: only every n-th prompt, from the i-th (0 to n-1) on, for job arrays that share --output-dir."""
+    ray: Annotated[str | None, arg(metavar="ADDRESS", help_behavior_hint="")] = None
+    """Take the workers from a Ray cluster (auto, HOST:6379, ray://HOST:10001), or from a new one here (local)."""
+    output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs/batch")
+    """Folder of all runs."""
+    preset: Text = None
+    """Draft, default or quality, as all that follows as in `psd-gs generate`."""
+    recipe: Text = None
+    """Settings of a published method instead of a preset."""
+    prior: Text = None
+    """Diffusion model."""
+    reward: Text = None
+    """What ranks the noise pairs."""
+    judge: Text = None
+    """What scores the result."""
+    method: Text = None
+    """Base score."""
+    preference: Text = None
+    """Preference score."""
+    negative_prompt: Text = None
+    """What the assets should not look like."""
+    steps: Number = None
+    """Optimization steps."""
+    seed: Number = None
+    """Seed of every run."""
+    device: Text = None
+    """auto, cpu, cuda (all GPUs) or cuda:N (that one)."""
+    vram: Number = None
+    """GPU memory to fit into, GB."""
+    config: File = None
+    """YAML file of options that goes over the preset."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from psd_gs import runs
+        from psd_gs.batch.index import write_index
+        from psd_gs.batch.queue import Journal, run_all
+        from psd_gs.batch.tasks import make_tasks, read_prompts, read_shard
+        from psd_gs.errors import ConfigError
+
+        if self.workers < 0:
+            raise ConfigError(f"--workers: expected 1 or more, received {self.workers}.")
+        console = Console(highlight=False, markup=False)
+        generate = self._generate(prompts := read_prompts(self.prompts))
+        config = generate.configs()[0]
+        everything = make_tasks(config, prompts, self.output_dir)
+        part, parts = read_shard(self.shard) if self.shard else (0, 1)
+        mine = everything[part::parts]
+        tasks = [task for task in mine if not runs.is_finished(task.folder)]
+        root = self.output_dir.resolve()
+        runs.make_folder(root)
+        silence_libraries()
+        if not self.ray:
+            generate.download(console, config)  # once, not once per worker
+        failed: dict[Path, str] = {}
+        if tasks:
+            pool = self._pool(len(tasks))
+            what = f"{len(tasks)} of {len(mine)} prompts to do · {pool.size} workers · prior {config.prior}"
+            console.print(f"{what} · {config.steps} steps", soft_wrap=True)
+            watch = _Watch(console, mine, lambda: write_index(root, everything, failed))
+            try:
+                done = run_all(tasks, pool, Journal(root / "batch.jsonl"), watch.done, watch.wait)
+            except KeyboardInterrupt:
+                console.print("stopped; the same command goes on")
+                raise
+            finally:
+                watch.close()
+                pool.close()
+            failed |= {task.folder: outcome.error for task, outcome in done if outcome.error}
+        console.print(str(write_index(root, everything, failed)), soft_wrap=True)
+        for task in tasks:
+            if task.folder in failed:
+                console.print(f"failed: {task.config.prompt}: {failed[task.folder]}", soft_wrap=True)
+        if failed:
+            raise SystemExit(1)
+
+    def _generate(self, prompts: list[str]) -> Generate:
+        """The command that makes the first of them."""
+        shared = ("preset", "recipe", "prior", "reward", "judge", "method", "preference", "negative_prompt", "steps")
+        given = {name: getattr(self, name) for name in (*shared, "seed", "vram", "config")}
+        return Generate(prompts[0], device="cpu" if self.ray else self.device, **given)
+
+    def _pool(self, tasks: int) -> Pool:
+        import torch
+
+        from psd_gs.batch.cluster import RayPool
+        from psd_gs.batch.local import LocalPool
+        from psd_gs.pipeline import resolve_device
+
+        wanted = min(self.workers, tasks)
+        threads = max(1, torch.get_num_threads() // wanted) if wanted else 0
+        if self.ray:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+            return RayPool(self.ray, wanted, self.device or "auto", threads)
+        device = resolve_device(self.device or "auto")
+        if device.type == "cpu":
+            return LocalPool(["cpu"] * max(1, wanted), threads, silence_libraries)
+        if device.index is not None:
+            return LocalPool([str(device)], prepare=silence_libraries)
+        count = min(torch.cuda.device_count(), wanted or torch.cuda.device_count(), tasks)
+        return LocalPool([f"cuda:{i}" for i in range(count)], prepare=silence_libraries)
+
+
+class _Watch:
+    """Progress over all tasks: a bar on a terminal, else a line per finished prompt."""
+
+    def __init__(self, console: Console, tasks: Sequence[Task], index: Callable[[], object]) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from psd_gs.runs import is_finished
+
+        self.console, self.tasks, self.write_index = console, tasks, index
+        self.steps = {task.folder: task.config.steps for task in tasks}
+        self.ended = {task.folder for task in tasks if is_finished(task.folder)}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console) if console.is_terminal else None
+        if self.bar:
+            self.bar.start()
+            self.row = self.bar.add_task("steps", total=sum(self.steps.values()))
+        self.last = time.monotonic()
+
+    def done(self, task: Task, outcome: Outcome) -> None:
+        self.ended.add(task.folder)
+        scores = ", ".join(f"{name} {score:.3f}" for name, score in (outcome.scores or {}).items())
+        text = f"failed: {outcome.error}" if outcome.error else scores
+        self.console.print(f"{len(self.ended)}/{len(self.tasks)}  {task.config.prompt}  ({text})", soft_wrap=True)
+
+    def wait(self, running: Mapping[int, Task]) -> None:
+        from psd_gs.batch.tasks import steps_done
+
+        if self.bar:
+            under_way = sum(steps_done(task.folder) for task in running.values() if task.folder not in self.ended)
+            total = sum(self.steps[folder] for folder in self.ended) + under_way
+            self.bar.update(self.row, completed=total, description=f"{len(self.ended)}/{len(self.tasks)} prompts")
+        if time.monotonic() - self.last > INDEX_SECONDS:
+            self.last = time.monotonic()
+            self.write_index()
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()

@@ -1,0 +1,331 @@
+"""Many prompts on workers that die: nothing lost, nothing done twice, failures told at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from painted import PaintedPrior, RedReward, tiny_config
+
+from psd_gs import cli, runs
+from psd_gs.batch.index import write_index
+from psd_gs.batch.local import LocalPool
+from psd_gs.batch.queue import TRIES, Journal, run_all
+from psd_gs.batch.tasks import (
+    EMBEDDINGS,
+    Outcome,
+    Task,
+    Worker,
+    make_tasks,
+    read_prompts,
+    read_shard,
+    run_task,
+    share_embeddings,
+    steps_done,
+)
+from psd_gs.config import make_config
+from psd_gs.errors import BackendError, ConfigError, InputError, OutputError
+from psd_gs.export.ply import read_ply
+from psd_gs.pipeline import TextTo3DPipeline
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def painted() -> TextTo3DPipeline:
+    return TextTo3DPipeline(PaintedPrior(), RedReward())
+
+
+def tasks_in(folder: Path, *prompts: str, **options) -> list[Task]:
+    return make_tasks(tiny_config(steps=4, **options), prompts, folder)
+
+
+# --- prompts and tasks -----------------------------------------------------------------------------------------------
+
+
+def test_prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeffa corgi\n# not this\n\n  a  red\tcube \na corgi\nein Bär\n", encoding="utf-8")
+    assert read_prompts(path) == ["a corgi", "a red cube", "ein Bär"]
+    path.write_text("# nothing\n\n")
+    with pytest.raises(InputError, match="received no prompts"):
+        read_prompts(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="one prompt per line"):
+        read_prompts(path)
+    with pytest.raises(InputError, match="No such file"):
+        read_prompts(tmp_path / "none.txt")
+
+
+def test_every_prompt_has_its_own_folder(tmp_path):
+    tasks = tasks_in(tmp_path, "a dog", "a dog!", "A dog", "日本", "犬")
+    assert len({task.folder for task in tasks}) == 5
+    assert tasks[0].folder == tmp_path.resolve() / "a-dog-0"
+
+
+def test_shards_divide_the_work():
+    work = list(range(11))
+    parts = [work[i::n] for i, n in (read_shard(f"{i}/3") for i in range(3))]
+    assert sorted(sum(parts, [])) == work
+    for bad in ("3/3", "1", "a/b", "-1/3", "0/0", "1/2/3"):
+        with pytest.raises(ConfigError, match="--shard: expected i/n"):
+            read_shard(bad)
+
+
+def test_a_run_goes_on_and_is_left_when_finished(tmp_path, painted, quick_files):
+    (task,) = tasks_in(tmp_path, "a red ball")
+    trainer = painted.trainer(task.config, task.folder)
+    trainer.save_checkpoint()
+    runs.write_yaml(task.folder / "config.yaml", {"prompt": "a red ball", **_plain(task)})
+    steps = trainer.run()
+    next(steps)
+    trainer.save_checkpoint()
+    next(steps)  # after the checkpoint: comes again
+    assert steps_done(task.folder) == 2
+    scores = run_task(painted, task)
+    assert steps_done(task.folder) == 4
+    calls = painted.prior.calls
+    assert run_task(painted, task) == pytest.approx(scores, abs=1e-4)
+    assert painted.prior.calls == calls
+    straight = replace(task, folder=tmp_path / "straight")
+    run_task(painted, straight)
+    assert torch.equal(read_ply(task.folder / "splat.ply").means, read_ply(straight.folder / "splat.ply").means)
+    with pytest.raises(OutputError, match=r"holds a run that differs in seed\. Choose another"):
+        run_task(painted, replace(task, config=replace(task.config, seed=1)))
+
+
+def _plain(task: Task) -> dict:
+    from psd_gs.config import to_dict
+
+    return to_dict(task.config)
+
+
+def test_a_worker_tells_what_is_wrong(tmp_path, painted, caplog):
+    good, bad = tasks_in(tmp_path, "a red ball", "123")
+    worker = Worker("cpu")
+    worker.pipeline = painted
+    assert "expected a prompt in words" in (worker.run(bad).error or "")
+    worker.pipeline = TextTo3DPipeline(None, RedReward())  # a bug
+    assert (worker.run(good).error or "").startswith("AttributeError")
+    assert not worker.run(good).fatal
+    unknown = replace(good, config=replace(good.config, prior="no such prior"))
+    assert Worker("cpu").run(unknown).fatal
+
+
+def test_embeddings_are_computed_once_for_all_workers(tmp_path):
+    asked: list[str] = []
+
+    class Counting(PaintedPrior):
+        def embed(self, prompts):
+            asked.extend(prompts)
+            return super().embed(prompts)
+
+    one, other, foreign = Counting(), Counting(), Counting()
+    share_embeddings(one, "models", tmp_path / EMBEDDINGS)
+    share_embeddings(other, "models", tmp_path / EMBEDDINGS)
+    share_embeddings(foreign, "other models", tmp_path / EMBEDDINGS)
+    first = one.embed(["a", "bb", "a"])
+    assert torch.equal(other.embed(["a", "bb", "a"]).sequence, first.sequence)
+    assert torch.equal(first.sequence, PaintedPrior().embed(["a", "bb", "a"]).sequence)
+    assert asked == ["a", "bb"]
+    foreign.embed(["a"])
+    assert asked == ["a", "bb", "a"]
+
+
+# --- the queue -------------------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A pool in which tasks end as told, ``lost`` as often as given."""
+
+    def __init__(self, size: int, lost: dict[str, int], failing: tuple[str, ...] = (), fatal: bool = False) -> None:
+        self.size, self.lost, self.failing, self.fatal = size, Counter(lost), failing, fatal
+        self.started: list[str] = []
+        self.running: dict[int, Task] = {}
+
+    def start(self, slot: int, task: Task) -> None:
+        assert slot not in self.running
+        self.running[slot] = task
+        self.started.append(task.config.prompt)
+
+    def wait(self, seconds: float) -> list[tuple[int, Outcome | None]]:
+        slot = max(self.running)
+        prompt = self.running.pop(slot).config.prompt
+        if self.lost[prompt] > 0:
+            self.lost[prompt] -= 1
+            return [(slot, None)]
+        error = "no" if prompt in self.failing or self.fatal else None
+        return [(slot, Outcome(None if error else {"mini": 1.0}, error, self.fatal))]
+
+    def close(self) -> None: ...
+
+
+def test_lost_tasks_are_done_again_and_failures_stop_nobody(tmp_path):
+    names = [f"prompt {c}" for c in "abcdefg"]
+    tasks = tasks_in(tmp_path, *names)
+    pool = Scripted(3, {"prompt b": 1, "prompt e": TRIES}, failing=("prompt c",))
+    ended = []
+    done = run_all(tasks, pool, Journal(tmp_path / "batch.jsonl"), lambda task, outcome: ended.append(task.folder))
+    assert [task.config.prompt for task, _ in done] == names
+    assert Counter(pool.started) == Counter(names) + Counter({"prompt b": 1, "prompt e": TRIES - 1})
+    errors = {task.config.prompt: outcome.error for task, outcome in done if outcome.error}
+    assert errors == {
+        "prompt c": "no",
+        "prompt e": "its worker died 3 times; out of memory? Try fewer --workers.",
+    }
+    assert len(ended) == len(set(ended)) == 7
+    events = Counter(json.loads(line)["event"] for line in (tmp_path / "batch.jsonl").read_text().splitlines())
+    assert events == {"started": 10, "lost": 4, "finished": 5, "failed": 2}
+
+
+def test_models_that_cannot_be_loaded_end_it(tmp_path):
+    with pytest.raises(BackendError, match="no worker can begin: no"):
+        run_all(tasks_in(tmp_path, "a b", "c d"), Scripted(2, {}, fatal=True), lambda *event: None)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+class Links(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name == "href"]
+        self.sources += [value for name, value in attrs if name == "src"]
+
+
+def test_the_index(tmp_path, painted, quick_files):
+    tasks = tasks_in(tmp_path, "a <b>bold</b> ball", "a cube", "a cone")
+    run_task(painted, tasks[0])
+    path = write_index(tmp_path, tasks, {tasks[1].folder: "<script>"})
+    text = path.read_text(encoding="utf-8")
+    assert "1 of 3 prompts" in text
+    assert "a &lt;b&gt;bold" in text
+    assert "&lt;script&gt;" in text
+    assert "<script>" not in text
+    assert "a cone: waiting" in text
+    found = Links(text)
+    assert len(found.links) >= 4
+    assert all((tmp_path / link).is_file() for link in found.links)
+    assert found.sources
+    assert all(source.startswith("data:image/jpeg") for source in found.sources)
+
+
+# --- for real --------------------------------------------------------------------------------------------------------
+
+
+def check_results(root: Path, prompts: list[str], steps: int) -> None:
+    """Every run is finished, with each step once."""
+    for task in make_tasks(make_config("draft", "mini"), prompts, root):
+        assert runs.is_finished(task.folder), task.folder
+        rows = [json.loads(line)["step"] for line in (task.folder / "metrics.jsonl").read_text().splitlines()]
+        assert rows == list(range(1, steps + 1))
+    events = [json.loads(line) for line in (root / "batch.jsonl").read_text().splitlines()]
+    finished = Counter(event["run"] for event in events if event["event"] == "finished")
+    assert set(finished.values()) == {1}
+    assert len(finished) == len(prompts)
+
+
+def kill_one(running, killed: list[int], process_of) -> None:
+    """End the first worker whose run has begun, without warning, once."""
+    for slot, task in running.items():
+        if not killed and steps_done(task.folder):
+            killed.append(process_of(slot))
+            os.kill(killed[0], getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+PROMPTS = ["a red cube", "a corgi", "a blue sphere", "a chair"]
+
+
+@pytest.mark.full
+def test_a_killed_process_loses_nothing(tmp_path, mini_pipeline):
+    names = {"prior": "mini", "reward": "mini", "judge": "mini-judge", "steps": 3}
+    tasks = make_tasks(make_config("draft", "mini", names), PROMPTS, tmp_path)
+    pool = LocalPool(["cpu", "cpu"], threads=1)
+    killed: list[int] = []
+    try:
+        done = run_all(
+            tasks,
+            pool,
+            Journal(tmp_path / "batch.jsonl"),
+            on_wait=lambda running: kill_one(running, killed, lambda slot: pool.workers[slot][0].pid),
+        )
+    finally:
+        pool.close()
+    assert killed
+    assert not [outcome.error for _, outcome in done if outcome.error]
+    check_results(tmp_path, PROMPTS, 3)
+    events = [json.loads(line) for line in (tmp_path / "batch.jsonl").read_text().splitlines()]
+    (lost,) = (event["run"] for event in events if event["event"] == "lost")
+    task = next(task for task in tasks if task.folder.name == lost)
+    straight = mini_pipeline(task.config.prompt, preset="draft", steps=3).gaussians
+    assert torch.equal(read_ply(task.folder / "splat.ply").means, straight.means)
+
+
+@pytest.mark.full
+def test_the_command(tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("\n".join(["a red cube", "123", "a corgi"]))
+    arguments = ["batch", str(tmp_path / "prompts.txt"), "--output-dir", str(tmp_path / "out"), "--preset", "draft"]
+    arguments += ["--steps", "2", "--device", "cpu", "--prior", "mini", "--workers", "2"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("failed: 123: expected a prompt in words")
+    assert lines[-2].endswith("index.html")
+    check_results(tmp_path / "out", ["a red cube", "a corgi"], 2)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("splat.ply")}
+    (tmp_path / "prompts.txt").write_text("\n".join(["a red cube", "a corgi"]))
+    cli.main(arguments)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("splat.ply")} == before
+    assert "2 of 2 prompts" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.full
+def test_ray_with_a_killed_worker(tmp_path):
+    ray = pytest.importorskip("ray")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from psd_gs.batch.cluster import RayPool
+
+    names = {"prior": "mini", "reward": "mini", "judge": "mini-judge", "steps": 3}
+    tasks = make_tasks(make_config("draft", "mini", names), PROMPTS, tmp_path)
+    pool = RayPool("local", workers=2, device="cpu", threads=1)
+    killed: list[int] = []
+
+    def process_of(slot: int) -> int:
+        import psutil
+
+        started = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if child.name().startswith("ray::Worker") or "ray::Worker" in " ".join(child.cmdline())
+        ]
+        return started[0].pid
+
+    try:
+        done = run_all(
+            tasks,
+            pool,
+            Journal(tmp_path / "batch.jsonl"),
+            on_wait=lambda running: kill_one(running, killed, process_of),
+        )
+    finally:
+        pool.close()
+    assert not ray.is_initialized()
+    assert killed
+    assert not [outcome.error for _, outcome in done if outcome.error]
+    check_results(tmp_path, PROMPTS, 3)
+    events = Counter(json.loads(line)["event"] for line in (tmp_path / "batch.jsonl").read_text().splitlines())
+    assert events["lost"] >= 1
+    assert events["finished"] == 4
