@@ -9,7 +9,14 @@ from imageio_ffmpeg import count_frames_and_secs, read_frames
 from PIL import Image
 
 from psd_gs.errors import InputError, OutputError
-from psd_gs.export.pictures import contact_sheet, preview_png, turntable_video
+from psd_gs.export.pictures import (
+    contact_sheet,
+    picture_png,
+    preview_png,
+    progress_strip,
+    turntable_film,
+    turntable_video,
+)
 from psd_gs.gaussians import Gaussians, from_points
 
 FRONT, RIGHT, BACK, LEFT = torch.eye(3)[0], torch.eye(3)[1], torch.eye(3)[2], torch.tensor([1.0, 1.0, 0.0])
@@ -107,3 +114,90 @@ def test_contact_sheet(tmp_path):
         contact_sheet(images, tmp_path / "a.png", captions=["one"])
     with pytest.raises(InputError, match="cannot read the picture"):
         contact_sheet([tmp_path / "nothing.png"], tmp_path / "a.png")
+
+
+# --- animated pictures -----------------------------------------------------------------------------------------------
+
+
+def film(path) -> np.ndarray:
+    """All frames ``[F, H, W, 4]``."""
+    with Image.open(path) as picture:
+        frames = []
+        for i in range(picture.n_frames):
+            picture.seek(i)
+            frames.append(np.asarray(picture.convert("RGBA")))
+        assert len(frames) == 1 or picture.info["loop"] == 0
+        return np.stack(frames)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_animated_pictures_are_transparent_and_turn(sphere, tmp_path, suffix):
+    path = tmp_path / f"turn{suffix}"
+    turntable_film(sphere, path, frames=4, size=64, fps=8, elevation=0, metadata={"prompt": "a ball, läuft"})
+    frames = film(path)
+    assert frames.shape == (4, 64, 64, 4)
+    for frame, colour in zip(frames, (FRONT, RIGHT, BACK, LEFT), strict=True):
+        np.testing.assert_allclose(frame[32, 32, :3], 255 * colour, atol=24)
+        assert frame[32, 32, 3] > 250
+        assert frame[2, 2, 3] == 0
+    assert b"a ball, l\\u00e4uft" in path.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    turntable_film(sphere, path, frames=2, size=64, background=(0.0, 0.0, 1.0))
+    frames = film(path)
+    assert (frames[..., 3] == 255).all()
+    np.testing.assert_allclose(frames[:, 2, 2, :3], [(0, 0, 255)] * 2, atol=12)
+
+
+def test_colours_of_transparent_pictures_are_not_darkened(sphere, tmp_path):
+    """Over white they must look like the film on white."""
+    turntable_film(sphere, tmp_path / "a.webp", frames=1, size=64)
+    turntable_film(sphere, tmp_path / "b.webp", frames=1, size=64, background=(1.0, 1.0, 1.0))
+    clear, white = (film(tmp_path / name)[0].astype(float) for name in ("a.webp", "b.webp"))
+    alpha = clear[..., 3:] / 255
+    assert np.abs(clear[..., :3] * alpha + 255 * (1 - alpha) - white[..., :3]).mean() < 3
+
+
+def test_depth_and_normals_of_a_ball(sphere, tmp_path):
+    turntable_film(sphere, tmp_path / "depth.webp", kind="depth", frames=1, size=64, elevation=0)
+    turntable_film(sphere, tmp_path / "normal.webp", kind="normal", frames=1, size=64, elevation=0)
+    depth, normal = film(tmp_path / "depth.webp")[0], film(tmp_path / "normal.webp")[0]
+    assert depth[32, 32, 0] > depth[32, 44, 0] > depth[32, 52, 0]
+    assert depth[2, 2, 3] == normal[2, 2, 3] == 0
+
+    def facing(rows: slice, columns: slice) -> np.ndarray:
+        vector = normal[rows, columns, :3].reshape(-1, 3).mean(0) / 127.5 - 1
+        return vector / np.linalg.norm(vector)
+
+    middle = slice(28, 36)
+    np.testing.assert_allclose(facing(middle, middle), [0, 0, 1], atol=0.2)
+    assert facing(middle, slice(44, 50))[0] > 0.4
+    assert facing(middle, slice(14, 20))[0] < -0.4
+    assert facing(slice(14, 20), middle)[1] > 0.4
+    assert facing(slice(44, 50), middle)[1] < -0.4
+
+
+def test_films_that_cannot_be(sphere, tmp_path):
+    for name, options, said in (
+        ("a.avi", {}, r"expected a film ending in .mp4, .webp, .gif, received .avi"),
+        ("a", {}, "received no extension"),
+        ("a.gif", {"frames": 0}, "received 0 of 320 at 24"),
+        ("a.gif", {"fps": 0}, "at 0"),
+        ("a.mp4", {"size": 65}, "use 66"),
+    ):
+        with pytest.raises(InputError, match=said):
+            turntable_film(sphere, tmp_path / name, **options)
+    with pytest.raises(OutputError, match="cannot write"):
+        turntable_film(sphere, tmp_path / "missing" / "a.webp", frames=1, size=16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_how_an_asset_came_to_be(sphere, tmp_path):
+    frames = [tmp_path / f"{step:06d}.png" for step in (0, 40, 300)]
+    for frame in frames:
+        picture_png(sphere, frame, size=48)
+    progress_strip(frames, tmp_path / "progress.png")
+    strip = Image.open(tmp_path / "progress.png")
+    assert strip.width > 2.8 * 192
+    assert strip.height < 300
+    with pytest.raises(InputError, match="cannot read the picture"):
+        progress_strip([tmp_path / "000001.png"], tmp_path / "progress.png")

@@ -20,9 +20,9 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.cli.info import Info
     from psd_gs.cli.mesh import Mesh
     from psd_gs.cli.models import Models
+    from psd_gs.cli.rank import Rank
     from psd_gs.cli.turntable import Turntable
     from psd_gs.cli.view import View
-    from psd_gs.cli.rank import Rank
     from psd_gs.cli.words import Words
     from psd_gs.errors import PsdGsError
 

@@ -1,4 +1,4 @@
-"""Pictures and films of finished Gaussians: turntable, preview strip, contact sheet."""
+"""Pictures and films of Gaussians: turntable, preview strip, contact sheet, and how an asset came to be."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from psd_gs.cameras import turntable
+from psd_gs.cameras import Cameras, turntable
 from psd_gs.errors import InputError
 from psd_gs.export.frames import bounding_ball
 from psd_gs.export.metadata import Metadata, to_json
@@ -25,10 +25,85 @@ from psd_gs.gaussians import Gaussians
 if TYPE_CHECKING:
     from PIL import Image
 
+Kind = Literal["rgb", "depth", "normal"]
+"""What a picture shows: colours; how near the surface is (white: nearest, dark: farthest); or which way it faces in
+the camera's frame (red: right, green: up, blue: to the viewer)."""
+
+FILMS = (".mp4", ".webp", ".gif")
 WHITE = (1.0, 1.0, 1.0)
 _METADATA_KEY = "psd-gs"
+_EXIF_DESCRIPTION = 0x010E
+_CLEAR = 255  # palette index of what is transparent
 _MARGIN = 1.1  # air around the asset
 _VIEWS_AT_ONCE = 4  # bounds the memory of a film; more does not render faster
+
+
+def turntable_film(
+    gaussians: Gaussians,
+    path: str | os.PathLike[str],
+    *,
+    frames: int = 72,
+    size: int = 320,
+    fps: int = 24,
+    elevation: float = 15.0,
+    background: Sequence[float] | None = None,
+    kind: Kind = "rgb",
+    metadata: Metadata | None = None,
+) -> None:
+    """One turn around the asset as a film that loops seamlessly, by its extension: ``.mp4``, ``.webp`` or ``.gif``.
+
+    Args:
+        gaussians: the asset, world frame.
+        path: of the film; replaced in one step.
+        frames: of the whole turn; the last one is a step short of the first.
+        size: width and height, pixels; even for ``.mp4``.
+        fps: frames per second; a gif counts in hundredths of a second.
+        elevation: degrees above the horizon.
+        background: sRGB in [0, 1]; None is transparent (in a gif wholly or not at all) or, for ``.mp4``, white.
+        kind: what it shows.
+        metadata: goes into mp4's and gif's comment and webp's EXIF description as JSON.
+
+    Raises:
+        InputError: another extension, an odd size of an mp4, or numbers that make no film.
+        OutputError: the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FILMS:
+        raise InputError(f"{path}: expected a film ending in {', '.join(FILMS)}, received {suffix or 'no extension'}.")
+    if frames < 1 or size < 16 or not 1 <= fps <= 50:
+        raise InputError(
+            "expected at least 1 frame of at least 16 pixels at 1 to 50 per second, "
+            f"received {frames} of {size} at {fps}."
+        )
+    if suffix == ".mp4":
+        turntable_video(
+            gaussians,
+            path,
+            frames=frames,
+            size=size,
+            fps=fps,
+            elevation=elevation,
+            background=WHITE if background is None else background,
+            kind=kind,
+            metadata=metadata,
+        )
+        return
+    from PIL import Image
+
+    pictures = [Image.fromarray(picture) for picture in _turn(gaussians, frames, size, elevation, background, kind)]
+    text = None if metadata is None else to_json(metadata)
+    more: dict[str, Any] = {"save_all": True, "duration": round(1000 / fps), "loop": 0}
+    if suffix == ".webp":
+        exif = Image.Exif()
+        if text is not None:
+            exif[_EXIF_DESCRIPTION] = text
+        more |= {"quality": 85, "method": 4, "exif": exif.tobytes()}
+    else:
+        pictures = [_to_palette(picture) for picture in pictures]
+        more |= {"disposal": 2, "optimize": False, "comment": (text or "").encode()}
+        more |= {"transparency": _CLEAR} if background is None else {}
+    with atomic_path(path) as temporary:
+        pictures[0].save(temporary, append_images=pictures[1:], **more)
 
 
 def turntable_video(
@@ -40,6 +115,7 @@ def turntable_video(
     fps: int = 24,
     elevation: float = 15.0,
     background: Sequence[float] = WHITE,
+    kind: Kind = "rgb",
     metadata: Metadata | None = None,
 ) -> None:
     """One turn around the asset as an H.264 film (yuv420p, BT.709, faststart) that loops seamlessly.
@@ -52,6 +128,7 @@ def turntable_video(
         fps: frames per second.
         elevation: degrees above the horizon.
         background: sRGB in [0, 1].
+        kind: what it shows.
         metadata: goes into the ``comment`` tag as JSON.
 
     Raises:
@@ -79,7 +156,7 @@ def turntable_video(
         )
         with closing(writer):
             writer.send(None)  # starts the encoder
-            for picture in _turn(gaussians, frames, size, elevation, background):
+            for picture in _turn(gaussians, frames, size, elevation, background, kind):
                 writer.send(picture.tobytes())
 
 
@@ -111,6 +188,35 @@ def preview_png(
 
     strip = np.concatenate(list(_turn(gaussians, views, size, elevation, background)), axis=1)
     _save_png(Image.fromarray(strip), path, metadata)
+
+
+def picture_png(gaussians: Gaussians, path: str | os.PathLike[str], *, size: int = 192) -> None:
+    """One view from the front and 15 degrees above, of the place where assets grow, on white.
+
+    The camera does not follow the asset, so that pictures of several steps can be compared.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    from PIL import Image
+
+    from psd_gs.render import render
+
+    camera = turntable(1, radius=0.69, size=size).to(gaussians.device)
+    with torch.no_grad():
+        rgb = render(gaussians, camera, torch.ones(3)).rgb[0]
+    _save_png(Image.fromarray(_to_bytes(rgb)), path, None)
+
+
+def progress_strip(frames: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> None:
+    """How an asset came to be, from left to right: pictures named by their step (``000120.png``), side by side.
+
+    Raises:
+        InputError: no picture, or one that cannot be read.
+        OutputError: the file cannot be written.
+    """
+    captions = [f"step {int(Path(frame).stem)}" for frame in frames]
+    contact_sheet(frames, path, captions=captions, columns=len(frames), size=192)
 
 
 def contact_sheet(
@@ -162,19 +268,78 @@ def contact_sheet(
 
 
 def _turn(
-    gaussians: Gaussians, views: int, size: int, elevation: float, background: Sequence[float]
-) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Pictures from evenly around the asset, which is centred and fills most of the frame."""
-    from psd_gs.render import render
+    gaussians: Gaussians,
+    views: int,
+    size: int,
+    elevation: float,
+    background: Sequence[float] | None,
+    kind: Kind = "rgb",
+) -> Iterator[UInt8[np.ndarray, "H W C"]]:
+    """Pictures from evenly around the asset, which is centred and fills most of the frame; RGBA without background."""
 
     centre, radius = bounding_ball(gaussians)
     centred = replace(gaussians, means=gaussians.means - centre)
     cameras = turntable(views, elevation=elevation, radius=_MARGIN * radius, size=size).to(gaussians.device)
-    colour = gaussians.means.new_tensor(background)
     for first in range(0, views, _VIEWS_AT_ONCE):
         with torch.no_grad():
-            rgb = render(centred, cameras[first : first + _VIEWS_AT_ONCE], colour).rgb
-        yield from _to_bytes(rgb)
+            pictures = _shown(centred, cameras[first : first + _VIEWS_AT_ONCE], radius, background, kind)
+        yield from _to_bytes(pictures)
+
+
+def _shown(
+    gaussians: Gaussians, cameras: Cameras, radius: float, background: Sequence[float] | None, kind: Kind
+) -> Float[Tensor, "V H W C"]:
+    """Pictures of an asset within ``radius`` of the origin, over the background or with their alpha."""
+    from psd_gs.render import render
+
+    colour = gaussians.means.new_tensor(background if background is not None else (0.0, 0.0, 0.0))
+    out = render(gaussians, cameras, colour if kind == "rgb" else None)
+    if kind == "rgb":
+        if background is not None:
+            return out.rgb
+        straight = out.rgb / out.alpha.clamp_min(1e-6)  # over black, colours are multiplied by alpha
+        return torch.cat([straight, out.alpha], -1)
+    if kind == "depth":
+        middle = cameras.positions.norm(dim=1)[:, None, None, None]
+        near = 1 - 0.85 * (out.depth - middle + radius) / (2 * radius)
+        picture = near.clamp(0.15, 1).expand(-1, -1, -1, 3)
+    else:
+        axes = out.depth.new_tensor([0.5, -0.5, -0.5])  # x right, y down, z away -> red right, green up, blue near
+        picture = 0.5 + axes * _normals(out.depth, cameras)
+    if background is None:
+        return torch.cat([picture, out.alpha], -1)
+    return picture * out.alpha + colour * (1 - out.alpha)
+
+
+def _normals(depth: Float[Tensor, "V H W 1"], cameras: Cameras) -> Float[Tensor, "V H W 3"]:
+    """Unit normals in the camera's frame, from the differences of neighbouring points (2DGS, Huang et al. 2024).
+
+    Of the two differences along each axis the smaller one counts, so that edges of the depth do not smear.
+    """
+    height, width = depth.shape[1:3]
+    x = torch.arange(width, device=depth.device) + 0.5
+    y = torch.arange(height, device=depth.device) + 0.5
+    fx, fy, cx, cy = (cameras.Ks[:, i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    rays = torch.stack(torch.broadcast_tensors((x - cx) / fx, (y[:, None] - cy) / fy, depth.new_ones(1)), -1)
+    points = rays * depth
+
+    def slope(dim: int) -> Tensor:
+        step = points.diff(dim=dim)
+        zero = torch.full_like(step.narrow(dim, 0, 1), 1e6)
+        before, after = torch.cat([zero, step], dim), torch.cat([step, zero], dim)
+        return torch.where(before[..., 2:].abs() < after[..., 2:].abs(), before, after)
+
+    return torch.nn.functional.normalize(torch.linalg.cross(slope(1), slope(2)), dim=-1)
+
+
+def _to_palette(picture: Image.Image) -> Image.Image:
+    """At most 255 colours, and index :data:`_CLEAR` where the picture is mostly transparent."""
+    from PIL import Image
+
+    coloured = picture.convert("RGB").quantize(_CLEAR, dither=Image.Dither.NONE)
+    if picture.mode == "RGBA":
+        coloured.paste(_CLEAR, mask=picture.getchannel("A").point(lambda alpha: 255 * (alpha < 128)))
+    return coloured
 
 
 def _to_bytes(rgb: Float[Tensor, "*B 3"]) -> UInt8[np.ndarray, "*B 3"]:
