@@ -171,7 +171,7 @@ def test_nothing_is_fetched(browser, tmp_path):
 def test_splats_points_and_mesh(browser, tmp_path, textured):
     show(browser, tmp_path, Pane("a", axes(), box(textured)))
     counts = run(browser, "psdgs.counts[0]")
-    assert (counts["splats"], counts["triangles"]) == (60, 48)
+    assert (counts["n_splats"], counts["n_triangles"]) == (60, 48)
     views = {}
     for mode in ("mesh", "points", "splats"):
         browser.find_element("css selector", f"[data-mode={mode}]").click()
@@ -209,6 +209,7 @@ def test_side_by_side_under_one_camera(browser, tmp_path):
     text = browser.find_element("id", "info").text
     assert prompt in text
     assert "scores mini\n0.25" in text
+    assert "n triangles\n48" in text
     # The mesh has no splats: it stays when the other pane shows its own.
     browser.find_element("css selector", "[data-mode=points]").click()
     assert (picture(browser, 64, 64, pane=1).min(2) < 0.9).mean() > 0.02

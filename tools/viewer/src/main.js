@@ -38,10 +38,13 @@ function flat(value, name = "") {
   return Object.entries(value).flatMap(([key, item]) => flat(item, name ? `${name} ${key}` : key));
 }
 
+/** What people ask for first; the other fields follow in their own order. */
+const FIRST = { prompt: null, seed: null, prior: null, reward: null, scores: null, n_splats: null };
+
 function fillInfo(assets, stages) {
   assets.forEach((asset, i) => {
     const list = document.createElement("dl");
-    for (const [name, text] of flat({ ...asset.facts, ...stages[i].counts })) {
+    for (const [name, text] of flat({ ...FIRST, ...asset.facts, ...stages[i].counts })) {
       list.append(
         Object.assign(document.createElement("dt"), { textContent: name.replaceAll("_", " ") }),
         Object.assign(document.createElement("dd"), { textContent: text }),

@@ -47,16 +47,16 @@ export class Stage {
       const splats = new SplatMesh({ fileBytes: splat, fileName: "asset.spz", extSplats: true });
       await splats.initialized;
       this.add("splats", splats);
-      this.counts.splats = splats.numSplats;
+      this.counts.n_splats = splats.numSplats;
     }
     if (mesh) {
       const { scene } = await new GLTFLoader().parseAsync(mesh.slice().buffer, "");
       this.add("mesh", scene);
-      this.counts.vertices = this.counts.triangles = 0;
+      this.counts.n_vertices = this.counts.n_triangles = 0;
       scene.traverse(({ isMesh, geometry }) => {
         if (!isMesh) return;
-        this.counts.vertices += geometry.attributes.position.count;
-        this.counts.triangles += (geometry.index ?? geometry.attributes.position).count / 3;
+        this.counts.n_vertices += geometry.attributes.position.count;
+        this.counts.n_triangles += (geometry.index ?? geometry.attributes.position).count / 3;
       });
     }
     let { centre, radius } = this.asset;
