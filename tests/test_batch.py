@@ -30,7 +30,7 @@ from psd_gs.batch.tasks import (
     share_embeddings,
     steps_done,
 )
-from psd_gs.config import make_config
+from psd_gs.config import make_config, to_dict
 from psd_gs.errors import BackendError, ConfigError, InputError, OutputError
 from psd_gs.export.ply import read_ply
 from psd_gs.pipeline import TextTo3DPipeline
@@ -73,7 +73,7 @@ def test_every_prompt_has_its_own_folder(tmp_path):
 def test_shards_divide_the_work():
     work = list(range(11))
     parts = [work[i::n] for i, n in (read_shard(f"{i}/3") for i in range(3))]
-    assert sorted(sum(parts, [])) == work
+    assert sorted(number for part in parts for number in part) == work
     for bad in ("3/3", "1", "a/b", "-1/3", "0/0", "1/2/3"):
         with pytest.raises(ConfigError, match="--shard: expected i/n"):
             read_shard(bad)
@@ -83,7 +83,7 @@ def test_a_run_goes_on_and_is_left_when_finished(tmp_path, painted, quick_files)
     (task,) = tasks_in(tmp_path, "a red ball")
     trainer = painted.trainer(task.config, task.folder)
     trainer.save_checkpoint()
-    runs.write_yaml(task.folder / "config.yaml", {"prompt": "a red ball", **_plain(task)})
+    runs.write_yaml(task.folder / "config.yaml", to_dict(task.config))
     steps = trainer.run()
     next(steps)
     trainer.save_checkpoint()
@@ -99,12 +99,6 @@ def test_a_run_goes_on_and_is_left_when_finished(tmp_path, painted, quick_files)
     assert torch.equal(read_ply(task.folder / "splat.ply").means, read_ply(straight.folder / "splat.ply").means)
     with pytest.raises(OutputError, match=r"holds a run that differs in seed\. Choose another"):
         run_task(painted, replace(task, config=replace(task.config, seed=1)))
-
-
-def _plain(task: Task) -> dict:
-    from psd_gs.config import to_dict
-
-    return to_dict(task.config)
 
 
 def test_a_worker_tells_what_is_wrong(tmp_path, painted, caplog):

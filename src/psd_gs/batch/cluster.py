@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from psd_gs.batch.tasks import Outcome, Task, Worker
@@ -28,9 +29,15 @@ class RayPool:
         except ImportError as error:
             raise ConfigError('--ray needs Ray: pip install "psd-gs[ray]".') from error
         self._ray = ray
-        local = {"num_cpus": max(1, workers), "include_dashboard": False} if address == "local" else {}
+        local = address == "local"
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+            ray.init(
+                address=address,
+                num_cpus=max(1, workers) if local else None,
+                include_dashboard=False if local else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         except Exception as error:  # ray raises ConnectionError, ValueError, RuntimeError and its own
             raise BackendError(f"no Ray at {address}: {error}. Start one with `ray start --head`.") from error
         gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))

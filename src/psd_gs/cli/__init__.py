@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.cli.mesh import Mesh
     from psd_gs.cli.models import Models
     from psd_gs.cli.rank import Rank
+    from psd_gs.cli.report import Report
     from psd_gs.cli.turntable import Turntable
     from psd_gs.cli.view import View
     from psd_gs.cli.words import Words
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         | Annotated[View, tyro.conf.subcommand("view")]
         | Annotated[Mesh, tyro.conf.subcommand("mesh")]
         | Annotated[Turntable, tyro.conf.subcommand("turntable")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Info, tyro.conf.subcommand("info")]
         | Annotated[Batch, tyro.conf.subcommand("batch")]
         | Annotated[Rank, tyro.conf.subcommand("rank")]

@@ -137,16 +137,17 @@ def check_enough(answers: Sequence[Answer]) -> None:
     """Refuse what cannot show that anything was learned.
 
     Raises:
-        InputError: fewer than :data:`MIN_PAIRS` decided pairs or :data:`MIN_PROMPTS` prompts; says how many are missing.
+        InputError: fewer than :data:`MIN_PAIRS` decided pairs or :data:`MIN_PROMPTS` prompts; tells how many more.
     """
     decided = [answer for answer in answers if answer.verdict]
     pairs, prompts = {answer.pair for answer in decided}, {answer.prompt for answer in decided}
     if len(pairs) < MIN_PAIRS:
+        width = 100 * 0.98 / math.sqrt(MIN_PAIRS)
         raise InputError(
-            f"expected at least {MIN_PAIRS} different pairs with a winner, received {len(pairs)}: with fewer, the 95 % "
-            f"interval of the accuracy is wider than {100 * 0.98 / math.sqrt(MIN_PAIRS):.0f} points to either side, and "
-            f"a head that learned something looks like a coin. Answer {MIN_PAIRS - len(pairs)} more with `psd-gs rank`; "
-            "a few hundred are better."
+            f"expected at least {MIN_PAIRS} different pairs with a winner, received {len(pairs)}: with fewer, the "
+            f"95 % interval of the accuracy is wider than {width:.0f} points to either side, and a head that learned "
+            f"something looks like a coin. Answer {MIN_PAIRS - len(pairs)} more with `psd-gs rank`; a few hundred are "
+            "better."
         )
     if len(prompts) < MIN_PROMPTS:
         raise InputError(
@@ -166,7 +167,7 @@ def comparisons(answers: Sequence[Answer], path: Path, base: FeatureReward) -> C
     from psd_gs.pipeline import evaluation_cameras, evaluation_images
 
     rows: dict[tuple[str, str], int] = {}
-    features = []
+    features: list[Tensor] = []
     for answer in answers:
         for name in (answer.left, answer.right):
             if (name, answer.prompt) in rows:

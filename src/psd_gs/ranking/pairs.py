@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -56,7 +56,7 @@ def find_runs(folders: Iterable[str | Path]) -> dict[str, list[Path]]:
         if not inside:
             raise InputError(
                 f"{folder}: expected finished runs (folders with {FILM} and {runs.DONE}), received "
-                f"{'none' if folder.is_dir() else 'no such folder'}. Make some with `psd-gs generate` or `psd-gs batch`."
+                f"{'none' if folder.is_dir() else 'no such folder'}. Make some with `psd-gs generate` or `batch`."
             )
         for run in inside:
             found[_prompt_of(run)][run.resolve()] = None
@@ -82,7 +82,7 @@ def folder_of(name: str, answers: Path) -> Path:
 
 
 def plan(
-    names: dict[str, Sequence[str]], answers: Iterable[Answer], annotator: str, *, repeats: int = 0, seed: int = 0
+    names: Mapping[str, Sequence[str]], answers: Iterable[Answer], annotator: str, *, repeats: int = 0, seed: int = 0
 ) -> list[Pair]:
     """What is left to ask ``annotator``, in order: new pairs, then repeats with sides exchanged.
 

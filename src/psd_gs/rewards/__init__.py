@@ -1,8 +1,9 @@
 """Judges of images against prompts, by name.
 
 A name is an embedded reward (``mini``, ``mini-judge``), a published one of :data:`RECIPES`, with a
-local copy where ``=PATH`` follows, the folder of a fitted one (``psd-gs fit-reward``), or a Python function (``module:function``, ``file.py:function``)
-``images [B, 3, H, W], B prompts -> B scores``. Several make a weighted sum: ``hpsv2.1,pickscore:0.5``.
+local copy where ``=PATH`` follows, the folder of a fitted one (``psd-gs fit-reward``), or a Python
+function (``module:function``, ``file.py:function``) ``images [B, 3, H, W], B prompts -> B scores``.
+Several make a weighted sum: ``hpsv2.1,pickscore:0.5``.
 """
 
 from __future__ import annotations
