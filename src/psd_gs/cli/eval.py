@@ -114,7 +114,8 @@ class Run:
         folder = self.output_dir or Path("outputs") / f"eval-{plan.suite}-{plan.budget}"
         sweep = Sweep(pipeline, plan, folder, load_models(names(self.judges), pipeline.prior.device))
         self._all(console, sweep)
-        report(console, folder, [arm.name for arm in plan.arms], [i.prompt for i in plan.items], names(self.against))
+        arms, prompts = [arm.name for arm in plan.arms], [item.prompt for item in plan.items]
+        report(console, folder, arms, prompts, names(self.against), plan.shard[1] == 1)
 
     def _all(self, console: Console, sweep: Any) -> None:
         from psd_gs.evaluation.report import budget_lines
@@ -279,8 +280,10 @@ def describe(row: Row) -> str:
     )
 
 
-def report(console: Console, folder: Path, arms: list[str], prompts: list[str], against: list[str]) -> None:
-    """Write the report of what is finished."""
+def report(
+    console: Console, folder: Path, arms: list[str], prompts: list[str], against: list[str], whole: bool = True
+) -> None:
+    """Write the report of what is finished; print it if that is the ``whole``."""
     from psd_gs.evaluation.compare import results
     from psd_gs.evaluation.report import write_report
     from psd_gs.evaluation.sweep import collect
@@ -288,5 +291,6 @@ def report(console: Console, folder: Path, arms: list[str], prompts: list[str], 
     command = shlex.join(["psd-gs", *sys.argv[1:]])
     found = results(collect(folder), arms, prompts)
     path = write_report(folder, found, against, command)
-    console.print(path.with_suffix(".md").read_text(encoding="utf-8"), soft_wrap=True)
+    if whole:
+        console.print(path.with_suffix(".md").read_text(encoding="utf-8"), soft_wrap=True)
     console.print(str(path), soft_wrap=True)
