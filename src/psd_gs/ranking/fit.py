@@ -151,8 +151,8 @@ def check_enough(answers: Sequence[Answer]) -> None:
         )
     if len(prompts) < MIN_PROMPTS:
         raise InputError(
-            f"expected pairs of at least {MIN_PROMPTS} prompts, received {len(prompts)}: accuracy is measured on prompts "
-            f"that were left out. Compare runs of {MIN_PROMPTS - len(prompts)} more."
+            f"expected pairs of at least {MIN_PROMPTS} prompts, received {len(prompts)}: accuracy is measured on "
+            f"prompts that were left out. Compare runs of {MIN_PROMPTS - len(prompts)} more."
         )
 
 
