@@ -59,5 +59,6 @@ def quick_files(monkeypatch):
 
     monkeypatch.setattr(pictures, "preview_png", partial(pictures.preview_png, size=48))
     monkeypatch.setattr(pictures, "turntable_video", partial(pictures.turntable_video, frames=4, size=48))
+    monkeypatch.setattr(pictures, "picture_png", partial(pictures.picture_png, size=32))
     coarse = extract.MeshOptions(resolution=32, views=6, faces=500)
     monkeypatch.setattr(extract, "extract_mesh", partial(extract.extract_mesh, options=coarse))

@@ -8,6 +8,8 @@ result.save("outputs/corgi")
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -57,6 +59,7 @@ class Result:
             the judge that was not.
         negative: the refined negative embedding.
         logs: of the last step.
+        steps_done: optimization steps; fewer than the configuration's if the run was stopped and kept.
     """
 
     gaussians: Gaussians
@@ -64,10 +67,11 @@ class Result:
     scores: dict[str, float]
     negative: TextEmbedding
     logs: dict[str, float] = field(default_factory=dict)
+    steps_done: int | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What goes into every file: prompt, seed, models, scores."""
+        """What goes into every file: prompt, seed, options, models with their licences, scores."""
         return {
             "schema": 1,
             "psd_gs_version": __version__,
@@ -76,9 +80,12 @@ class Result:
             "seed": self.config.seed,
             "preset": self.config.preset,
             "steps": self.config.steps,
+            "steps_done": self.config.steps if self.steps_done is None else self.steps_done,
+            "config_sha256": config_sha256(self.config),
             "prior": self.config.prior,
             "reward": self.config.reward,
             "judge": self.config.judge,
+            "models": models_of(self.config),
             "scores": {name: round(score, 4) for name, score in self.scores.items()},
             "n_splats": len(self.gaussians),
             "sh_degree": self.gaussians.sh_degree,
@@ -86,8 +93,9 @@ class Result:
         }
 
     def save(self, folder: str | Path, on_file: Callable[[str], None] = lambda name: None) -> Path:
-        """Write ``preview.png``, ``mesh.glb``, ``turntable.mp4``, ``negative.safetensors``, ``config.yaml``,
-        ``psd_gs.json`` and ``splat.ply``, each replaced in one step; no mesh if nothing is opaque.
+        """Write ``preview.png``, ``turntable.mp4``, ``mesh.glb``, ``negative.safetensors``, ``config.yaml``,
+        ``psd_gs.json``, ``report.html`` and ``splat.ply``, each replaced in one step; no mesh if nothing is opaque.
+        If the run was watched there, ``progress.png`` too.
 
         Args:
             folder: created if it is missing.
@@ -96,10 +104,11 @@ class Result:
         Raises:
             OutputError: the folder cannot be written.
         """
-        from psd_gs.export.pictures import preview_png, turntable_video
+        from psd_gs.export.pictures import preview_png, progress_strip, turntable_video
         from psd_gs.export.ply import write_ply
         from psd_gs.mesh.extract import extract_mesh
         from psd_gs.mesh.glb import write_glb
+        from psd_gs.run_report import write_report
 
         folder = Path(folder)
         with writing(folder):
@@ -116,12 +125,16 @@ class Result:
         preview_png(asset, folder / "preview.png", metadata=metadata)
         on_file("turntable.mp4")
         turntable_video(asset, folder / "turntable.mp4", metadata=metadata)
+        if frames := runs.progress_frames(folder, self.metadata["steps_done"]):
+            progress_strip(frames, folder / "progress.png")
         on_file("mesh.glb")
         try:
             write_glb(extract_mesh(asset), folder / "mesh.glb", metadata=metadata)
         except InputError as error:  # a cloud without a surface is an asset still
             logger.warning("no mesh.glb: %s", error)
         runs.write_json(folder / "psd_gs.json", metadata)
+        on_file("report.html")
+        write_report(folder)
         on_file(runs.DONE)
         write_ply(asset, folder / runs.DONE, metadata=metadata)  # last: it marks the run as finished
         return folder
@@ -231,7 +244,24 @@ class TextTo3DPipeline:
             self.prior, config.prompt, config.guidance, reward=self.reward, negative=negative, seed=seeds["guidance"]
         )
         start = initial_gaussians(config, torch.Generator().manual_seed(seeds["init"]), self.prior.device)
-        return Trainer(config, guidance, start.to(self.prior.device), folder)
+        trainer = Trainer(config, guidance, start.to(self.prior.device), folder)
+        trainer.observe = self._observer(config.prompt, folder) if folder else None
+        return trainer
+
+    def _observer(self, prompt: str, folder: Path) -> Callable[[int, Gaussians], dict[str, float]]:
+        """Keeps a picture of the asset while it is made, and lets the log know what reward and judge say of it."""
+        from psd_gs.export.pictures import picture_png
+
+        models = [model for model in (self.reward, self.judge) if model is not None]
+
+        def observe(step: int, asset: Gaussians) -> dict[str, float]:
+            path = runs.progress_frame(folder, step)
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            picture_png(asset, path)
+            return {f"score_{model.name}": score_asset(asset, prompt, model) for model in models}
+
+        return observe
 
     def result(self, trainer: Trainer) -> Result:
         """The finished asset of a trainer, swept and scored."""
@@ -245,7 +275,20 @@ class TextTo3DPipeline:
         parts = [part.reward for model in given for part in getattr(model, "parts", ())]  # of weighted sums
         models = {model.name: model for model in (*given, *parts)}
         scores = {name: score_asset(asset, trainer.config.prompt, model) for name, model in models.items()}
-        return Result(asset, trainer.config, scores, trainer.guidance.negative.embedding)
+        return Result(asset, trainer.config, scores, trainer.guidance.negative.embedding, steps_done=trainer.step)
+
+
+def config_sha256(config: Config) -> str:
+    """Names everything that decides a run: equal runs have equal ones."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def models_of(config: Config) -> dict[str, list[dict[str, str]]]:
+    """Models by what they were for, each with its licence, repository and revision."""
+    names = {"prior": [config.prior]}
+    names |= {role: names_of(name) for role in ("reward", "judge") if (name := getattr(config, role)) != "none"}
+    names |= {"init": ["shap-e"]} if config.init.source == "shap-e" else {}
+    return {role: [weights.provenance(name) for name in some] for role, some in names.items()}
 
 
 def choose_prior(device: torch.device) -> tuple[str, str]:

@@ -72,6 +72,16 @@ def make_folder(folder: Path, *, empty: bool = False) -> None:
         ) from error
 
 
+def progress_frame(folder: Path, step: int) -> Path:
+    """Where the picture of a run after so many steps belongs."""
+    return folder / "progress" / f"{step:06d}.png"
+
+
+def progress_frames(folder: Path, last: int) -> list[Path]:
+    """The pictures of a run up to the step ``last``, in order."""
+    return [path for path in sorted(folder.glob("progress/[0-9]*.png")) if int(path.stem) <= last]
+
+
 def has_begun(folder: Path) -> bool:
     return (folder / "config.yaml").exists()
 
