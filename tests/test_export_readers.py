@@ -115,3 +115,25 @@ def test_gltf_validator(tmp_path, node, degree):
     assert report["issues"]["messages"] == []
     assert report["info"]["totalVertexCount"] == 100
     assert np.isclose(report["info"]["drawCallCount"], 1)
+
+
+@pytest.mark.parametrize("unlit", [False, True])
+def test_gltf_validator_of_meshes(tmp_path, node, unlit):
+    """No errors and no warnings: textures, normal map, tangents and collision shapes."""
+    from test_mesh_files import textured
+
+    from psd_gs.mesh.glb import write_glb
+    from psd_gs.mesh.shapes import convex_hull
+
+    program, folder = node
+    mesh = textured()
+    hull = convex_hull(mesh.vertices)
+    write_glb(mesh, tmp_path / "a.glb", metadata={"prompt": "a"}, unlit=unlit, collision=[hull])
+    script = f"""
+        const validator = require({json.dumps(str(folder / "gltf-validator"))});
+        const bytes = new Uint8Array(require("fs").readFileSync({json.dumps(str(tmp_path / "a.glb"))}));
+        validator.validateBytes(bytes).then(report => console.log(JSON.stringify(report.issues)));
+    """
+    done = subprocess.run([program, "-e", script], check=True, capture_output=True, text=True, timeout=120)
+    issues = json.loads(done.stdout)
+    assert (issues["numErrors"], issues["numWarnings"]) == (0, 0), issues["messages"]
