@@ -255,13 +255,16 @@ def test_background_rotation_and_screenshot(browser, tmp_path):
         assert place(np.asarray(image.convert("RGB")) / 255, 1) is not None
 
 
-def test_a_damaged_mesh_is_named(browser, tmp_path):
+def test_a_damaged_mesh_is_named_and_the_others_are_shown(browser, tmp_path):
     page = tmp_path / "page.html"
-    page.write_text(make_page([Pane("bad.glb", mesh=box()[:200])], "t"), encoding="utf-8")
+    page.write_text(make_page([Pane("bad.glb", mesh=box()[:200]), Pane("good", axes())], "t"), encoding="utf-8")
     browser.get(page.as_uri())
     with pytest.raises(AssertionError):
         run(browser, "psdgs.ready")
-    assert browser.find_element("tag name", "figcaption").text.startswith("bad.glb: cannot be shown (")
+    bad, good = (caption.text for caption in browser.find_elements("tag name", "figcaption"))
+    assert bad.startswith("bad.glb: cannot be shown (")
+    assert good == "good"
+    assert place(picture(browser, 160, 160, pane=1), 1)[0] < 0.6
 
 
 def test_served(browser):

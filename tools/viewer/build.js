@@ -31,7 +31,12 @@ const notices = packages.map((name) => {
   const { version, license } = JSON.parse(read(`node_modules/${name}/package.json`));
   return `${name} ${version} (${license})\n\n${read(`node_modules/${name}/LICENSE`).trim()}\n`;
 });
-const head = "page.html contains these programs, bundled and minified.\n";
+// Spark's WebAssembly is compiled from Rust; the messages in it name the files of the crates that it was made from.
+const wasm = Buffer.from(script.match(/AGFzbQ[\w+/=]{1000,}/)[0], "base64").toString("latin1");
+const crates = [...new Set([...wasm.matchAll(/([a-z][\w-]*-\d+\.\d+\.\d+)\/src/g)].map((match) => match[1]))].sort();
+const head = `page.html contains these programs, bundled and minified. Spark in turn contains these Rust crates, in WebAssembly,
+each under MIT, Apache-2.0, Zlib or Unlicense: ${crates.join(", ")}.
+`;
 const written = {
   "page.html": page,
   "THIRD_PARTY_NOTICES.txt": [head, ...notices].join(`\n${"-".repeat(80)}\n\n`),

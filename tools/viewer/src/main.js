@@ -195,7 +195,7 @@ async function start() {
 
   home();
   setBackground(background.value);
-  await Promise.all(
+  const loaded = await Promise.allSettled(
     stages.map(async (stage, i) => {
       try {
         await stage.load();
@@ -210,7 +210,7 @@ async function start() {
   fillInfo(assets, stages);
   setMode(stages[0].mode);
   follow();
-  await Promise.all(stages.map((stage) => stage.picture(64, 64))); // compiles and sorts
+  for (const stage of stages) await stage.picture(64, 64); // compiles and sorts
 
   Object.assign(window.psdgs, {
     modes: MODES,
@@ -223,6 +223,8 @@ async function start() {
     /** PNG of a pane as a data URL. */
     picture: async (pane, width, height) => (await stages[pane].picture(width, height)).toDataURL("image/png"),
   });
+  // The other assets are shown all the same.
+  for (const { reason } of loaded) if (reason) throw reason;
 }
 
 function hasWebGL() {

@@ -84,7 +84,7 @@ export class Stage {
   /** Shows the asset as splats, points or mesh, as far as it has them. */
   show(mode) {
     this.mode = this.has(mode) ? mode : MODES.find((other) => this.has(other));
-    if (this.mode === "points" && !this.shown.points) this.add("points", centres(this.shown.splats));
+    if (this.mode === "points" && this.shown.splats && !this.shown.points) this.add("points", centres(this.shown.splats));
     for (const [name, object] of Object.entries(this.shown)) object.visible = name === this.mode;
     this.invalidate();
   }
