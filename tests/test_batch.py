@@ -239,7 +239,7 @@ def kill_one(running, killed: list[int], process_of) -> None:
             os.kill(killed[0], getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
-PROMPTS = ["a red cube", "a corgi", "a blue sphere", "a chair"]
+PROMPTS = ["a red cube", "a corgi", "a blue sphere"]
 
 
 @pytest.mark.full
@@ -322,4 +322,4 @@ def test_ray_with_a_killed_worker(tmp_path):
     check_results(tmp_path, PROMPTS, 3)
     events = Counter(json.loads(line)["event"] for line in (tmp_path / "batch.jsonl").read_text().splitlines())
     assert events["lost"] >= 1
-    assert events["finished"] == 4
+    assert events["finished"] == len(PROMPTS)
