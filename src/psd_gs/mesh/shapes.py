@@ -16,6 +16,7 @@ Collision = Literal["none", "hull", "coacd"]
 HULL_FACES = 255
 """Of a hull at most; physics engines refuse or thin out larger ones (256 in PhysX)."""
 _COACD_FACES = 3000
+_FLAT = 1e-6  # volume, as a share of that of a cube around
 
 
 def collision_shapes(vertices: Float[np.ndarray, "V 3"], faces: np.ndarray, kind: Collision) -> list[Triangles]:
@@ -55,19 +56,15 @@ def convex_hull(points: Float[np.ndarray, "V 3"]) -> Triangles:
         InputError: the points lie in a plane.
     """
     import trimesh
-    from scipy.spatial import QhullError
 
-    try:
-        hull = trimesh.convex.convex_hull(points)
-        # Thinned by leaving out corners, not by decimation: the result is convex and never sticks out.
-        while len(hull.faces) > HULL_FACES:
-            directions = _fibonacci(HULL_FACES // 2 + 1)
-            corners = np.asarray(hull.vertices)
-            hull = trimesh.convex.convex_hull(corners[np.unique((corners @ directions.T).argmax(0))])
-    except QhullError as error:
-        raise InputError(
-            "--collision: expected a solid mesh, received a flat one. Leave it out."
-        ) from error
+    hull = trimesh.convex.convex_hull(points)
+    if hull.volume <= _FLAT * np.ptp(points, axis=0).max() ** 3:
+        raise InputError("--collision: expected a solid mesh, received a flat one. Leave it out.")
+    # Thinned by leaving out corners, not by decimation: the result is convex and never sticks out.
+    corners, count = np.asarray(hull.vertices), HULL_FACES // 2 + 1
+    while len(hull.faces) > HULL_FACES:
+        hull = trimesh.convex.convex_hull(corners[np.unique((corners @ _fibonacci(count).T).argmax(0))])
+        count -= 8
     return np.asarray(hull.vertices, np.float32), np.asarray(hull.faces, np.int64)
 
 
