@@ -78,7 +78,9 @@ def test_fused_values_and_determinism():
     camera += cameras.viewmats[0, :3, 3].numpy()
     column = cameras.Ks[0, 0, 0].item() * camera[..., 0] / camera[..., 2] + 32
     front = np.clip((distance - camera[..., 2]) / (3 * grid.voxel), None, 1)
-    expected = np.where(column >= 40, 1, np.where(front < -1, -1, front))
+    beside = np.floor(column) - 39 - 0.5  # the outline lies between the pixels 39 and 40
+    beside *= camera[..., 2] / cameras.Ks[0, 0, 0].item() / (3 * grid.voxel)
+    expected = np.where(column >= 40, np.minimum(beside, 1), np.where(front < -1, -1, front))
     away_from_the_edges = (np.abs(column - 40) > 0.01) & (np.abs(front + 1) > 1e-3)
     np.testing.assert_allclose(field[away_from_the_edges], expected[away_from_the_edges], atol=1e-4)
     assert (fuse(depth, alpha, cameras, grid) == field).all()
@@ -188,9 +190,9 @@ def test_gaussians_to_mesh():
     assert surface.volume > 0
     offset = mesh.vertices - np.array([1.0, 2.0, 3.0])
     distance = np.linalg.norm(offset, axis=1)
-    # The visible edge of a splat lies about a standard deviation (0.025) outside of its centre.
+    # The outline of a splat lies about a standard deviation (0.025) outside of its centre, of many a little more.
     assert distance.min() > 0.39
-    assert distance.max() < 0.45
+    assert distance.max() < 0.46
     assert ((mesh.normals * offset).sum(1) / distance).min() > 0.8
     np.testing.assert_allclose(np.linalg.norm(mesh.normals, axis=1), 1, atol=1e-5)
     top, bottom = mesh.colors[offset[:, 1] > 0.1], mesh.colors[offset[:, 1] < -0.1]

@@ -1,8 +1,8 @@
 """Depth fusion: a truncated signed distance field on a voxel grid (Curless and Levoy 1996).
 
 Positive outside, negative inside, in units of the truncation distance. A view whose alpha is below
-one half looks through the voxel and votes "free" (space carving); what no view sees is solid, so
-the surface is closed.
+one half looks through the voxel and votes "free" by as much as the voxel lies beside the outline (space
+carving); what no view sees is solid, so the surface is closed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def fuse(
         Values in [-1, 1]: the mean over all views that see the sample or less than one truncation
         distance behind the surface; -1 where no view does.
     """
-    surface = np.where(alpha < 0.5, np.inf, depth).astype(np.float32)
+    surface = np.where(alpha < 0.5, -_beside(alpha), depth).astype(np.float32)
     field = np.empty(grid.shape, np.float32)
     viewmats = cameras.viewmats.detach().cpu().numpy().astype(np.float32)
     Ks = cameras.Ks.detach().cpu().numpy().astype(np.float32)
@@ -72,9 +72,26 @@ def fuse(
     return field
 
 
+def _beside(alpha: Float[np.ndarray, "C H W"]) -> Float[np.ndarray, "C H W"]:
+    """Distance in pixels from the outline of what each view shows; infinite where it shows nothing at all.
+
+    A full vote for "free" right beside the outline would eat into whatever is blurred there.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    out = np.full(alpha.shape, np.inf, np.float32)
+    for free, distance in zip(alpha < 0.5, out, strict=True):
+        if not free.all():
+            distance[:] = np.maximum(distance_transform_edt(free) - 0.5, 0)  # between the centres of two pixels
+    return out
+
+
 @numba.njit(cache=True, nogil=True)
 def _fuse(first, last, surface, viewmats, Ks, lower, voxel, truncation, field):
-    """Slices ``first`` to ``last`` along x; the views are summed in order, so the result is reproducible."""
+    """Slices ``first`` to ``last`` along x; the views are summed in order, so the result is reproducible.
+
+    ``surface`` holds depths, and where nothing is seen the negative distance from the outline in pixels.
+    """
     views, height, width = surface.shape
     ny, nz = field.shape[1:]
     scale = np.float32(1) / (truncation * voxel)
@@ -104,7 +121,9 @@ def _fuse(first, last, surface, viewmats, Ks, lower, voxel, truncation, field):
                     v = (start_y + kk * step_y) * inverse + K[1, 2]
                     distance = np.float32(1)
                     if 0 <= u < width and 0 <= v < height:
-                        distance = min(distance, (seen[np.int32(v), np.int32(u)] - z) * scale)
+                        value = seen[np.int32(v), np.int32(u)]
+                        gap = value - z if value > 0 else -value * z / K[0, 0]
+                        distance = min(distance, gap * scale)
                         if distance < -1:
                             continue
                     total[k] += distance
