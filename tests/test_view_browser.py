@@ -1,18 +1,13 @@
 """The page in a real browser; run with ``pytest -m browser``.
 
-Needs Chromium and chromedriver (Debian: ``apt-get install chromium chromium-driver``) and ``pip install selenium``.
-The environment variable CHROME names another browser that chromedriver fits. It draws with SwiftShader, so no
-GPU is needed.
+See chromium.py for what it needs. SwiftShader draws, so no GPU is needed.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 import threading
-from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 
@@ -20,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from chromium import chromium
 from PIL import Image
 from splats import asset, axes
 
@@ -33,32 +29,6 @@ pytestmark = pytest.mark.browser
 
 BLANK = "about:blank"
 SOFTWARE = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-
-
-@contextmanager
-def chromium(folder, *flags):
-    """A driver of a fresh headless Chromium whose profile and downloads lie in ``folder``."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    program = shutil.which(os.environ.get("CHROME", "chromium"))
-    server = shutil.which("chromedriver")
-    if program is None or server is None:
-        pytest.skip("no chromium or no chromedriver on the path")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (
-        *("--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars", "--window-size=900,700"),
-        *("--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
-        *(f"--user-data-dir={folder / 'profile'}", *flags),
-    ):
-        options.add_argument(flag)
-    options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(server))
-    driver.set_script_timeout(60)
-    try:
-        yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture(scope="module")
