@@ -287,6 +287,20 @@ def test_the_judge_leads_and_the_optimized_reward_comes_last():
     assert compare.judges(ROWS[0]) == ["bright"]
 
 
+def test_parts_of_the_reward_are_no_judges():
+    models = ["a=x.pt,b:0.5", "a=x.pt", "b", "c=y.pt"]
+    assert compare.held_out(models[0], models) == ["c=y.pt"]
+
+
+def test_a_judge_does_not_decide_a_run(mini_pipeline, tmp_path):
+    plan = Plan(suite="test", items=ITEMS, arms=[parse_arm("none")])
+    with_judge = Sweep(mini_pipeline, plan, tmp_path)
+    without = Sweep(TextTo3DPipeline(mini_pipeline.prior, mini_pipeline.reward), plan, tmp_path)
+    assert with_judge.digests.keys() - without.digests.keys() == {"mini/judge/model.safetensors"}
+    assert with_judge.decisive == without.decisive == without.digests
+    assert any(name.startswith("mini/prior/") for name in without.digests)
+
+
 def test_pairs():
     arms = ["psd", "dreamdpo", "none"]
     assert compare.pairs(arms) == [("psd", "none"), ("dreamdpo", "none"), ("psd", "dreamdpo")]

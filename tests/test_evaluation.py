@@ -280,6 +280,25 @@ def test_mean_is_the_score_of_the_pipeline(heads):
     assert at_128["scores"]["red"]["mean"] == pytest.approx(pipeline_score(head(0), "a head", RED), abs=1e-4)
 
 
+def test_a_clip_is_asked_for_front_views():
+    from tiny_rewards import clip_config
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from psd_gs.priors.mini import folder
+    from psd_gs.rewards.clip import CLIPReward, image_features
+
+    words = CLIPTokenizer.from_pretrained(folder("prior") / "tokenizer")
+    torch.manual_seed(0)
+    model = CLIPReward(CLIPModel(clip_config(vocabulary=len(words), length=words.model_max_length)), words)
+    ring = ring_images(head(0), Protocol(4, 32))
+    found = janus(ring, "a head", {"red": RED, "clip": model})
+    assert (found["features"], found["front_by"]) == ("clip", "view prompts")
+    texts = model.encode_prompts([f"a head, {side} view" for side in ("front", "side", "back")])
+    logits = logit_scale(model) * image_features(model.model, ring) @ texts.T
+    assert found["front"] == pytest.approx(logits.softmax(1)[:, 0].tolist(), abs=1e-4)
+    assert found["back_share"] == pytest.approx(found["front"][2] / (found["front"][0] + found["front"][2]), abs=1e-3)
+
+
 def test_views_that_are_all_alike_prove_nothing():
     result = janus(torch.full((8, 3, 8, 8), 0.3), "a ball", {})
     assert (result["opposite"], result["back_share"]) == (0.0, 0.5)

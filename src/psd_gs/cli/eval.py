@@ -148,13 +148,15 @@ class Report:
     def run(self) -> None:
         from rich.console import Console
 
-        from psd_gs.evaluation.sweep import BUDGET
+        from psd_gs.evaluation.suites import SUITES, load_suite
+        from psd_gs.evaluation.sweep import BUDGET, collect
 
         path = self.folder / BUDGET
-        arms = names(self.arms)
+        arms, suite = names(self.arms), collect(self.folder)[0]["suite"]
         if not arms and path.exists():
             arms = list(json.loads(path.read_text(encoding="utf-8"))["steps"])
-        report(Console(highlight=False, markup=False), self.folder, arms, [], names(self.against))
+        prompts = [item.prompt for item in load_suite(suite)] if suite in SUITES else []
+        report(Console(highlight=False, markup=False), self.folder, arms, prompts, names(self.against))
 
 
 @dataclass

@@ -129,19 +129,22 @@ def cost_of(part: str) -> Callable[[Row], float]:
 
 def judges(row: Row) -> list[str]:
     """Models that scored and were not optimized."""
-    climbed = {row["optimized"], *(names_of(row["optimized"]) if row["optimized"] != "none" else ())}
-    return [name for name in row["scores"] if name not in climbed]
+    return held_out(row["optimized"], row["scores"])
+
+
+def held_out(reward: str, models: Iterable[str]) -> list[str]:
+    """Those of the models that are not in the reward's expression."""
+    climbed = {reward, *names_of(reward)}
+    return [name for name in models if not climbed & {name, name.partition("=")[0]}]
 
 
 def headline(row: Row) -> list[Measure]:
     """What arms are compared by: the first judge in all respects, the others' means, the proxy for two faces, and
     last the reward that was optimized."""
-    held_out = judges(row)
+    judging = judges(row)
     parts = {"mean": "", "min": ", worst view", "back": ", back", "match": ", prompt match"}
-    found = (
-        [Measure(held_out[0] + text, score_of(held_out[0], part)) for part, text in parts.items()] if held_out else []
-    )
-    found += [Measure(name, score_of(name, "mean")) for name in held_out[1:]]
+    found = [Measure(judging[0] + text, score_of(judging[0], part)) for part, text in parts.items()] if judging else []
+    found += [Measure(name, score_of(name, "mean")) for name in judging[1:]]
     found.append(Measure("front seen behind", janus_of("back_share"), -1))
     found.append(Measure("opposite views alike", janus_of("opposite"), -1))
     if row["optimized"] in row["scores"]:

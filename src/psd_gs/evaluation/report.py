@@ -75,25 +75,20 @@ def share(value: float) -> str:
 
 
 def arms_table(found: Results) -> Cells:
-    """Each arm by itself."""
+    """One column per arm, one line per cost and measure."""
     row = next(iter(found.rows.values()))
-    measures = headline(row)
-    right = [Measure("right caption", score_of(name, "right")) for name in judges(row)[:1]]
-    header = ["arm", "steps", "seconds", "Gaussians", "memory, GB", *(m.name for m in [*measures, *right]), "failed"]
-    lines = [header]
-    for arm in found.arms:
-        rows = [row for prompt in found.seeds for row in found.of(arm, prompt)]
-        cost = [found.mean(arm, Measure(name, cost_of(name))) for name in ("steps", "seconds", "gaussians", "memory")]
-        lines.append(
-            [
-                arm,
-                *(number(value, digits) for value, digits in zip(cost, (0, 1, 0, 2), strict=True)),
-                *(number(found.mean(arm, measure)) for measure in measures),
-                *(share(found.mean(arm, measure)) for measure in right),
-                str(sum(bool(row["error"]) for row in rows)),
-            ]
-        )
-    return lines
+    lines = [["mean over prompts", *found.arms]]
+    for name, digits in {"steps": 0, "seconds": 1, "gaussians": 0, "memory": 2}.items():
+        cost = Measure(name, cost_of(name))
+        label = "memory, GB" if name == "memory" else name
+        lines.append([label, *(number(found.mean(arm, cost), digits) for arm in found.arms)])
+    for measure in headline(row):
+        lines.append([measure.name + direction(measure), *(number(found.mean(arm, measure)) for arm in found.arms)])
+    for name in judges(row)[:1]:
+        right = Measure("right caption", score_of(name, "right"))
+        lines.append([f"{name}, right caption", *(share(found.mean(arm, right)) for arm in found.arms)])
+    failed = [[bool(r["error"]) for prompt in found.seeds for r in found.of(arm, prompt)] for arm in found.arms]
+    return [*lines, ["vanished assets", *(str(sum(some)) for some in failed)]]
 
 
 def comparison_table(found: Results, measure: Measure, against: Sequence[str]) -> Cells:

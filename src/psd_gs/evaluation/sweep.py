@@ -24,6 +24,7 @@ from psd_gs.config import Config, make_config, merged, read_yaml, to_dict
 from psd_gs.errors import BackendError, ConfigError, FormatError, InputError, OutputError, PsdGsError
 from psd_gs.evaluation.arms import Arm
 from psd_gs.evaluation.budget import Budget, Kind, equal_steps, equal_time
+from psd_gs.evaluation.compare import held_out
 from psd_gs.evaluation.scores import Models, Protocol, ring_images, score_asset, turntable_webp
 from psd_gs.evaluation.suites import Item, folder_name
 from psd_gs.export.pictures import preview_png
@@ -119,15 +120,15 @@ class Sweep:
 
     def config(self, arm: Arm, prompt: str, seed: int, steps: int | None = None) -> Config:
         """The options of one run, complete with the models and the digests of their weights."""
-        prior, reward, judge = self.pipeline.prior, self.pipeline.reward, self.pipeline.judge
+        prior, judge = self.pipeline.prior, self.pipeline.judge
         names = {
             "prompt": prompt,
             "seed": seed,
             "prior": prior.name,
             "device": str(prior.device),
-            "reward": reward.name if reward else "none",
+            "reward": self._reward,
             "judge": judge.name if judge else "none",
-            "weights": self.digests,
+            "weights": self.decisive,
         }
         if steps is not None:
             names["steps"] = steps
@@ -147,6 +148,17 @@ class Sweep:
                 for file, digest in weights.checksums(embedded(part)).items():
                     found[f"mini/{part}/{file}"] = digest
         return found
+
+    @cached_property
+    def decisive(self) -> dict[str, str]:
+        """The digests without those of models that only judge: another judge makes no other run."""
+        judge_only = [name.partition("=")[0] for name in held_out(self._reward, self.models)]
+        prefixes = tuple(f"mini/{EMBEDDED[name]}/" if name in EMBEDDED else f"{name}/" for name in judge_only)
+        return {name: digest for name, digest in self.digests.items() if not name.startswith(prefixes)}
+
+    @property
+    def _reward(self) -> str:
+        return self.pipeline.reward.name if self.pipeline.reward else "none"
 
     @cached_property
     def budget(self) -> Budget:
@@ -296,7 +308,8 @@ class Sweep:
 
     def _digest_of(self, name: str) -> str:
         part = f"mini/{EMBEDDED.get(name, '?')}/"
-        own = [digest for key, digest in self.digests.items() if key.startswith((part, f"{name}/"))]
+        published = f"{name.partition('=')[0]}/"
+        own = [digest for key, digest in self.digests.items() if key.startswith((part, published))]
         return own[0][:12] if own else name
 
     def _check(self, config: Config, folder: Path) -> None:
@@ -304,7 +317,7 @@ class Sweep:
         if not runs.has_begun(folder):
             return
         saved, mine = read_yaml(folder / "config.yaml"), to_dict(config)
-        other = [name for name in mine if name != "judge" and saved.get(name) != mine[name]]
+        other = [name for name in mine if name not in ("judge", "device") and saved.get(name) != mine[name]]
         if other:
             raise OutputError(
                 f"{folder} holds a run that differs in {', '.join(other)}. Choose another --output-dir, or delete it."
