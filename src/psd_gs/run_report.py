@@ -76,21 +76,23 @@ def _pictures(folder: Path) -> str:
     there = {name: text for name, text in wanted.items() if (folder / name).exists()}
     figures = {name: report.figure(report.image_tag(folder / name, text), text) for name, text in there.items()}
     film = figures.pop("turntable.mp4", "")
-    return (report.grid(film) if not figures else report.grid(film, "".join(figures.values()))) if there else ""
+    stills = f"<div>{''.join(figures.values())}</div>" if figures else ""
+    return report.grid(film, stills) if there else ""
 
 
 def _scores(metadata: Mapping[str, Any], rows: Rows) -> str:
     """Of the finished asset, and of the unfinished ones on their way."""
     scores = metadata.get("scores") or {}
     roles = {metadata.get("reward"): "optimized", metadata.get("judge"): "judge, not optimized"}
-    parts = [report.table([[name, roles.get(name, "part of the reward"), score] for name, score in scores.items()])]
+    rows_of_scores = [[name, roles.get(name, "part of the reward"), score] for name, score in scores.items()]
     watched = [row for row in rows if any(name.startswith("score_") for name in row)]
     names = sorted({name for row in watched for name in row if name.startswith("score_")})
+    charts = []
     for name in names:
         title = f"{name.removeprefix('score_')}, mean over eight views"
         values = [row.get(name) for row in watched]
-        parts.append(report.line_chart({name: values}, _steps(watched), title=title, x_label="step", markers=True))
-    return report.grid(*parts) if scores or names else ""
+        charts.append(report.line_chart({name: values}, _steps(watched), title=title, x_label="step", markers=True))
+    return (report.table(rows_of_scores) if scores else "") + (report.grid(*charts) if charts else "")
 
 
 def _curves(rows: Rows) -> list[str]:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from psd_gs.config import Config
+    from psd_gs.live import LiveView
     from psd_gs.pipeline import TextTo3DPipeline
-    from psd_gs.trainer import Trainer
+    from psd_gs.trainer import StepEvent, Trainer
 
 PLAIN_SECONDS = 10.0
 """Between two progress lines when the output is not a terminal."""
@@ -81,6 +82,10 @@ class Generate:
     """Go on with an interrupted run of this prompt and seed."""
     overwrite: bool = False
     """Delete a run of this prompt and seed and start anew."""
+    live: bool = False
+    """Show the asset in a browser while it is made, with pause and stop-and-keep (`pip install "psd-gs[live]"`)."""
+    live_port: Annotated[int, arg(metavar="N")] = 8080
+    """Port of --live on this machine; the next free one if it is taken."""
     quiet: bool = False
     """Print only the results and errors."""
     debug: bool = False
@@ -114,6 +119,7 @@ class Generate:
             self._warn(console)
         if self.prior in (None, "auto") and first.prior == choose_prior(device)[0]:
             console.print(f"auto is {first.prior}: {choose_prior(device)[1]}", soft_wrap=True)
+        view = self._live(console)
         for folder in folders:
             runs.make_folder(folder)
         silence_libraries()
@@ -130,9 +136,11 @@ class Generate:
             )
         configs = [self._with_weights(console, config, pipeline.digests) for config in configs]
         done = [
-            (folder, self._run_one(console, pipeline, config, folder))
+            (folder, self._run_one(console, pipeline, config, folder, view))
             for config, folder in zip(configs, folders, strict=True)
         ]
+        if view:
+            view.close()
         ranked = sorted(done, key=lambda pair: -pair[1].get(first.reward, 0.0))
         plain = Console(highlight=False, markup=False)
         for folder, scores in ranked:
@@ -246,7 +254,21 @@ class Generate:
         if message:
             console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
-    def _run_one(self, console: Console, pipeline: TextTo3DPipeline, config: Config, folder: Path) -> dict[str, float]:
+    def _live(self, console: Console) -> LiveView | None:
+        """The live view, if it is wanted; its address is printed even with --quiet."""
+        if not self.live:
+            return None
+        from rich.console import Console as Loud
+
+        from psd_gs.live import LiveView
+
+        view = LiveView(self.live_port)
+        (Loud(highlight=False, markup=False) if self.quiet else console).print(f"live view: {view.address}")
+        return view
+
+    def _run_one(
+        self, console: Console, pipeline: TextTo3DPipeline, config: Config, folder: Path, view: LiveView | None
+    ) -> dict[str, float]:
         """One seed, from its first step or its checkpoint to the files; returns the scores."""
         from psd_gs import runs
         from psd_gs.config import read_yaml, to_dict
@@ -265,11 +287,14 @@ class Generate:
             runs.write_yaml(folder / "config.yaml", to_dict(config))
         with stop_after_step() as stop:
             progress = self._progress_bar if console.is_terminal else self._progress_lines
-            progress(console, trainer, stop)
+            progress(console, trainer, view.follow(trainer, stop) if view else trainer.run(), stop)
         if stop.is_set():
             trainer.save_checkpoint()
             console.print(f"stopped at step {trainer.step}; go on with the same command and --resume")
             raise SystemExit(130)
+        if trainer.step < config.steps:
+            trainer.save_checkpoint()
+            console.print(f"kept as of step {trainer.step} of {config.steps}")
         result = pipeline.result(trainer)
         with console.status("writing") if console.is_terminal else nullcontext() as status:
             result.save(folder, lambda name: status.update(f"writing {name}") if status else None)
@@ -277,16 +302,16 @@ class Generate:
         console.print(f"{len(result.gaussians)} Gaussians{skipped}")
         return result.scores
 
-    def _progress_lines(self, console: Console, trainer: Trainer, stop: Event) -> None:
+    def _progress_lines(self, console: Console, trainer: Trainer, events: Iterator[StepEvent], stop: Event) -> None:
         last = time.monotonic()
-        for event in trainer.run():
+        for event in events:
             if time.monotonic() - last > PLAIN_SECONDS or event.step == event.steps:
                 last = time.monotonic()
                 console.print(f"step {event.step}/{event.steps}  {_live(event.logs)}", soft_wrap=True)
             if stop.is_set():
                 return
 
-    def _progress_bar(self, console: Console, trainer: Trainer, stop: Event) -> None:
+    def _progress_bar(self, console: Console, trainer: Trainer, events: Iterator[StepEvent], stop: Event) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
@@ -299,7 +324,7 @@ class Generate:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=trainer.config.steps, completed=trainer.step, live="")
             live: dict[str, float] = {}
-            for event in trainer.run():
+            for event in events:
                 live |= event.logs
                 progress.update(task, completed=event.step, live=_live(live))
                 if stop.is_set():
