@@ -62,7 +62,8 @@ class View:
         server, address = page_server(page, self.port)
         console.print(address, soft_wrap=True)
         port = server.server_address[1]
-        console.print(f"From another machine: ssh -L {port}:127.0.0.1:{port} HOST, then open the address there.")
+        hint = f"From another machine: ssh -L {port}:127.0.0.1:{port} HOST, then open the address there."
+        console.print(hint, soft_wrap=True)
         console.print("Ctrl-C ends it.")
         if not self.no_open:
             webbrowser.open(address)
