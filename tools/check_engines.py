@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +124,15 @@ def godot(program: str, path: Path, folder: Path) -> dict[str, Any]:
     shutil.copy(path, folder / "asset.glb")
     (folder / "project.godot").write_text("config_version=4\n", encoding="utf-8")
     (folder / "read.gd").write_text(GODOT.replace("    ", "\t"), encoding="utf-8")
-    subprocess.run(
-        [program, "--path", ".", "--editor", "--quit"],
-        cwd=folder,
-        env={**os.environ, "HOME": str(folder)},
-        capture_output=True,
-        timeout=300,
-        check=False,  # its exit code says nothing of the import
-    )
+    environment = {**os.environ, "HOME": str(folder)}
+    command = [program, "--path", ".", "--editor", "--quit"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=folder, env=environment, **quiet) as editor:
+        end = time.monotonic() + 300
+        # The editor imports and then may wait for a screen forever; the checksum is what it writes last.
+        while editor.poll() is None and time.monotonic() < end and not list(folder.glob(".import/asset.glb-*.md5")):
+            time.sleep(0.2)
+        editor.kill()
     return run([program, "--path", ".", "-s", "read.gd"], folder)
 
 

@@ -155,8 +155,8 @@ def correction(
         wrong = np.zeros((side, side, 4), np.float32)  # the last channel says where the difference is known
         wrong[at] = 1
         wrong[..., :3][at] = target[0][at] - sample(texture, shown.interpolate(atlas.uv * size, mesh.faces))
-        wrong[(alpha[0] <= 0.5) | _edges(depth[0], 0.1 * radius)] = 0
-        seen, xy, cosine = _seen(points, normals, camera, depth[0], 0.01 * radius)
+        wrong[(alpha[0] <= 0.5) | _edges(depth[0], (0.05 + 25 / side) * radius)] = 0
+        seen, xy, cosine = _seen(points, normals, camera, depth[0], (0.005 + 3 / side) * radius)
         found = sample(wrong, xy) * cosine[:, None] ** 2
         total[seen] += found[:, :3]
         weight[seen] += found[:, 3:]
