@@ -1,4 +1,4 @@
-"""The page of ``psd-gs rank`` in a real browser, by keys and by touch; see test_view_browser.py for what it needs."""
+"""The page of ``psd-gs rank`` in a real browser, by keys and by touch; see chromium.py for what it needs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 import pytest
+from chromium import chromium
 from ranked import Client, make_runs
-from test_view_browser import chromium
 
 from psd_gs.export.pictures import turntable_video
 from psd_gs.export.ply import read_ply
