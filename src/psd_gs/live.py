@@ -29,6 +29,8 @@ SHARE = 0.02
 """Of the time, the most that updates may take; the pause after one is as long as its cost demands."""
 MOST = 50_000
 """Gaussians that are sent; of more, those that cover most."""
+FRONT = (0.0, 0.6, 2.4)
+"""Where the camera begins, world units."""
 POINTS = 300
 """Most points of a curve."""
 
@@ -145,7 +147,7 @@ class LiveView:
         else:
             self._splats.set_gaussians(*values)
         history = self._history[:: -(-len(self._history) // POINTS) or 1]
-        for title, lines in CURVES.items():
+        for order, (title, lines) in enumerate(CURVES.items(), start=1000):
             rows = [row for row in history if all(name in row for name in lines)]
             if len(rows) < 2:
                 continue
@@ -155,7 +157,7 @@ class LiveView:
             else:
                 series: Any = ({"label": "step"}, *({"label": text, "stroke": ink} for text, ink in lines.values()))
                 self._charts[title] = self.server.gui.add_uplot(
-                    data, series, title=title, scales={"x": {"time": False}}, height=150
+                    data, series, title=title, scales={"x": {"time": False}}, height=150, order=order
                 )
 
     # --- the page -----------------------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ class LiveView:
         server.scene.set_up_direction("+y")
         server.scene.set_background_image(np.full((1, 1, 3), 255, np.uint8))
         camera = server.initial_camera
-        camera.position, camera.look_at, camera.fov = (0.0, 0.5, 2.0), (0.0, 0.0, 0.0), float(np.radians(40))
+        camera.position, camera.look_at, camera.fov = FRONT, (0.0, 0.0, 0.0), float(np.radians(40))
         gui = server.gui
         self._title = gui.add_markdown("loading models")
         self._text = gui.add_markdown("")
@@ -185,7 +187,7 @@ class LiveView:
 
         @front.on_click
         def _(event: Any) -> None:
-            event.client.camera.position, event.client.camera.look_at = (0.0, 0.5, 2.0), (0.0, 0.0, 0.0)
+            event.client.camera.position, event.client.camera.look_at = FRONT, (0.0, 0.0, 0.0)
 
 
 def most_visible(gaussians: Gaussians) -> Gaussians:
