@@ -78,6 +78,9 @@ def test_every_task_has_a_folder_and_is_made_once(tmp_path, trainings):
     assert row["seconds"] == pytest.approx(spent(folder / "metrics.jsonl"), abs=1e-3)
     assert (row["steps"], row["error"], row["gaussians"]) == (8, None, len(read_ply(folder / "splat.ply")))
     assert row["scores"].keys() == {"red", "bright"}
+    scores = json.loads((folder / "psd_gs.json").read_text())["scores"]
+    assert scores.keys() == row["scores"].keys()
+    assert not (folder / "progress").exists()
     again = run_all(sweep_of(tmp_path, "psd", "none", items=ITEMS))
     assert again == rows
     assert len(trainings) == 4

@@ -31,7 +31,7 @@ from psd_gs.export.pictures import preview_png
 from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.files import write_atomic
 from psd_gs.guidance.config import check_combination
-from psd_gs.pipeline import Result, TextTo3DPipeline
+from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.priors import FAMILY
 from psd_gs.priors.mini import folder as embedded
 from psd_gs.rewards import EMBEDDED
@@ -328,42 +328,47 @@ class Sweep:
         self._warm_up(config)
         trainer = self._begin(config, folder)
         memory = Memory(self.pipeline.prior.device)
+        result = None
         with tolerated() as errors:
             for _ in trainer.run():
                 memory.look()
-        asset = trainer.finish()
-        error = errors[0] if errors else None if len(asset) else "the finished asset is empty"
-        if error is None:
-            result = Result(asset, config, {}, trainer.guidance.negative.embedding)
-            runs.write_json(folder / "psd_gs.json", result.metadata)
-            write_atomic(folder / "views.webp", turntable_webp(ring_images(asset, self.plan.protocol)))
-            preview_png(asset, folder / "preview.png", size=256, metadata=result.metadata)
-            write_ply(asset, folder / runs.DONE, metadata=result.metadata)
+            result = self.pipeline.result(trainer)
+        if result is not None:
+            metadata = result.metadata
+            runs.write_json(folder / "psd_gs.json", metadata)
+            write_atomic(folder / "views.webp", turntable_webp(ring_images(result.gaussians, self.plan.protocol)))
+            preview_png(result.gaussians, folder / "preview.png", size=256, metadata=metadata)
+            write_ply(result.gaussians, folder / runs.DONE, metadata=metadata)
         runs.write_json(
             folder / COST,
             {
                 "steps": config.steps,
                 "seconds": round(spent(folder / "metrics.jsonl"), 3),
                 "memory": memory.peak,
-                "gaussians": 0 if error else len(asset),
-                "error": error,
+                "gaussians": len(result.gaussians) if result else 0,
+                "error": errors[0] if errors else None,
                 "machine": self.machine,
             },
         )
 
     def _begin(self, config: Config, folder: Path) -> Trainer:
-        """A trainer at its first step, or where the last one was interrupted."""
-        trainer = self.pipeline.trainer(config, folder)
+        """A trainer where the last one was interrupted, or at its first step."""
         if runs.has_begun(folder):
+            trainer = self._trainer(config, folder)
             try:
                 trainer.load_checkpoint()
                 return trainer
             except FormatError as error:
                 logger.warning("starting anew: %s", error)
-                trainer = self.pipeline.trainer(config, folder)
+        trainer = self._trainer(config, folder)
         runs.make_folder(folder, empty=True)
         trainer.save_checkpoint()  # first, so that a run that has begun can always go on
         runs.write_yaml(folder / "config.yaml", to_dict(config))
+        return trainer
+
+    def _trainer(self, config: Config, folder: Path) -> Trainer:
+        trainer = self.pipeline.trainer(config, folder)
+        trainer.observe = None  # pictures of the way there are for people who wait
         return trainer
 
     def _warm_up(self, config: Config) -> None:
