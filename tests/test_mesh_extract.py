@@ -221,6 +221,7 @@ def test_nothing_opaque_is_refused():
         ({"views": 5}, "at least 6 views"),
         ({"faces": 3}, "at least 4 faces"),
         ({"image_size": 9000}, "32 to 4096 pixels, received 9000"),
+        ({"solidify": -1}, "0 steps or more"),
         ({"smoothing": -1.0}, "0 to 10 voxels"),
         ({"smallest_part": 2.0}, "smallest part of 0 to 1"),
     ],

@@ -61,6 +61,10 @@ class MeshOptions:
     smallest_part: float = SMALLEST_PART
     """Connected parts below this share of the largest one's area are floaters and dropped; 1 keeps the largest part."""
 
+    solidify: int = 150
+    """Steps of :func:`psd_gs.mesh.solidify.solidify` before anything else, if the median opacity is below one half;
+    0: never."""
+
     def __post_init__(self) -> None:
         if not (32 <= self.resolution <= 1024 and self.views >= 6 and self.faces >= 4):
             raise InputError(
@@ -69,6 +73,8 @@ class MeshOptions:
             )
         if not (self.image_size == 0 or 32 <= self.image_size <= 4096):
             raise InputError(f"image_size: expected 0 or 32 to 4096 pixels, received {self.image_size}.")
+        if self.solidify < 0:
+            raise InputError(f"solidify: expected 0 steps or more, received {self.solidify}.")
         if not (0 <= self.smoothing <= 10 and 0 <= self.smallest_part <= 1):
             raise InputError(
                 "expected a smoothing of 0 to 10 voxels and a smallest part of 0 to 1, "
@@ -88,7 +94,7 @@ class Extraction:
     Attributes:
         mesh: closed, decimated, with vertex colours.
         dense: the same surface before it was decimated, for normal maps.
-        solid: the Gaussians that belong to the asset, for textures.
+        solid: the Gaussians that belong to the asset, made solid if they were fog, for textures.
         voxel: distance of two samples of the distance field, world units.
         topology: of ``mesh``.
     """
@@ -123,6 +129,10 @@ def extract(gaussians: Gaussians, options: MeshOptions = MeshOptions(), *, backe
     asset = asset.select(solid_part(asset))
     if len(asset) == 0:
         raise _empty(f"none of {len(gaussians)} has an opacity of {VISIBLE} or more")
+    if float(asset.opacities.median()) < 0:  # the logit of one half
+        from psd_gs.mesh.solidify import solidify  # which imports this module's cameras
+
+        asset = solidify(asset, options.solidify)
     centre, radius = bounding_ball(asset)
     centred = replace(asset, means=asset.means - centre)
     cameras = sphere_of_cameras(options.views, radius, options.pixels)

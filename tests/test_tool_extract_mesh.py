@@ -1,0 +1,36 @@
+"""The batch script of meshes: every splat below a folder, one error line per failure."""
+
+import pytest
+import torch
+import trimesh
+
+from psd_gs.export.ply import write_ply
+from psd_gs.gaussians import from_points
+
+
+def test_folders_become_meshes(tmp_path, capsys, one_thread):
+    import extract_mesh
+
+    direction = torch.nn.functional.normalize(torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    shell = from_points(direction * 0.4, torch.full((2000, 3), 0.7), scale=0.03, opacity=0.95)
+    faint = from_points(direction * 0.4, torch.full((2000, 3), 0.7), scale=0.03, opacity=0.01)
+    for name, asset in (("a", shell), ("b", faint)):
+        (tmp_path / name).mkdir()
+        write_ply(asset, tmp_path / name / "splat.ply")
+    quick = ["--to", ".ply", "--resolution", "32", "--faces", "500", "--height", "2"]
+    with pytest.raises(SystemExit) as stopped:
+        extract_mesh.main([str(tmp_path), *quick, "--output-dir", str(tmp_path / "out")])
+    assert stopped.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("error: ") == 1
+    assert "opaque surface" in printed.err
+    mesh = trimesh.load(tmp_path / "out" / "a" / "mesh.ply")
+    assert mesh.is_watertight
+    assert mesh.extents[1] == pytest.approx(2, rel=1e-3)
+    assert mesh.bounds[0, 1] == pytest.approx(0, abs=1e-4)
+    assert not (tmp_path / "out" / "b" / "mesh.ply").exists()
+    made = (tmp_path / "out" / "a" / "mesh.ply").stat().st_mtime_ns
+    extract_mesh.main([str(tmp_path / "a"), *quick, "--output-dir", str(tmp_path / "out" / "a")])
+    assert (tmp_path / "out" / "a" / "mesh.ply").stat().st_mtime_ns == made
+    with pytest.raises(SystemExit, match="no file found"):
+        extract_mesh.main([str(tmp_path / "nothing")])
