@@ -1,0 +1,28 @@
+"""Worker processes that paint: the real queue and the real files, without models to load."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from painted import PaintedPrior, RedReward
+
+from psd_gs.export import pictures
+from psd_gs.mesh import extract
+from psd_gs.pipeline import TextTo3DPipeline
+
+
+class SlowPrior(PaintedPrior):
+    """Slow enough to be killed over a step."""
+
+    def predict(self, *arguments, **options):
+        time.sleep(0.1)
+        return super().predict(*arguments, **options)
+
+
+def paint() -> None:
+    """Called first in every worker."""
+    TextTo3DPipeline.from_pretrained = classmethod(lambda cls, *names, **options: cls(SlowPrior(), RedReward()))
+    pictures.preview_png = partial(pictures.preview_png, size=48)
+    pictures.turntable_video = partial(pictures.turntable_video, frames=4, size=48)
+    extract.extract_mesh = partial(extract.extract_mesh, options=extract.MeshOptions(resolution=32, views=6, faces=500))
