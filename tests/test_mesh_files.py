@@ -21,7 +21,7 @@ from psd_gs.mesh.extract import MeshOptions
 from psd_gs.mesh.glb import write_glb
 from psd_gs.mesh.save import save_mesh
 from psd_gs.mesh.shapes import HULL_FACES, collision_shapes, convex_hull
-from psd_gs.mesh.texture import TexturedMesh
+from psd_gs.mesh.texture import TexturedMesh, tangents
 
 SMALL = MeshOptions(resolution=32, views=12, faces=600)
 
@@ -32,9 +32,8 @@ def textured() -> TexturedMesh:
     uv = np.float32([0.5, 0.5]) + 0.5 * mesh.vertices[:, :2]
     color = np.zeros((16, 16, 3), np.uint8)
     color[:8], color[8:] = (200, 10, 30), (20, 120, 40)  # the upper rows red, the lower green
-    tangent = np.concatenate([np.cross([0, 1, 0], mesh.normals), np.ones((len(uv), 1))], axis=1)
-    tangent[:, :3] /= np.maximum(np.linalg.norm(tangent[:, :3], axis=1, keepdims=True), 1e-9)
-    return TexturedMesh(mesh.vertices, mesh.faces, mesh.normals, uv, color, tangent.astype(np.float32), color)
+    tangent = tangents(mesh.vertices, mesh.faces, mesh.normals, uv)
+    return TexturedMesh(mesh.vertices, mesh.faces, mesh.normals, uv, color, tangent, color)
 
 
 def test_glb_with_textures(tmp_path):

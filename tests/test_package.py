@@ -88,6 +88,7 @@ def test_every_dependency_of_the_main_job_is_a_base_one():
         "psd_gs",
         "peft",  # of the extra vsd
         "pxr",  # of the extra usd
+        "coacd",  # of the extra collision
         "viser",  # of the extra live
         "ray",  # of the extra ray
     }

@@ -16,7 +16,7 @@ Collision = Literal["none", "hull", "coacd"]
 HULL_FACES = 255
 """Of a hull at most; physics engines refuse or thin out larger ones (256 in PhysX)."""
 _COACD_FACES = 3000
-_FLAT = 1e-6  # volume, as a share of that of a cube around
+_FLAT = 1e-10  # variance across, as a share of the largest one
 
 
 def collision_shapes(vertices: Float[np.ndarray, "V 3"], faces: np.ndarray, kind: Collision) -> list[Triangles]:
@@ -57,9 +57,10 @@ def convex_hull(points: Float[np.ndarray, "V 3"]) -> Triangles:
     """
     import trimesh
 
-    hull = trimesh.convex.convex_hull(points)
-    if hull.volume <= _FLAT * np.ptp(points, axis=0).max() ** 3:
+    spread = np.linalg.eigvalsh(np.cov(points.astype(np.float64), rowvar=False))
+    if spread[0] <= _FLAT * spread[-1]:
         raise InputError("--collision: expected a solid mesh, received a flat one. Leave it out.")
+    hull = trimesh.convex.convex_hull(points)
     # Thinned by leaving out corners, not by decimation: the result is convex and never sticks out.
     corners, count = np.asarray(hull.vertices), HULL_FACES // 2 + 1
     while len(hull.faces) > HULL_FACES:
