@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 import psd_gs
 from psd_gs.config import PRESETS, RECIPES
+from psd_gs.evaluation.suites import SUITES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(psd_gs.__file__).parent
@@ -216,6 +217,7 @@ def test_the_wheel_has_everything_and_runs(tmp_path):
     prior = ["model_index.json", "words.txt", "nouns.txt", "unet/diffusion_pytorch_model.safetensors"]
     expected |= {f"psd_gs/assets/mini/prior/{name}" for name in prior}
     expected |= {f"psd_gs/assets/mini/{name}/model.safetensors" for name in ("reward", "judge")}
+    expected |= {f"psd_gs/assets/suites/{name}.txt" for name in SUITES}
     expected |= {f"psd_gs/assets/viewer/{name}" for name in ("page.html", "THIRD_PARTY_NOTICES.txt")}
     assert expected <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
