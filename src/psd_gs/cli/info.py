@@ -33,6 +33,8 @@ class Info:
             console.print(json.dumps(facts), soft_wrap=True)
             return
         low, high = facts["bounds"]
+        models = facts["metadata"].pop("models", None)
+        chain = models if isinstance(models, dict) else {}
         lines = {
             "format": facts["format"],
             "size": f"{facts['bytes'] / 1024:.0f} KiB",
@@ -41,7 +43,16 @@ class Info:
             "SH degree": facts["sh_degree"],
             "bounds": "  ".join(f"{axis} {a:.3f} to {b:.3f}" for axis, a, b in zip("xyz", low, high, strict=True)),
             **{name: json.dumps(value, ensure_ascii=False) for name, value in facts["metadata"].items()},
+            **{f"{role} model": _words(some) for role, some in chain.items()},
         }
         width = max(map(len, lines))
         for name, value in lines.items():
             console.print(f"{name:{width}}  {value}", soft_wrap=True)
+
+
+def _words(models: object) -> str:
+    """Models with their repositories, revisions and licences; files may hold anything."""
+    entries = models if isinstance(models, list) else [models]
+    return "; ".join(
+        " · ".join(map(str, entry.values())) if isinstance(entry, dict) else str(entry) for entry in entries
+    )
