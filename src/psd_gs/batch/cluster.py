@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from psd_gs.batch.tasks import Outcome, Task, Worker
 from psd_gs.errors import BackendError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class RayPool:
@@ -17,18 +20,26 @@ class RayPool:
         workers: on CPUs; with GPUs, at most so many (0: all).
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of each worker on a CPU; 0 leaves what there is.
+        prepare: called first by every worker; a function of a module.
 
     Raises:
         BackendError: Ray does not start or answer, or has no GPU though one was asked for.
         ConfigError: Ray is not installed.
     """
 
-    def __init__(self, address: str, workers: int = 0, device: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        address: str,
+        workers: int = 0,
+        device: str = "auto",
+        threads: int = 0,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         try:
             import ray
         except ImportError as error:
             raise ConfigError('--ray needs Ray: pip install "psd-gs[ray]".') from error
-        self._ray = ray
+        self._ray, self._prepare = ray, prepare
         local = address == "local"
         try:
             ray.init(
@@ -52,7 +63,7 @@ class RayPool:
 
     def start(self, slot: int, task: Task) -> None:
         if slot not in self.actors:
-            self.actors[slot] = self._actor.remote(self._device, self._threads)
+            self.actors[slot] = self._actor.remote(self._device, self._threads, self._prepare)
         self._running[self.actors[slot].run.remote(task)] = slot
 
     def wait(self, seconds: float) -> list[tuple[int, Outcome | None]]:
@@ -62,7 +73,8 @@ class RayPool:
             slot = self._running.pop(reference)
             try:
                 out.append((slot, self._ray.get(reference)))
-            except self._ray.exceptions.RayError:  # the actor, its node or the way to it is gone
+            except self._ray.exceptions.RayError as error:  # the actor, its node or the way to it is gone
+                logger.warning("worker %d is gone: %s", slot, error)
                 self._ray.kill(self.actors.pop(slot))
                 out.append((slot, None))
         return out

@@ -19,7 +19,7 @@ class LocalPool:
     Args:
         devices: one worker each.
         threads: of each worker; 0 leaves what there is.
-        prepare: called first in every process; a function of a module.
+        prepare: called first by every worker; a function of a module.
     """
 
     def __init__(self, devices: Sequence[str], threads: int = 0, prepare: Callable[[], None] | None = None) -> None:
@@ -76,9 +76,7 @@ class LocalPool:
 def _work(pipe: Connection, device: str, threads: int, prepare: Callable[[], None] | None) -> None:
     """A worker's life: tasks until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
-    if prepare:
-        prepare()
-    worker = Worker(device, threads)
+    worker = Worker(device, threads, prepare)
     while True:
         try:
             task = pipe.recv()

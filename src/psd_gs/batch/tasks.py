@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,10 +106,11 @@ class Worker:
     Args:
         device: ``cpu`` or ``cuda:N``.
         threads: of torch and the CPU rasterizer; 0 leaves what there is.
+        prepare: called before the models are loaded.
     """
 
-    def __init__(self, device: str, threads: int = 0) -> None:
-        self.device, self.threads = device, threads
+    def __init__(self, device: str, threads: int = 0, prepare: Callable[[], None] | None = None) -> None:
+        self.device, self.threads, self.prepare = device, threads, prepare
         self.pipeline: TextTo3DPipeline | None = None
 
     def run(self, task: Task) -> Outcome:
@@ -130,6 +131,8 @@ class Worker:
 
         from psd_gs.pipeline import TextTo3DPipeline
 
+        if self.prepare:
+            self.prepare()
         if self.threads:
             torch.set_num_threads(self.threads)
         c = task.config

@@ -133,7 +133,7 @@ class Batch:
         threads = max(1, torch.get_num_threads() // wanted) if wanted else 0
         if self.ray:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-            return RayPool(self.ray, wanted, self.device or "auto", threads)
+            return RayPool(self.ray, wanted, self.device or "auto", threads, silence_libraries)
         device = resolve_device(self.device or "auto")
         if device.type == "cpu":
             return LocalPool(["cpu"] * max(1, wanted), threads, silence_libraries)
