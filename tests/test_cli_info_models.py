@@ -15,5 +15,5 @@ def test_the_licence_chain_travels_with_every_format(tmp_path, capsys, name):
     save(red_ball(), tmp_path / name, metadata={"prompt": "a ball", "models": {"prior": [model], "reward": "odd"}})
     cli.main(["info", str(tmp_path / name)])
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.split("  ")[-1] == "sd21 · a/b · 4e63672c0310 · CreativeML OpenRAIL++-M" for line in lines)
+    assert any(line.endswith(" sd21 · a/b · 4e63672c0310 · CreativeML OpenRAIL++-M") for line in lines)
     assert any(line.startswith("reward model") and line.endswith("odd") for line in lines)
