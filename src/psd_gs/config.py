@@ -164,6 +164,8 @@ class Config:
     """augment: white, mid-grey or dark grey, sometimes a colour, drawn in every step; white: always white."""
     negative_embedding: str | None = None
     """File of a refined negative embedding to start from."""
+    solid_steps: int = 0
+    """Steps of a last phase that turns fog into a solid, for meshes (150 is enough); 0: none."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     init: InitConfig = field(default_factory=InitConfig)
     cameras: CameraConfig = field(default_factory=CameraConfig)
@@ -174,6 +176,7 @@ class Config:
         check_range(self, 1, float("inf"), "steps")
         check_range(self, 0, 2**63 - 1, "seed")
         check_range(self, 0, 4096, "prior_size")
+        check_range(self, 0, 100_000, "solid_steps")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -265,7 +265,9 @@ class TextTo3DPipeline:
 
     def result(self, trainer: Trainer) -> Result:
         """The finished asset of a trainer, swept and scored."""
-        asset = trainer.finish()
+        from psd_gs.mesh.solidify import solidify
+
+        asset = solidify(trainer.finish(), trainer.config.solid_steps)
         if not len(asset):
             raise InputError(
                 "the finished asset is empty: every Gaussian became transparent. "
