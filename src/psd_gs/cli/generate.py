@@ -74,6 +74,8 @@ class Generate:
     """GPU memory to fit into: 8, 12 or 24 (GB). Default: as much as there is."""
     init: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Start from a 3DGS PLY, a point cloud (.ply), a mesh (.glb, .obj, .stl), or shap-e, instead of a ball."""
+    for_mesh: bool = False
+    """Make the splat itself solid at the end, as its mesh is (solid_steps: 150)."""
     config: File = None
     """YAML file of options that goes over the preset; a run's config.yaml repeats the run."""
     output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
@@ -163,6 +165,7 @@ class Generate:
             "device": self.device,
             "vram": self.vram,
             "steps": self.steps,
+            "solid_steps": 150 if self.for_mesh else None,
             "seed": self.seed,
             "negative_embedding": str(self.negative_embedding) if self.negative_embedding else None,
         }
