@@ -11,7 +11,6 @@ from jaxtyping import Float
 from psd_gs.cameras import Cameras, orbit
 from psd_gs.export.frames import bounding_ball
 from psd_gs.gaussians import Gaussians
-from psd_gs.mesh.extract import Extraction
 from psd_gs.mesh.raster import located, project, rasterize, sample
 from psd_gs.mesh.surface import Mesh
 from psd_gs.mesh.texture import TexturedMesh

@@ -44,6 +44,12 @@ from mini.scenes import (
 LOOKS = 4
 """Looks, pictures and captions per episode."""
 
+PAIRS = 0.25
+"""How often an episode begins with two objects in a relation, beside those among the scenes drawn at random.
+
+There are far more such pairs than single objects, and in each both objects are small.
+"""
+
 NAMES = tuple(COLOURS)
 CATEGORY_ID = {category.name: i + 1 for i, category in enumerate(CATEGORIES)}
 PART_ID = {
@@ -318,12 +324,13 @@ class EpisodeMaker:
 
     def __init__(self, data: Sets, allowed: Sequence[int], corruptions: Sequence[str]) -> None:
         self.data, self.allowed, self.corruptions = data, allowed, corruptions
+        self.pairs = [i for i in allowed if len(data.scenes[i].items) == 2]
         self.index = SceneIndex(data.scenes, allowed)
 
     def looks(self, rng: random.Random) -> list[Variant]:
         """A look and three variants of it, of different changes where there are as many."""
         while True:
-            scene = rng.choice(self.allowed)
+            scene = rng.choice(self.pairs if rng.random() < PAIRS else self.allowed)
             look = sample_look(self.data.scenes[scene], rng)
             variants = self.index.variants(look, scene, rng)
             picked: list[Variant] = []
