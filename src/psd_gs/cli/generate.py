@@ -35,8 +35,8 @@ class Generate:
     """Make a 3D asset from a sentence.
 
     Optimizes 3D Gaussians under a diffusion prior with preference score distillation, and writes
-    splat.ply, mesh.glb, turntable.mp4 and preview.png into outputs/PROMPT-SEED/. Without a GPU and
-    without a model hub it uses the small embedded model of toy-like objects (see `psd-gs words`).
+    splat.ply, mesh.glb, turntable.mp4, preview.png and report.html into outputs/PROMPT-SEED/. Without
+    a GPU and a model hub it uses the small embedded model of toy-like objects (see `psd-gs words`).
     """
 
     prompt: Positional[str]
