@@ -86,8 +86,8 @@ class MultiViewPipeline(DiffusionPipeline):
         *,
         negative_prompt: str = "",
         num_inference_steps: int = 30,
-        guidance_scale: float = 5.0,
-        guidance_rescale: float = 0.7,
+        guidance_scale: float = 3.0,
+        guidance_rescale: float = 0.0,
         generator: torch.Generator | None = None,
         output_type: str = "pil",
     ) -> MultiViewOutput:
@@ -100,7 +100,7 @@ class MultiViewPipeline(DiffusionPipeline):
             num_inference_steps: of the scheduler.
             guidance_scale: 1 switches guidance off.
             guidance_rescale: share of the rescale against oversaturation (Lin et al., 2305.08891, Eqs. 15-16), in
-                [0, 1]; without it the first steps decide on wrong colours.
+                [0, 1]. For latents; colours are clipped by the scheduler instead.
             generator: source of the initial noise.
             output_type: ``"pil"`` or ``"pt"``.
         """
@@ -116,7 +116,8 @@ class MultiViewPipeline(DiffusionPipeline):
         for t in self.progress_bar(self.scheduler.timesteps):
             cond, uncond = prior.network(x, t.expand(len(prompts)), text, negative, cameras)
             guided = rescale_noise_cfg(uncond + guidance_scale * (cond - uncond), cond, guidance_rescale)
-            x = self.scheduler.step(guided, t, x).prev_sample
+            # a clipped estimate needs the noise that belongs to it, else early steps decide on wrong colours
+            x = self.scheduler.step(guided, t, x, use_clipped_model_output=True).prev_sample
         images = prior.decode(x)
         if output_type == "pt":
             return MultiViewOutput(images=images)
