@@ -1,21 +1,21 @@
-"""``psd-gs info``: what a splat file holds."""
+"""``psd-gs info``: what a splat or mesh file holds."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 
 @dataclass
 class Info:
-    """Show format, number, SH degree, bounds and metadata of a splat file."""
+    """Show what a splat or mesh file holds: format, size, bounds and metadata."""
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """Splat file of any format that export knows."""
+    """Splat file of any format that export knows, or a mesh: .glb, .gltf, .obj, .ply or .stl."""
     json: bool = False
     """Print one JSON object instead."""
     debug: bool = False
@@ -24,30 +24,54 @@ class Info:
     def run(self) -> None:
         from rich.console import Console
 
+        from psd_gs.evaluation.load import holds_gaussians
         from psd_gs.export.formats import describe
         from psd_gs.export.metadata import jsonable
+        from psd_gs.mesh.describe import describe_mesh
 
         console = Console(highlight=False, markup=False)
-        facts = jsonable(describe(self.file))
+        splats = holds_gaussians(self.file)
+        facts = jsonable(describe(self.file) if splats else describe_mesh(self.file))
         if self.json:
             console.print(json.dumps(facts), soft_wrap=True)
             return
         low, high = facts["bounds"]
-        models = facts["metadata"].pop("models", None)
+        metadata = facts["metadata"]
+        models = metadata.pop("models", None)
         chain = models if isinstance(models, dict) else {}
+        units = " m" if metadata.get("units") == "metres" else ""
         lines = {
             "format": facts["format"],
             "size": f"{facts['bytes'] / 1024:.0f} KiB",
-            "frame": facts["frame"],
-            "Gaussians": facts["n_splats"],
-            "SH degree": facts["sh_degree"],
-            "bounds": "  ".join(f"{axis} {a:.3f} to {b:.3f}" for axis, a, b in zip("xyz", low, high, strict=True)),
-            **{name: json.dumps(value, ensure_ascii=False) for name, value in facts["metadata"].items()},
+            **(_splat_lines(facts) if splats else _mesh_lines(facts)),
+            "bounds": "  ".join(f"{axis} {a:.3f} to {b:.3f}" for axis, a, b in zip("xyz", low, high, strict=True))
+            + units,
+            **{name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items() if name not in facts},
             **{f"{role} model": _words(some) for role, some in chain.items()},
         }
         width = max(map(len, lines))
         for name, value in lines.items():
             console.print(f"{name:{width}}  {value}", soft_wrap=True)
+
+
+def _splat_lines(facts: dict[str, Any]) -> dict[str, Any]:
+    return {"frame": facts["frame"], "Gaussians": facts["n_splats"], "SH degree": facts["sh_degree"]}
+
+
+def _mesh_lines(facts: dict[str, Any]) -> dict[str, Any]:
+    materials = [
+        " ".join([str(one["name"]), *(f"{name} {w} x {h}" for name, (w, h) in one["textures"].items())])
+        for one in facts["materials"]
+    ]
+    return {
+        "vertices": facts["vertices"],
+        "faces": facts["faces"],
+        "bodies": facts["bodies"],
+        "watertight": "yes" if facts["watertight"] else f"no, {facts['boundary_edges']} open edges",
+        "materials": ", ".join(materials) or "none",
+        "collision shapes": facts["collision_shapes"],
+        "coarser levels": ", ".join(facts["lods"]) or "none",
+    }
 
 
 def _words(models: object) -> str:

@@ -15,9 +15,10 @@ from torch import Tensor
 from psd_gs.errors import InputError
 from psd_gs.export.formats import load, read_metadata, stored_frame
 from psd_gs.export.frames import bounding_ball
-from psd_gs.export.gltf import holds_splats, read_gltf_metadata
+from psd_gs.export.gltf import holds_splats
 from psd_gs.export.ply import is_gaussian_ply, read_ply_header
 from psd_gs.gaussians import Gaussians, from_points
+from psd_gs.mesh.describe import mesh_metadata
 from psd_gs.mesh.points import read_points
 from psd_gs.runs import DONE
 
@@ -89,9 +90,7 @@ def prompt_of(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path)
     path = path / DONE if path.is_dir() else path
-    known = holds_gaussians(path)
-    found = read_metadata(path) if known else read_gltf_metadata(path) if path.suffix.lower() == ".glb" else None
-    prompt = (found or {}).get("prompt")
+    prompt = (read_metadata(path) if holds_gaussians(path) else mesh_metadata(path)).get("prompt")
     if not isinstance(prompt, str):
         raise InputError(f"{path}: expected metadata that name its prompt, received none. Give it with --prompt.")
     return prompt

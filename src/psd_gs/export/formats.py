@@ -168,8 +168,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     embedded = format_of(path).metadata
     found = embedded(path) if embedded is not None else None
-    if found is not None:
-        return found
+    return metadata_beside(path) if found is None else found
+
+
+def metadata_beside(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of ``PATH.json``, else of the run's psd_gs.json; empty if there is neither."""
     for beside in (sidecar(path), Path(path).with_name("psd_gs.json")):
         try:
             fields = json.loads(beside.read_text(encoding="utf-8"))

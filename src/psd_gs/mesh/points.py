@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_gs.colours import linear_to_srgb, srgb_to_linear
-from psd_gs.errors import FormatError, InputError
+from psd_gs.errors import FormatError
+from psd_gs.export.blocks import open_file
 from psd_gs.export.ply import read_ply_header
 
 RADIUS = 0.5
@@ -47,27 +48,8 @@ def read_points(
         FormatError: another kind of file, a truncated one, or one without finite points.
         InputError: the file cannot be opened.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise FormatError(
-            f"{path}: expected a point cloud or mesh ({', '.join(_SUFFIXES)}), received {suffix or 'no suffix'}."
-        )
-    if suffix == ".ply":
-        read_ply_header(path)  # checks the size before anything is allocated
-    try:
-        Path(path).open("rb").close()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
-    try:
-        with np.errstate(all="ignore"), _quiet("trimesh"):
-            points, rgb = _sample_scene(path, n, generator)
-    # The parsers of foreign formats raise whatever broken bytes lead them into.
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise FormatError(
-            f"{path}: expected points or triangles in this {suffix[1:].upper()} file, but it cannot be read "
-            f"({reason.splitlines()[0][:120]}). Copy or export it again."
-        ) from error
+    with parsing(path):
+        points, rgb = _sample_scene(path, n, generator)
     lower, upper = points.min(0), points.max(0)
     points = points - (lower + upper) / 2
     reach = np.linalg.norm(points, axis=1).max()
@@ -77,19 +59,53 @@ def read_points(
     return torch.from_numpy(points.astype(np.float32)), torch.from_numpy(rgb.clip(0, 1).astype(np.float32))
 
 
+@contextlib.contextmanager
+def parsing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What goes wrong in here, while ``path`` is parsed as a point cloud or mesh, becomes one of our errors.
+
+    Raises:
+        FormatError: another kind of file, a truncated one, or one that its parser stumbles over.
+        InputError: the file cannot be opened.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise FormatError(
+            f"{path}: expected a point cloud or mesh ({', '.join(_SUFFIXES)}), received {suffix or 'no suffix'}."
+        )
+    if suffix == ".ply":
+        read_ply_header(path)  # checks the size before anything is allocated
+    open_file(path).close()
+    try:
+        with np.errstate(all="ignore"), _quiet("trimesh"):
+            yield
+    # The parsers of foreign formats raise whatever broken bytes lead them into.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise FormatError(
+            f"{path}: expected points or triangles in this {suffix[1:].upper()} file, but it cannot be read "
+            f"({reason.splitlines()[0][:120]}). Copy or export it again."
+        ) from error
+
+
+def placed(scene: Any) -> Iterator[tuple[str, Any, Float[np.ndarray, "V 3"]]]:
+    """Every node of a trimesh scene that has vertices: its name, its geometry, and where the vertices lie."""
+    import trimesh
+
+    for node in scene.graph.nodes_geometry:
+        transform, name = scene.graph[node]
+        geometry = scene.geometry[name]
+        positions = trimesh.transform_points(np.asarray(geometry.vertices, np.float64), transform)
+        if len(positions):
+            yield node, geometry, positions
+
+
 def _sample_scene(path: str | os.PathLike[str], n: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
     """World positions and colours; ValueError if there is nothing to sample."""
     import trimesh
 
     scene = trimesh.load_scene(Path(path), process=False)
     linear = Path(path).suffix.lower() in (".glb", ".gltf")
-    parts = []
-    for node in scene.graph.nodes_geometry:
-        transform, name = scene.graph[node]
-        geometry = scene.geometry[name]
-        positions = trimesh.transform_points(np.asarray(geometry.vertices, np.float64), transform)
-        if len(positions):
-            parts.append((geometry, positions))
+    parts = [(geometry, positions) for _, geometry, positions in placed(scene)]
     meshes = [part for part in parts if isinstance(part[0], trimesh.Trimesh) and len(part[0].faces)]
     if meshes:
         return _sample_meshes(meshes, n, generator, linear)
