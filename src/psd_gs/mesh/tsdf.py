@@ -2,7 +2,7 @@
 
 Positive outside, negative inside, in units of the truncation distance. A view whose alpha is below
 one half looks through the voxel and votes "free" by as much as the voxel lies beside the outline (space
-carving); what no view sees is solid, so the surface is closed.
+carving); what almost no view sees is solid, so the surface is closed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from psd_gs.render.threads import parallel
 
 TRUNCATION = 3.0
 """Voxels. Wider is smoother, but thickens what is thinner than twice this."""
+SEEN = 1 / 12
+"""Share of the views that must see a voxel. Between Gaussians, a pixel may look through the front of an asset: its ray
+would bore a canal through the interior, where no other view has a vote. Hollows with a narrower opening are filled."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,14 @@ def fuse(
 
     Returns:
         Values in [-1, 1]: the mean over all views that see the sample or less than one truncation
-        distance behind the surface; -1 where no view does.
+        distance behind the surface; -1 where at most :data:`SEEN` of the views do.
     """
     surface = np.where(alpha < 0.5, -_beside(alpha), depth).astype(np.float32)
     field = np.empty(grid.shape, np.float32)
     viewmats = cameras.viewmats.detach().cpu().numpy().astype(np.float32)
     Ks = cameras.Ks.detach().cpu().numpy().astype(np.float32)
     lower, voxel = grid.lower.astype(np.float32), np.float32(grid.voxel)
-    parallel(_fuse, grid.shape[0], surface, viewmats, Ks, lower, voxel, np.float32(TRUNCATION), field)
+    parallel(_fuse, grid.shape[0], surface, viewmats, Ks, lower, voxel, np.float32(TRUNCATION), np.float32(SEEN), field)
     return field
 
 
@@ -87,7 +90,7 @@ def _beside(alpha: Float[np.ndarray, "C H W"]) -> Float[np.ndarray, "C H W"]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _fuse(first, last, surface, viewmats, Ks, lower, voxel, truncation, field):
+def _fuse(first, last, surface, viewmats, Ks, lower, voxel, truncation, least, field):
     """Slices ``first`` to ``last`` along x; the views are summed in order, so the result is reproducible.
 
     ``surface`` holds depths, and where nothing is seen the negative distance from the outline in pixels.
@@ -129,4 +132,4 @@ def _fuse(first, last, surface, viewmats, Ks, lower, voxel, truncation, field):
                     total[k] += distance
                     weight[k] += 1
             for k in range(nz):
-                field[i, j, k] = total[k] / weight[k] if weight[k] > 0 else np.float32(-1)
+                field[i, j, k] = total[k] / weight[k] if weight[k] > least * views else np.float32(-1)
