@@ -19,7 +19,7 @@ from toy import LinearReward, ToyPrior
 from psd_gs import trainer as trainer_module
 from psd_gs.cameras import turntable
 from psd_gs.config import CameraConfig, DensifyConfig, OptimizerConfig
-from psd_gs.errors import FormatError, OutputError, PsdGsError
+from psd_gs.errors import BackendError, FormatError, OutputError, PsdGsError
 from psd_gs.gaussians import sh0_to_rgb
 from psd_gs.guidance.config import GuidanceConfig
 from psd_gs.render import render
@@ -393,6 +393,51 @@ def damaged(path: Path, kind: str) -> None:
         write_tensors(path, read_tensors(path) | {"guidance.negative.delta": torch.zeros(1, 9, 9)})
     elif kind == "other generator":
         write_tensors(path, read_tensors(path) | {"generator.cameras": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("k", [1, 8, 21])
+def test_out_of_memory_keeps_the_last_finished_step_to_the_bit(tmp_path, whole, k):
+    """Also where the guidance had drawn noise and refined its embedding before it failed."""
+    trainer = make_trainer(folder=tmp_path)
+    guidance, calls = trainer.guidance, []
+
+    class Full:
+        prior, state_dict = guidance.prior, guidance.state_dict
+
+        def __call__(self, *arguments):
+            calls.append(1)
+            out = guidance(*arguments)
+            if len(calls) == k:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return out
+
+    trainer.guidance = Full()
+    with pytest.raises(BackendError, match=rf"in step {k} with .* saved as of step {k - 1};"):
+        advance(trainer, 1000)
+    resumed = make_trainer(folder=tmp_path)
+    resumed.load_checkpoint()
+    assert resumed.step == k - 1
+    advance(resumed, 1000)
+    assert_same(resumed.state_dict(), whole.state_dict())
+    assert metrics(tmp_path) == metrics(whole.folder)
+
+
+def test_out_of_memory_amid_a_change_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    """Some parameters have moved then, others have not."""
+    trainer = make_trainer(folder=tmp_path)
+    advance(trainer, 3)
+    trainer.save_checkpoint()
+    saved = read_tensors(tmp_path / "checkpoints" / "latest.safetensors")
+    steps = trainer.run()
+    next(steps)
+
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.optimizers["opacities"], "step", full)
+    with pytest.raises(BackendError, match=r"out of memory in step 5 .* saved as of step 3;"):
+        next(steps)
+    assert_same(read_tensors(tmp_path / "checkpoints" / "latest.safetensors"), saved)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ class Trainer:
         self.densifier = Densifier(config.densify, self.generators["densify"])
         self.step = 0
         self.skipped = 0
+        self._unchanged = True  # since the last finished step: Gaussians, moments and densifier
         self.observe: Callable[[int, Gaussians], dict[str, float]] | None = None
         self._adopt(gaussians)
 
@@ -101,7 +102,8 @@ class Trainer:
         A run can be left at any time and taken up again by :meth:`load_checkpoint`.
 
         Raises:
-            BackendError: out of memory; the last checkpoint stays.
+            BackendError: out of memory. The checkpoint is of the last finished step, unless memory ran out while the
+                Gaussians were being changed: then it is the last one before.
         """
         saved, saved_step = time.monotonic(), self.step
         milestones = {round(fraction * self.config.steps) for fraction in MILESTONES} if self.observe else set()
@@ -110,9 +112,13 @@ class Trainer:
         if self.observe and self.step == 0:
             self.observe(0, self.gaussians.detach())
         while self.step < self.config.steps:
+            before = self.state_dict() if self.folder else {}
             try:
                 logs = self._step()
             except torch.OutOfMemoryError as error:
+                if self.folder and self._unchanged:
+                    self.save_checkpoint(before)
+                    saved_step = self.step
                 kept = f" The run is saved as of step {saved_step}; --resume goes on there." if self.folder else ""
                 raise BackendError(
                     f"out of memory in step {self.step + 1} with {len(self.gaussians)} Gaussians.{kept} Fit into less "
@@ -137,6 +143,7 @@ class Trainer:
 
     def _step(self) -> dict[str, float]:
         config, progress = self.config, self.step / self.config.steps
+        self._unchanged = True
         watch = Stopwatch(self.gaussians.device)
         self._set_rates(progress)
         size = config.cameras.size[progress >= config.cameras.size_at]
@@ -158,6 +165,7 @@ class Trainer:
         finite = math.isfinite(guided.logs["base_norm"]) and all(
             p.grad is None or bool(p.grad.isfinite().all()) for p in self.gaussians.params().values()
         )
+        self._unchanged = False
         if finite:
             self.densifier.observe(out.meta)
             for optimizer in self.optimizers.values():
@@ -213,7 +221,7 @@ class Trainer:
     # --- what is remembered -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Flat, tensors only."""
+        """Flat, tensors only; the Gaussians, their moments and the densifier's sums are no copies."""
         state: dict[str, Tensor] = {"step": torch.tensor(self.step), "skipped": torch.tensor(self.skipped)}
         for name, parameter in self.gaussians.params().items():
             state[f"gaussians.{name}"] = parameter.detach()
@@ -241,10 +249,10 @@ class Trainer:
         self.guidance.load_state_dict(part("guidance."))
         self.step, self.skipped = int(state["step"]), int(state["skipped"])
 
-    def save_checkpoint(self) -> None:
-        """Replace the checkpoint in one step."""
+    def save_checkpoint(self, state: dict[str, Tensor] | None = None) -> None:
+        """Replace the checkpoint in one step, by the present state or another."""
         assert self.folder is not None
-        write_tensors(self.folder / "checkpoints" / "latest.safetensors", self.state_dict())
+        write_tensors(self.folder / "checkpoints" / "latest.safetensors", state or self.state_dict())
 
     def load_checkpoint(self) -> None:
         """Take up the run in ``folder``; log lines after the checkpoint are dropped, for those steps come again.
