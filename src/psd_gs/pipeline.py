@@ -212,24 +212,39 @@ class TextTo3DPipeline:
             overrides: nested options, as in a ``--config`` file.
             on_step: called after each step.
         """
-        names: dict[str, Any] = {
-            "prompt": prompt,
-            "seed": seed,
-            "prior": self.prior.name,
-            "device": str(self.prior.device),
-        }
-        names |= {
-            "reward": self.reward.name if self.reward else "none",
-            "judge": self.judge.name if self.judge else "none",
-        }
-        names["weights"] = self.digests
-        if steps is not None:
-            names["steps"] = steps
-        family = FAMILY.get(self.prior.name) or str(getattr(self.prior, "family", "mini"))
-        trainer = self.trainer(make_config(preset, family, overrides or {}, names))
+        names: dict[str, Any] = {"prompt": prompt, "seed": seed} | ({} if steps is None else {"steps": steps})
+        trainer = self.trainer(self.config(preset, overrides or {}, names))
         for event in trainer.run():
             on_step(event)
         return self.result(trainer)
+
+    def config(
+        self,
+        preset: str,
+        *overrides: Mapping[str, Any],
+        weights: Mapping[str, str] | None = None,
+        where: str = "config",
+    ) -> Config:
+        """A complete configuration: preset, ``overrides`` in order, and the models of this pipeline.
+
+        Args:
+            preset: draft, default or quality.
+            overrides: nested options; what they say of the models does not count.
+            weights: SHA-256 of the files that decide the run; None: :attr:`digests`.
+            where: the options come from, for errors.
+
+        Raises:
+            ConfigError: an unknown preset, key or value.
+        """
+        models = {
+            "prior": self.prior.name,
+            "device": str(self.prior.device),
+            "reward": self.reward.name if self.reward else "none",
+            "judge": self.judge.name if self.judge else "none",
+            "weights": self.digests if weights is None else weights,
+        }
+        family = FAMILY.get(self.prior.name) or str(getattr(self.prior, "family", "mini"))
+        return make_config(preset, family, *overrides, models, where=where)
 
     def trainer(self, config: Config, folder: Path | None = None) -> Trainer:
         """The optimization of ``config``, ready to run; with a ``folder`` it can be resumed.

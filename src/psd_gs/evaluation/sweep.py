@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from psd_gs import __version__, runs, weights
-from psd_gs.config import Config, make_config, merged, read_yaml, to_dict
+from psd_gs.config import Config, merged, read_yaml, to_dict
 from psd_gs.errors import BackendError, ConfigError, FormatError, InputError, OutputError, PsdGsError
 from psd_gs.evaluation.arms import Arm
 from psd_gs.evaluation.budget import Budget, Kind, equal_steps, equal_time
@@ -32,7 +32,6 @@ from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.files import write_atomic
 from psd_gs.guidance.config import check_combination
 from psd_gs.pipeline import TextTo3DPipeline
-from psd_gs.priors import FAMILY
 from psd_gs.priors.mini import folder as embedded
 from psd_gs.rewards import EMBEDDED
 from psd_gs.trainer import Trainer
@@ -120,22 +119,9 @@ class Sweep:
 
     def config(self, arm: Arm, prompt: str, seed: int, steps: int | None = None) -> Config:
         """The options of one run, complete with the models and the digests of their weights."""
-        prior, judge = self.pipeline.prior, self.pipeline.judge
-        names = {
-            "prompt": prompt,
-            "seed": seed,
-            "prior": prior.name,
-            "device": str(prior.device),
-            "reward": self._reward,
-            "judge": judge.name if judge else "none",
-            "weights": self.decisive,
-        }
-        if steps is not None:
-            names["steps"] = steps
-        family = FAMILY.get(prior.name) or str(getattr(prior, "family", "mini"))
-        return make_config(
-            self.plan.preset, family, self.plan.options or {}, arm.options, names, where=f"arm {arm.name}"
-        )
+        names: Row = {"prompt": prompt, "seed": seed} | ({} if steps is None else {"steps": steps})
+        layers = (self.plan.options or {}, arm.options, names)
+        return self.pipeline.config(self.plan.preset, *layers, weights=self.decisive, where=f"arm {arm.name}")
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -152,13 +138,10 @@ class Sweep:
     @cached_property
     def decisive(self) -> dict[str, str]:
         """The digests without those of models that only judge: another judge makes no other run."""
-        judge_only = [name.partition("=")[0] for name in held_out(self._reward, self.models)]
+        reward = self.pipeline.reward.name if self.pipeline.reward else "none"
+        judge_only = [name.partition("=")[0] for name in held_out(reward, self.models)]
         prefixes = tuple(f"mini/{EMBEDDED[name]}/" if name in EMBEDDED else f"{name}/" for name in judge_only)
         return {name: digest for name, digest in self.digests.items() if not name.startswith(prefixes)}
-
-    @property
-    def _reward(self) -> str:
-        return self.pipeline.reward.name if self.pipeline.reward else "none"
 
     @cached_property
     def budget(self) -> Budget:
