@@ -10,11 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
-from psd_gs.export.pictures import contact_sheet
+from psd_gs.cli import main
 from psd_gs.runs import slug
 
 PROMPTS = (
@@ -29,22 +25,19 @@ PROMPTS = (
 )
 
 
-def main() -> None:
+def make() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", nargs="*", default=PROMPTS)
     parser.add_argument("--preset", default="draft")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/contact_sheet"))
     args = parser.parse_args()
-    pictures = []
-    for prompt in args.prompts:
-        picture = args.output_dir / f"{slug(prompt)}-0" / "preview.png"
-        if not picture.exists():
-            command = [sys.executable, "-m", "psd_gs", "generate", prompt, "--preset", args.preset, "--overwrite"]
-            subprocess.run([*command, "--output-dir", str(args.output_dir)], check=True)
-        strip = torch.from_numpy(np.array(Image.open(picture).convert("RGB"))) / 255
-        pictures.append(strip[:, : strip.shape[0]])  # the front view
-    contact_sheet(pictures, "docs/contact_sheet.png", captions=list(args.prompts), columns=4, size=200)
+    folders = [args.output_dir / f"{slug(prompt)}-0" for prompt in args.prompts]
+    for prompt, folder in zip(args.prompts, folders, strict=True):
+        if not (folder / "preview.png").exists():
+            command = ["generate", prompt, "--preset", args.preset, "--overwrite", "--output-dir", args.output_dir]
+            subprocess.run([sys.executable, "-m", "psd_gs", *map(str, command)], check=True)
+    main(["sheet", *map(str, folders), "--output", "docs/contact_sheet.png", "--columns", "4", "--size", "200"])
 
 
 if __name__ == "__main__":
-    main()
+    make()

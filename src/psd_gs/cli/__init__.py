@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.cli.models import Models
     from psd_gs.cli.rank import Rank
     from psd_gs.cli.report import Report
+    from psd_gs.cli.sheet import Sheet
     from psd_gs.cli.turntable import Turntable
     from psd_gs.cli.view import View
     from psd_gs.cli.words import Words
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         | Annotated[View, tyro.conf.subcommand("view")]
         | Annotated[Mesh, tyro.conf.subcommand("mesh")]
         | Annotated[Turntable, tyro.conf.subcommand("turntable")]
+        | Annotated[Sheet, tyro.conf.subcommand("sheet")]
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Info, tyro.conf.subcommand("info")]
         | Annotated[Batch, tyro.conf.subcommand("batch")]
