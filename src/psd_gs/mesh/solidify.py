@@ -30,6 +30,9 @@ _BAND = 0.2
 """Range of alpha around one half that is stretched instead of decided."""
 _TRANSPARENT = 0.1
 """Gaussians below this opacity are dropped at the end."""
+_FINE = 0.5
+"""Pixels. The screen-space blur of the renders closes the gaps between Gaussians with smaller standard deviations,
+so that fitting them would leave a sieve."""
 
 
 def solidify(gaussians: Gaussians, steps: int) -> Gaussians:
@@ -38,12 +41,15 @@ def solidify(gaussians: Gaussians, steps: int) -> Gaussians:
     The loss of each step is the mean squared error of premultiplied colour and alpha over 4 of 48 views.
 
     Args:
-        gaussians: finished.
+        gaussians: finished. If most are finer than half a pixel of these views, they are a surface, not fog, and
+            given back.
         steps: of Adam; 0 gives the asset back.
     """
     if steps <= 0 or len(gaussians) == 0:
         return gaussians
     centre, radius = bounding_ball(gaussians)
+    if float(gaussians.scales.amax(1).exp().median()) < _FINE * 2 * radius / _SIZE:
+        return gaussians
     start = gaussians.detach().map(torch.clone)
     start = replace(start, means=(start.means - centre) / radius, scales=start.scales - math.log(radius))
     cameras = sphere_of_cameras(_VIEWS, 1.05, _SIZE).to(start.device)
