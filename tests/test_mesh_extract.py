@@ -65,6 +65,29 @@ def test_sphere_from_depth():
     assert (normals * outward).sum(1).min() > 0.97
 
 
+@pytest.mark.parametrize("resolution", [96, pytest.param(192, marks=pytest.mark.full)])
+def test_leaking_pixels_bore_no_canals(resolution):
+    """In 2 % of the blocks of 4 x 4 pixels the view looks through the front, at the back wall or at nothing at all."""
+    cameras = sphere_of_cameras(48, 0.6, size=resolution * 3 // 2)
+    depth, alpha = sphere_depth(cameras, [((0.0, 0.0, 0.0), 0.5)])
+    points = back_project(depth, alpha, cameras)
+    block = np.random.default_rng(0).random((len(depth), resolution * 3 // 8, resolution * 3 // 8))
+    leak = block.repeat(4, axis=1).repeat(4, axis=2)
+    middle = float(cameras.positions[0].norm())  # the back wall lies beyond it by about what the front lies before it
+    depth = np.where(leak < 0.01, np.maximum(2 * middle - depth, middle), depth).astype(np.float32)
+    alpha[(leak > 0.01) & (leak < 0.02)] = 0
+    grid = Grid.around(points.min(0), points.max(0), resolution)
+    x, y, z = (low + grid.voxel * np.arange(n) for low, n in zip(grid.lower, grid.shape, strict=True))
+    inside = np.sqrt(x[:, None, None] ** 2 + y[:, None] ** 2 + z**2) < 0.5 - 4 * grid.voxel
+    assert (fuse(depth, alpha, cameras, grid)[inside] > 0).mean() < 0.01  # one view in 50 would free half of it
+    vertices, faces = contour(depth, alpha, cameras, grid)
+    error = np.abs(np.linalg.norm(vertices, axis=1) - 0.5) / grid.voxel
+    assert np.quantile(error, 0.99) < 0.8
+    assert error.max() < 3  # where several views leak onto one place
+    solid = topology(vertices, faces)
+    assert (solid.watertight, solid.bodies, solid.genus) == (True, 1, 0)
+
+
 def test_fused_values_and_determinism():
     """One view straight at a plane: the value is the distance along the axis over the truncation."""
     cameras = sphere_of_cameras(7, 0.5, size=64)[3:4]
