@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,3 +174,14 @@ def test_of_too_many_the_largest_are_sent(monkeypatch):
     kept = most_visible(ball)
     assert len(kept) == 5
     assert (kept.scales == ball.scales[3]).all()
+
+
+@pytest.mark.full
+def test_the_benchmark_of_its_cost_runs(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "tools"))
+    from bench.live import main
+
+    main(["--prior", "mini", "--preset", "draft", "--steps", "4", "--block", "2"])
+    out = capsys.readouterr().out
+    assert "CPU seconds" in out
+    assert "updates of the page" in out
