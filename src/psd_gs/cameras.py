@@ -11,8 +11,10 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+SIDES = ("front", "side", "back", "overhead")
 
 
 @dataclass
@@ -138,6 +140,19 @@ def turntable(
     azimuth = start + torch.arange(n, dtype=torch.float32) * (360.0 / n)
     distance = radius / math.sin(math.radians(fov) / 2)
     return orbit(azimuth, torch.full((n,), elevation), torch.full((n,), distance), torch.full((n,), fov), size, size)
+
+
+def view_angles(cameras: Cameras) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """Azimuth in (-180, 180], 0 in front, and elevation above the horizon, degrees."""
+    x, y, z = cameras.positions.unbind(-1)
+    return torch.rad2deg(torch.atan2(x, z)), torch.rad2deg(torch.atan2(y, torch.hypot(x, z)))
+
+
+def side_index(cameras: Cameras, width: float) -> Int[Tensor, " C"]:
+    """Index into :data:`SIDES`: overhead above 60 degrees of elevation, front and back within ``width`` of the axis."""
+    azimuth, elevation = view_angles(cameras)
+    around = (azimuth.abs() >= width).long() + (azimuth.abs() > 180 - width).long()
+    return torch.where(elevation > 60, 3, around)
 
 
 def mvdream_cameras(cameras: Cameras) -> Float[Tensor, "C 16"]:

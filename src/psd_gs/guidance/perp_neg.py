@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psd_gs.cameras import Cameras
-from psd_gs.guidance.prompts import view_angles
+from psd_gs.cameras import Cameras, view_angles
 from psd_gs.priors.base import TextEmbedding
 
 FRONT, SIDE, BACK, OVERHEAD = range(4)

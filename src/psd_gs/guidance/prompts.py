@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 
-from psd_gs.cameras import Cameras
+from psd_gs.cameras import SIDES, Cameras, side_index
 
-DIRECTIONS = ("front view", "side view", "back view", "overhead view")
-
-
-def view_angles(cameras: Cameras) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """Azimuth in (-180, 180], 0 in front, and elevation above the horizon, degrees."""
-    x, y, z = cameras.positions.unbind(-1)
-    return torch.rad2deg(torch.atan2(x, z)), torch.rad2deg(torch.atan2(y, torch.hypot(x, z)))
+DIRECTIONS = tuple(f"{side} view" for side in SIDES)
 
 
 def direction_index(cameras: Cameras) -> Int[Tensor, " C"]:
-    """Index into ``DIRECTIONS``: overhead above 60 degrees of elevation, front and back within 45 of the axis."""
-    azimuth, elevation = view_angles(cameras)
-    around = (azimuth.abs() >= 45).long() + (azimuth.abs() > 135).long()
-    return torch.where(elevation > 60, 3, around)
+    """Index into ``DIRECTIONS``, front and back within 45 degrees of the axis."""
+    return side_index(cameras, 45.0)
 
 
 def directed(prompt: str) -> list[str]:

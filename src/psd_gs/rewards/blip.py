@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from psd_gs.cameras import Cameras
+from psd_gs.cameras import SIDES, Cameras, side_index
 from psd_gs.errors import InputError, ModelError
 from psd_gs.rewards.base import check_groups
 from psd_gs.rewards.checkpoints import build, find_file, read_tensors
@@ -253,12 +253,7 @@ class BlipReward:
 
 def sides(cameras: Cameras) -> list[str]:
     """What DreamReward calls each view: front and back within 30 degrees of the axis, overhead above 60."""
-    names = []
-    for x, y, z in torch.nn.functional.normalize(cameras.positions, dim=-1).tolist():
-        ahead = z / max((x * x + z * z) ** 0.5, 1e-9)
-        side = "front" if ahead > 0.75**0.5 else "back" if ahead < -(0.75**0.5) else "side"
-        names.append("overhead" if y > 0.75**0.5 else side)
-    return names
+    return [SIDES[i] for i in side_index(cameras, 30.0).tolist()]
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
