@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jaxtyping import Int
+from torch import Tensor
 
 from psd_gs.cameras import SIDES, Cameras, side_index
 
