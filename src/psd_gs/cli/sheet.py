@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 @dataclass
 class Sheet:
-    """Show many assets on one picture, each from the front, with its prompt below."""
+    """Show many assets on one picture, each from between front and side, with its prompt below."""
 
     assets: Annotated[Positional[tuple[Path, ...]], arg(metavar="ASSET ...")]
     """Run folders, splat files of any format, meshes or point clouds."""
@@ -31,7 +31,7 @@ class Sheet:
 
         from psd_gs.errors import InputError
         from psd_gs.evaluation.load import load_asset
-        from psd_gs.export.pictures import contact_sheet, front_view
+        from psd_gs.export.pictures import contact_sheet, three_quarter_view
 
         if not self.assets:
             raise InputError("expected one asset or more, received none. Name run folders, splat files or meshes.")
@@ -44,7 +44,7 @@ class Sheet:
         if self.captions and len(self.captions) != len(self.assets):
             raise InputError(f"--captions: expected {len(self.assets)}, received {len(self.captions)}.")
         captions = self.captions or [_caption(path) for path in self.assets]
-        pictures = [front_view(load_asset(path), self.size) for path in self.assets]
+        pictures = [three_quarter_view(load_asset(path), self.size) for path in self.assets]
         contact_sheet(pictures, self.output, captions=captions, columns=self.columns or None, size=self.size)
         console = Console(highlight=False, markup=False)
         console.print(f"{self.output}  {self.output.stat().st_size / 1024:.0f} KiB", soft_wrap=True)

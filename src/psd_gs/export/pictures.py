@@ -190,24 +190,24 @@ def preview_png(
     _save_png(Image.fromarray(strip), path, metadata)
 
 
-def front_view(gaussians: Gaussians, size: int) -> Float[Tensor, "H W 3"]:
-    """From the front and 15 degrees above, of the place where assets grow, on white; sRGB in [0, 1].
+def three_quarter_view(gaussians: Gaussians, size: int) -> Float[Tensor, "H W 3"]:
+    """From between front and side and 20 degrees above, of the place where assets grow, on white; sRGB in [0, 1].
 
     The camera does not follow the asset, so that pictures of several steps can be compared.
     """
-    camera = turntable(1, radius=0.69, size=size).to(gaussians.device)
+    camera = turntable(1, elevation=20.0, radius=0.69, size=size, start=40.0).to(gaussians.device)
     return _shown(gaussians, camera, 0.69, WHITE, "rgb")[0]
 
 
 def picture_png(gaussians: Gaussians, path: str | os.PathLike[str], *, size: int = 192) -> None:
-    """:func:`front_view` as a file.
+    """:func:`three_quarter_view` as a file.
 
     Raises:
         OutputError: the file cannot be written.
     """
     from PIL import Image
 
-    _save_png(Image.fromarray(_to_bytes(front_view(gaussians, size))), path, None)
+    _save_png(Image.fromarray(_to_bytes(three_quarter_view(gaussians, size))), path, None)
 
 
 def progress_strip(frames: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> None:
