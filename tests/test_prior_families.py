@@ -294,6 +294,7 @@ def test_out_of_memory_keeps_the_run_and_says_what_helps(tmp_path, priors, monke
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("vram", [size for size in PRESETS if size])
 def test_memory_presets_change_nothing_but_memory(folders, priors, vram):
     for name, plain in priors.items():

@@ -83,6 +83,7 @@ def test_our_cameras_are_the_authors(oracle):
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_names_at_full_size():
     with torch.device("meta"):
         unet = UNet2DConditionModel(**unet_config(SD21_4VIEW))
