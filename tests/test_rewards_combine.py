@@ -218,6 +218,7 @@ def test_what_is_on_no_hub_is_told_where_it_is():
         load_reward("hpsv1=/nowhere")
 
 
+@pytest.mark.full
 def test_nothing_heavy_is_imported_by_name_alone():
     import subprocess
     import sys

@@ -542,11 +542,6 @@ def check_after_kill(folder: Path) -> None:
     assert [row["step"] for row in metrics(folder)][-2:] == [trainer.step - 1, trainer.step]
 
 
-def test_killed_at_any_moment_it_can_go_on(tmp_path):
-    killed(tmp_path, 0.05)
-    check_after_kill(tmp_path)
-
-
 @pytest.mark.full
 def test_killed_again_and_again(tmp_path):
     generator = torch.Generator().manual_seed(0)
