@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from psd_gs.cameras import turntable
 from psd_gs.errors import ConfigError, InputError, ModelError
+from psd_gs.guidance.denoiser import repeated
 from psd_gs.rewards import EMBEDDED, load_reward
 from psd_gs.rewards.mini import MiniReward, RewardConfig, RewardNetwork
 
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from mini.corruptions import JUDGE, REWARD, compose, corrupt
 from mini.dataset import shade, trace_scene
-from mini.preferences import colour_names, shows
+from mini.preferences import Dreamer, colour_names, shows
 from mini.scenes import ItemLook, Look, caption, paint, scene_of
 
 
@@ -149,6 +150,24 @@ def test_right_beats_wrong(reward, renders):
 def test_held_out_colours(reward, renders):
     won = [m > 0 for group in HELD_OUT for m in margins(reward, renders, group, 1.0)]
     assert sum(won) / len(won) >= 0.8
+
+
+def test_clean_beats_what_the_prior_dreams(reward, renders, mini_pipeline):
+    """Less noise beats more, and the right amount of guidance beats far too much."""
+    looks = [group[0] for group in GROUPS + HELD_OUT]
+    texts, n = [caption(look) for look in looks], len(looks)
+    clean = torch.stack([pictures(renders[look], 0.8) for look in looks])
+    dreamer = Dreamer(mini_pipeline.prior, steps=1)
+    cameras = repeated(turntable(4, elevation=20.0, radius=0.68, size=32), 3 * n)
+    t = torch.tensor([0.2, 0.7, 0.2]).repeat_interleave(n)
+    scale = torch.tensor([4.0, 4.0, 15.0]).repeat_interleave(n)
+    generator = torch.Generator().manual_seed(0)
+    little, much, excess = dreamer(clean.repeat(3, 1, 1, 1, 1), 3 * texts, cameras, t, scale, generator).chunk(3)
+    differences = [(dream - clean).abs().mean() for dream in (little, much)]
+    assert 0 < differences[0] < differences[1] < 0.3
+    best, good, bad, harsh = (reward.score(images, texts) for images in (clean, little, much, excess))
+    won = torch.cat([best > bad, good > bad, best > harsh, good > harsh]).float()
+    assert won.mean() >= 0.85
 
 
 def test_clean_beats_corrupted(reward, renders):

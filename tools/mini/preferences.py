@@ -1,12 +1,13 @@
 """Synthetic preferences: which of two (picture, caption) pairs a judge should like better.
 
 Everything comes in *episodes* of four looks that contradict each other, their four pictures and
-their four captions. A model scores all sixteen pairs; three kinds of episodes say what it should find:
+their four captions. A model scores all sixteen pairs; four kinds of episodes say what it should find:
 
 * match: picture i with caption i beats picture i with caption j, and picture j with caption i. Each look is
   right once and wrong as often as the others, so that no caption and no picture is good in itself.
 * quality: the pictures are a clean set, a corruption at two severities, and another corruption.
 * blend: the pictures fade from the first look to the second.
+* dream: a clean set and three that a diffusion prior made of it under noise; see :class:`Dreamer`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from mini.corruptions import compose, corrupt, gaussian_blur
 from mini.dataset import Buffers, Sets, sample_background, sample_light, shade
+from mini.dataset import compose as compose_sets
 from mini.objects import ACCESSORIES, BY_NAME, CATEGORIES, WEARERS
 from mini.scenes import (
     COLOURS,
@@ -40,6 +42,9 @@ from mini.scenes import (
     sample_look,
     swapped,
 )  # fmt: skip
+from psd_gs.cameras import Cameras
+from psd_gs.guidance.denoiser import repeated
+from psd_gs.priors.multiview import MultiViewPrior
 
 LOOKS = 4
 """Looks, pictures and captions per episode."""
@@ -249,9 +254,17 @@ def slot_labels(look: Look) -> tuple[list[int], list[int]]:
 
 
 def render(
-    buffers: Buffers, looks: list[Look], palettes: list[Palette], generator: torch.Generator, per_group: int = 1
+    buffers: Buffers,
+    looks: list[Look],
+    palettes: list[Palette],
+    generator: torch.Generator,
+    per_group: int = 1,
+    move: bool = True,
 ) -> Rendered:
-    """Shade, then mirror, shift and scale; sets that belong together (``per_group``) alike."""
+    """Shade, then mirror, shift and scale; sets that belong together (``per_group``) alike.
+
+    Without ``move`` the pictures stay as the cameras of ``buffers`` see them.
+    """
     n, v, size = buffers.slots.shape[:3]
     rgba = shade(buffers, palettes, sample_light(n, generator))
     index = buffers.slots.long()
@@ -266,6 +279,8 @@ def render(
     theta = torch.zeros(groups, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = mirror / scale, 1 / scale
     theta[:, :, 2] = (draw[2:].T - 0.5) * 0.2
+    if not move:
+        theta = torch.eye(2, 3).repeat(groups, 1, 1)
     theta = theta.repeat_interleave(per_group * v, 0)
     grid = F.affine_grid(theta, [n * v, 4, size, size], align_corners=False)
     moved = F.grid_sample(rgba.flatten(0, 1), grid, align_corners=False)
@@ -296,6 +311,41 @@ def hazy(
     return (picture + grain * torch.randn(picture.shape, generator=generator)).clamp(0, 1)
 
 
+class Dreamer:
+    """Paints sets anew with a multi-view prior: adds noise and takes it away again, in a few DDIM steps (2010.02502).
+
+    One step gives the clean estimates that preference distillation ranks.
+    """
+
+    def __init__(self, prior: MultiViewPrior, steps: int) -> None:
+        self.prior, self.steps = prior, steps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        sets: Float[Tensor, "S V 3 h w"],
+        captions: list[str],
+        cameras: Cameras,
+        t: Float[Tensor, " S"],
+        scale: Float[Tensor, " S"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "S V 3 h w"]:
+        """Sets of the prior's size, from diffusion times ``t``, guided by their captions at ``scale``."""
+        prior = self.prior
+        x0 = prior.encode(sets)
+        noise = torch.randn(x0.shape, generator=generator)
+        text = prior.embed(captions)[torch.arange(len(captions)).repeat_interleave(prior.views)]
+        for left in range(self.steps, 0, -1):
+            now = t * left / self.steps
+            x_t = prior.add_noise(x0, noise, now)
+            with torch.autocast("cpu", torch.bfloat16):
+                cond, neg = prior.predict(x_t, now, text, prior.embed([""]), cameras)
+            x0 = (neg + scale[:, None, None, None, None] * (cond - neg)).float().clamp(-1, 1)
+            alpha, sigma = prior.alpha_sigma(now)
+            noise = (x_t - alpha * x0) / sigma
+        return prior.decode(x0)
+
+
 @dataclass
 class Batch:
     """E episodes: what to score and what should come out.
@@ -311,6 +361,21 @@ class Batch:
     kinds: list[str]
     labelled: Bool[Tensor, " E*4"]
     rendered: Rendered
+
+
+Preference = tuple[tuple[int, int], tuple[int, int], str]
+"""Within an episode: the better picture and its caption, the worse, and what the preference is about."""
+
+
+def numbered(found: list[list[Preference]]) -> tuple[Int[Tensor, " Q"], Int[Tensor, " Q"], list[str]]:
+    """``better``, ``worse`` and ``kinds`` of a :class:`Batch` from the preferences of each episode."""
+    rows = [
+        ((e * LOOKS + i) * LOOKS + j, (e * LOOKS + k) * LOOKS + m, name)
+        for e, preferences in enumerate(found)
+        for (i, j), (k, m), name in preferences
+    ]
+    better, worse, kinds = zip(*rows, strict=True)
+    return torch.tensor(better), torch.tensor(worse), list(kinds)
 
 
 class EpisodeMaker:
@@ -341,20 +406,23 @@ class EpisodeMaker:
             if len(picked) >= LOOKS - 1:
                 return [Variant("right", look, scene), *rng.sample(picked, LOOKS - 1)]
 
-    def batch(self, episodes: int, views: int, rng: random.Random, generator: torch.Generator) -> Batch:
-        """Draw ``episodes`` of ``views`` views each."""
+    def _drawn(
+        self, episodes: int, rng: random.Random
+    ) -> tuple[list[Variant], list[Look], list[Palette], list[list[int]]]:
+        """The looks of all episodes, painted, and the colour names of their slots."""
         variants = [v for _ in range(episodes) for v in self.looks(rng)]
         looks = [v.look for v in variants]
         palettes = [paint(look, rng) for look in looks]
-        names = colour_names(palettes).tolist()
+        return variants, looks, palettes, colour_names(palettes).tolist()
+
+    def batch(self, episodes: int, views: int, rng: random.Random, generator: torch.Generator) -> Batch:
+        """Draw ``episodes`` of ``views`` views each."""
+        variants, looks, palettes, names = self._drawn(episodes, rng)
         roll = torch.randint(4, (), generator=generator)
         rows, columns = torch.tensor([[v.scene] for v in variants]), (torch.arange(views) + roll) % 4
         buffers = self.data.buffers[rows, columns]
         rendered = render(buffers, looks, palettes, generator, LOOKS)
-        images, labelled = [], []
-        better: list[int] = []
-        worse: list[int] = []
-        kinds: list[str] = []
+        images, labelled, found = [], [], []
         for e in range(episodes):
             four = range(e * LOOKS, (e + 1) * LOOKS)
             false = [[not shows(looks[i], names[i], looks[j]) for j in four] for i in four]
@@ -365,13 +433,67 @@ class EpisodeMaker:
             pictures, preferences = make(rgba, false, changes, rng, generator)
             images.append(pictures)
             labelled += [kind == "match"] * LOOKS
-            for (i, j), (k, m), name in preferences:
-                better.append((e * LOOKS + i) * LOOKS + j)
-                worse.append((e * LOOKS + k) * LOOKS + m)
-                kinds.append(name)
+            found.append(preferences)
         captions = [caption(look, rng) for look in looks]
-        pairs = (torch.tensor(better), torch.tensor(worse))
-        return Batch(torch.stack(images), captions, *pairs, kinds, torch.tensor(labelled), rendered)
+        return Batch(torch.stack(images), captions, *numbered(found), torch.tensor(labelled), rendered)
+
+    def dreams(self, episodes: int, dreamer: Dreamer, rng: random.Random, generator: torch.Generator) -> Batch:
+        """Draw ``episodes`` of a clean set and what the prior makes of it, all of the prior's resolution.
+
+        The first dream is better than the second, which saw more noise, and than the third, which saw as much but had
+        either far too much guidance or the caption of another look.
+        """
+        variants, looks, palettes, names = self._drawn(episodes, rng)
+        captions = [caption(look, rng) for look in looks]
+        buffers = self.data.buffers[torch.tensor([v.scene for v in variants])]
+        rendered = render(buffers, looks, palettes, generator, LOOKS, move=False)
+        size, right = dreamer.prior.image_size, slice(None, None, LOOKS)
+        clean = compose_sets(rendered.rgba[right], sample_background(episodes, generator), size)
+        draw = torch.rand(5, episodes, generator=generator)
+        misled = draw[0] < 0.4
+        low = torch.where(misled, 0.3 + 0.28 * draw[1], 0.08 + 0.5 * draw[1])  # little noise leaves no room for words
+        high = low + 0.12 + (0.8 - low) * draw[2]
+        scale = 1.5 + 3.5 * draw[3]
+        excess = torch.where(misled, scale, 8 + 8 * draw[4])
+        told = [captions[e * LOOKS + int(misled[e])] for e in range(episodes)]
+        dreamt = dreamer(
+            clean.repeat(3, 1, 1, 1, 1),
+            2 * captions[right] + told,
+            repeated(buffers[right].cameras().resized(size, size), 3),
+            torch.cat([low, high, low]),
+            torch.cat([scale, scale, excess]),
+            generator,
+        )
+        images = torch.cat([clean[:, None], dreamt.unflatten(0, (3, episodes)).transpose(0, 1)], 1)
+        found = []
+        for e in range(episodes):
+            first = e * LOOKS
+            false = [not shows(looks[first], names[first], looks[first + j]) for j in range(LOOKS)]
+            third = "dream/misled" if misled[e] else "dream/excess"
+            ranks = [
+                (0, 1, "dream/noise"),
+                (0, 2, "dream/noise"),
+                (1, 2, "dream/more noise"),
+                (0, 3, third),
+                (1, 3, third),
+            ]
+            if misled[e] and not false[1]:
+                ranks = ranks[:3]
+            preferences = [
+                ((a, 0), (b, 0), name)
+                for a, b, name in ranks
+                if float((images[e, a] - images[e, b]).abs().mean()) > 4e-3
+            ]
+            readable = (0, 1, 2) if high[e] < 0.6 else (0, 1)
+            preferences += [
+                ((i, 0), (i, j), f"caption/{variants[first + j].change}")
+                for i in readable
+                for j in range(1, LOOKS)
+                if false[j]
+            ]
+            found.append(preferences)
+        unlabelled = torch.zeros(len(variants), dtype=torch.bool)
+        return Batch(images, captions, *numbered(found), unlabelled, rendered)
 
     def _match(self, rgba, false, changes, rng, generator):
         backgrounds = sample_background(LOOKS, generator)

@@ -29,9 +29,10 @@ from mini.check_reward import held_out_accuracy, prompt_accuracy
 from mini.corruptions import JUDGE, REWARD
 from mini.dataset import Sets
 from mini.objects import CATEGORIES
-from mini.preferences import CATEGORY_ID, LOOKS, NAMES, PART_ID, Batch, EpisodeMaker
+from mini.preferences import CATEGORY_ID, LOOKS, NAMES, PART_ID, Batch, Dreamer, EpisodeMaker
 from mini.scenes import COLOUR_WORDS, vocabulary
 from mini.tokenizer import train_tokenizer
+from psd_gs.priors.multiview import MultiViewPrior
 from psd_gs.rewards.mini import MiniReward, RewardConfig, RewardNetwork, TextFeatures
 
 MODELS = {
@@ -42,6 +43,12 @@ HELD_BACK = 512
 """The last sets of the data are for validation."""
 
 VALIDATION_EPISODES = 480
+DREAMS = 0.25
+"""Share of the steps that are about dreams of the prior, if there is one."""
+
+DREAM_STEPS = {"reward": 1, "judge": 3}
+"""One is what preference distillation ranks; finished samples, which the judge learns from, have other faults."""
+
 VIEW_MIX = ((4, 0.35), (2, 0.2), (1, 0.45))
 """Views per set and how often; batches of fewer views have more episodes."""
 
@@ -118,7 +125,7 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return tokenizer(captions, padding=True, truncation=True, return_tensors="pt").input_ids
 
 
-WEIGHTS = {"quality": 3.0, "severity": 3.0, "blend": 2.0} | {
+WEIGHTS = {"quality": 3.0, "severity": 3.0, "blend": 2.0, "dream": 3.0} | {
     f"{right}/{detail}": 3.0 for right in ("caption", "picture") for detail in ("part", "accessory", "material")
 }
 """Of the preferences that are few in an episode or about details; 1 for the others."""
@@ -160,6 +167,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(MODELS), required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder that mini.dataset wrote, at 64 pixels")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, curve and the model")
+    parser.add_argument("--prior", type=Path, help="learn from dreams of this saved prior too")
     parser.add_argument("--steps", type=int, default=4000, help="stop there")
     parser.add_argument("--episodes", type=int, default=12, help="per step, of four sets of four views")
     parser.add_argument("--lr", type=float, default=1.5e-3)
@@ -198,6 +206,9 @@ def main() -> None:
                     optimizer.state[p] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
     data = Sets(args.data)
+    dreamer = None
+    if args.prior:
+        dreamer = Dreamer(MultiViewPrior.from_pretrained(args.prior, name="mini"), DREAM_STEPS[args.model])
     train = EpisodeMaker(data, range(len(data) - HELD_BACK), corruptions)
     held_back = EpisodeMaker(data, range(len(data) - HELD_BACK, len(data)), corruptions)
 
@@ -239,7 +250,10 @@ def main() -> None:
         rng = random.Random(seed * 1_000_003 + step)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         views = rng.choices(*zip(*VIEW_MIX, strict=True))[0]
-        batch = train.batch(round(args.episodes * (4 / views) ** 0.6), views, rng, generator)
+        if dreamer and rng.random() < DREAMS:
+            batch = train.dreams(max(1, args.episodes // 2), dreamer, rng, generator)
+        else:
+            batch = train.batch(round(args.episodes * (4 / views) ** 0.6), views, rng, generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=not args.fp32):
             scores, helper = student(batch, token_ids(tokenizer, batch.captions))
         loss = preference_loss(scores, batch)
