@@ -329,11 +329,24 @@ def test_pair_and_refinement_act_within_thirty_steps(mode, views):
     assert guidance.negative.delta.norm() <= 0.1 * guidance.negative.initial.sequence.norm() * (1 + 1e-9)
 
 
-def test_black_box_rewards_refine_by_pull():
+@pytest.mark.parametrize("mode", ["pull", "auto"])
+def test_black_box_rewards_refine_by_pull(mode):
     reward = CallableReward(lambda images, prompts: flatten(images[:, :1]) @ LinearReward().direction)
-    guidance = Guidance(ToyPrior(), "y", GuidanceConfig(), reward=reward)
+    guidance = Guidance(ToyPrior(), "y", GuidanceConfig(negative=NegativeConfig(mode=mode)), reward=reward)
+    assert guidance.negative.config.mode == "pull"
     run(guidance, ToyPrior().encode(random_images(2)).detach(), range(30), 30)
     assert guidance.negative.delta.norm() > 0
+
+
+def test_differentiable_rewards_refine_up_their_gradient_if_the_mode_is_auto():
+    states = []
+    for mode in ("auto", "reward"):
+        config = GuidanceConfig(negative=NegativeConfig(mode=mode))
+        guidance = Guidance(ToyPrior(), "y", config, reward=LinearReward())
+        run(guidance, ToyPrior().encode(random_images(2)).detach(), range(30), 30)
+        states.append(guidance.negative.delta)
+    assert states[0].norm() > 0
+    assert torch.equal(*states)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one():

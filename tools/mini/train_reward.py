@@ -139,26 +139,38 @@ def preference_loss(scores: Tensor, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def validate(
-    network: RewardNetwork, tokenizer: CLIPTokenizer, maker: EpisodeMaker, episodes: int, views: int = 4
+    network: RewardNetwork,
+    tokenizer: CLIPTokenizer,
+    maker: EpisodeMaker,
+    episodes: int,
+    dreamer: Dreamer | None = None,
+    views: int = 4,
 ) -> dict:
-    """Accuracy by kind of preference, and mean and standard deviation of the scores."""
+    """Accuracy by kind of preference, and mean and standard deviation of the scores (dreams apart)."""
     rng, generator = random.Random(9), torch.Generator().manual_seed(9)
     student = Student(network.config, tokenizer)
     student.network = network
     right: dict[str, list[float]] = defaultdict(list)
-    seen = []
-    for _ in range(episodes // 12):
-        batch = maker.batch(12, views, rng, generator)
+
+    def judge(batch: Batch) -> Tensor:
         scores, _ = student(batch, token_ids(tokenizer, batch.captions))
         for won, kind in zip((scores[batch.better] > scores[batch.worse]).tolist(), batch.kinds, strict=True):
             right[kind].append(won)
             right[kind.split("/")[0]].append(won)
-        seen.append(scores)
+        return scores
+
+    seen = torch.cat([judge(maker.batch(12, views, rng, generator)) for _ in range(episodes // 12)])
+    counted = sum(len(v) for k, v in right.items() if "/" not in k)
+    if dreamer:
+        plain = {kind: list(won) for kind, won in right.items()}
+        for _ in range(episodes // 24):
+            judge(maker.dreams(6, dreamer, rng, generator))
+        right.update(plain)  # captions of dreams do not count among those of pictures
     return {
         "accuracy": {k: round(sum(v) / len(v), 4) for k, v in sorted(right.items())},
-        "preferences": sum(len(v) for k, v in right.items() if "/" not in k),
-        "mean": float(torch.cat(seen).mean()),
-        "std": float(torch.cat(seen).std()),
+        "preferences": counted,
+        "mean": float(seen.mean()),
+        "std": float(seen.std()),
     }
 
 
@@ -226,7 +238,7 @@ def main() -> None:
 
     def finish() -> None:
         """Standardize, write the model and measure it."""
-        numbers = validate(average.network, tokenizer, held_back, VALIDATION_EPISODES)
+        numbers = validate(average.network, tokenizer, held_back, VALIDATION_EPISODES, dreamer)
         standard = RewardConfig(**{**config.__dict__, "score_mean": numbers["mean"], "score_std": numbers["std"]})
         network = RewardNetwork(standard)
         network.load_state_dict({k: v.half().float() for k, v in average.network.state_dict().items()})

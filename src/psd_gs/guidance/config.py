@@ -246,9 +246,10 @@ class DreamFLConfig(JudgingConfig):
 class NegativeConfig:
     """Online refinement of the negative prompt's embedding; acts with preference psd only."""
 
-    mode: Literal["pull", "reward", "off"] = "pull"
+    mode: Literal["auto", "pull", "reward", "off"] = "pull"
     """pull: the loser's clean estimate toward the winner's (any reward); reward: up the reward of the winner's
-    estimate (a differentiable reward); off: the embedding stays as the text encoder gave it."""
+    estimate (a differentiable reward); auto: reward where the reward is differentiable, else pull; off: the embedding
+    stays as the text encoder gave it."""
     lr: float = 1e-3
     """Learning rate of AdamW."""
     every: int = 10

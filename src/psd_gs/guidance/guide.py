@@ -83,7 +83,10 @@ class Guidance:
         if config.preference == "dreamdpo" and config.dreamdpo.vote:
             judges = [part.reward for judge in judges for part in getattr(judge, "parts", ())] or judges
         _check(config, prior, judges)
-        refinement = config.negative if config.preference == "psd" else replace(config.negative, mode="off")
+        mode = config.negative.mode if config.preference == "psd" else "off"
+        if mode == "auto":
+            mode = "reward" if all(judge.differentiable for judge in judges) else "pull"
+        refinement = replace(config.negative, mode=mode)
         self.prior, self.judges, self.prompt, self.config = prior, judges, prompt, config
         seeds = torch.randint(2**62, (3,), generator=torch.Generator().manual_seed(seed)).tolist()
         self.timestep_generator = timestep_generator or torch.Generator().manual_seed(seeds[0])
@@ -225,7 +228,7 @@ class Guidance:
     @torch.enable_grad()
     def _refine(self, pair: Prediction, verdict: Verdict, denoiser: Denoiser, step: int) -> dict[str, Tensor]:
         """One update of the negative embedding from a judged pair; its noises and conditional branch are reused."""
-        pull, scale = self.config.negative.mode == "pull", self.config.psd.pair_scale
+        pull, scale = self.negative.config.mode == "pull", self.config.psd.pair_scale
         moved = verdict.worst if pull else verdict.best
         x_t, cond = take(pair.x_t, moved), take(pair.cond, moved)
         _, neg = denoiser.branches(x_t[None], denoiser.t, denoiser.text, self.negative.watched())
