@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from mini.corruptions import JUDGE, REWARD, compose, corrupt
 from mini.dataset import shade, trace_scene
-from mini.preferences import Dreamer, colour_names, shows
+from mini.dreamer import Dreamer
+from mini.preferences import colour_names, shows
 from mini.scenes import ItemLook, Look, caption, paint, scene_of
 
 

@@ -28,10 +28,12 @@ from transformers import CLIPTokenizer
 from mini.check_reward import held_out_accuracy, prompt_accuracy
 from mini.corruptions import JUDGE, REWARD
 from mini.dataset import Sets
+from mini.dreamer import Dreamer
 from mini.objects import CATEGORIES
-from mini.preferences import CATEGORY_ID, LOOKS, NAMES, PART_ID, Batch, Dreamer, EpisodeMaker
+from mini.preferences import LOOKS, PART_ID, Batch, EpisodeMaker
 from mini.scenes import COLOUR_WORDS, vocabulary
 from mini.tokenizer import train_tokenizer
+from mini.variants import CATEGORY_ID, NAMES
 from psd_gs.priors.multiview import MultiViewPrior
 from psd_gs.rewards.mini import MiniReward, RewardConfig, RewardNetwork, TextFeatures
 
