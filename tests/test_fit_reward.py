@@ -136,13 +136,13 @@ def test_the_taste_is_recovered(fitted, study):
 
 @pytest.mark.full
 def test_psd_moves_assets_toward_the_taste(fitted, mini_pipeline):
-    """A few steps with the fitted reward against the base method alone, same seeds."""
+    """Shortened runs with the fitted reward against the base method alone, same seeds."""
     reward = load_reward(str(fitted))
     pipeline = TextTo3DPipeline(mini_pipeline.prior, reward, mini_pipeline.judge)
     gains = []
     for prompt in ("a cube", "a sphere", "a cone"):
         base, psd = (
-            pipeline(prompt, preset="draft", steps=40, overrides={"guidance": {"preference": preference}})
+            pipeline(prompt, preset="draft", steps=120, overrides={"guidance": {"preference": preference}})
             for preference in ("none", "psd")
         )
         gains.append(psd.scores[reward.name] - base.scores[reward.name])
