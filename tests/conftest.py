@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,12 @@ def pytest_make_collect_report(collector):
     if report.skipped and os.environ.get(FAIL_ON_SKIP):
         report.outcome, report.longrepr = "failed", f"skipped, which {FAIL_ON_SKIP} forbids: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Where a shell started the tests in the background, they would ignore Ctrl-C, and so what they interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

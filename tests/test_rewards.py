@@ -12,9 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from psd_gs.cameras import turntable
+from psd_gs.cameras import joined, turntable
 from psd_gs.errors import ConfigError, InputError, ModelError
-from psd_gs.guidance.denoiser import repeated
 from psd_gs.rewards import EMBEDDED, load_reward
 from psd_gs.rewards.mini import MiniReward, RewardConfig, RewardNetwork
 
@@ -159,7 +158,7 @@ def test_clean_beats_what_the_prior_dreams(reward, renders, mini_pipeline):
     texts, n = [caption(look) for look in looks], len(looks)
     clean = torch.stack([pictures(renders[look], 0.8) for look in looks])
     dreamer = Dreamer(mini_pipeline.prior, steps=1)
-    cameras = repeated(turntable(4, elevation=20.0, radius=0.68, size=32), 3 * n)
+    cameras = joined([turntable(4, elevation=20.0, radius=0.68, size=32)] * (3 * n))
     t = torch.tensor([0.2, 0.7, 0.2]).repeat_interleave(n)
     scale = torch.tensor([4.0, 4.0, 15.0]).repeat_interleave(n)
     generator = torch.Generator().manual_seed(0)

@@ -32,10 +32,9 @@ def make() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/contact_sheet"))
     args = parser.parse_args()
     folders = [args.output_dir / f"{slug(prompt)}-0" for prompt in args.prompts]
-    for prompt, folder in zip(args.prompts, folders, strict=True):
-        if not (folder / "preview.png").exists():
-            command = ["generate", prompt, "--preset", args.preset, "--overwrite", "--output-dir", args.output_dir]
-            subprocess.run([sys.executable, "-m", "psd_gs", *map(str, command)], check=True)
+    for prompt in args.prompts:
+        command = ["generate", prompt, "--preset", args.preset, "--overwrite", "--output-dir", args.output_dir]
+        subprocess.run([sys.executable, "-m", "psd_gs", *map(str, command)], check=True)
     main(["sheet", *map(str, folders), "--output", "docs/contact_sheet.png", "--columns", "4", "--size", "200"])
 
 

@@ -28,7 +28,7 @@ from mini.dreamer import Dreamer
 from mini.objects import ACCESSORIES, BY_NAME, CATEGORIES
 from mini.scenes import COLOURS, SECOND_SLOT, WOOD_COLOURS, ItemLook, Look, Palette, caption, paint, sample_look
 from mini.variants import CATEGORY_ID, NAMES, SceneIndex, Variant
-from psd_gs.guidance.denoiser import repeated
+from psd_gs.cameras import joined
 
 LOOKS = 4
 """Looks, pictures and captions per episode."""
@@ -286,7 +286,7 @@ class EpisodeMaker:
         dreamt = dreamer(
             clean.repeat(3, 1, 1, 1, 1),
             2 * captions[right] + told,
-            repeated(buffers[right].cameras().resized(size, size), 3),
+            joined([buffers[right].cameras().resized(size, size)] * 3),
             torch.cat([low, high, low]),
             torch.cat([scale, scale, excess]),
             generator,

@@ -152,25 +152,24 @@ def validate(
     rng, generator = random.Random(9), torch.Generator().manual_seed(9)
     student = Student(network.config, tokenizer)
     student.network = network
-    right: dict[str, list[float]] = defaultdict(list)
+    of_pictures: dict[str, list[bool]] = defaultdict(list)
+    of_dreams: dict[str, list[bool]] = defaultdict(list)
 
-    def judge(batch: Batch) -> Tensor:
+    def judge(batch: Batch, right: dict[str, list[bool]]) -> Tensor:
         scores, _ = student(batch, token_ids(tokenizer, batch.captions))
         for won, kind in zip((scores[batch.better] > scores[batch.worse]).tolist(), batch.kinds, strict=True):
             right[kind].append(won)
             right[kind.split("/")[0]].append(won)
         return scores
 
-    seen = torch.cat([judge(maker.batch(12, views, rng, generator)) for _ in range(episodes // 12)])
-    counted = sum(len(v) for k, v in right.items() if "/" not in k)
+    seen = torch.cat([judge(maker.batch(12, views, rng, generator), of_pictures) for _ in range(episodes // 12)])
     if dreamer:
-        plain = {kind: list(won) for kind, won in right.items()}
         for _ in range(episodes // 24):
-            judge(maker.dreams(6, dreamer, rng, generator))
-        right.update(plain)  # captions of dreams do not count among those of pictures
+            judge(maker.dreams(6, dreamer, rng, generator), of_dreams)
+    right = of_pictures | {kind: won for kind, won in of_dreams.items() if kind.startswith("dream")}
     return {
         "accuracy": {k: round(sum(v) / len(v), 4) for k, v in sorted(right.items())},
-        "preferences": counted,
+        "preferences": sum(len(v) for k, v in of_pictures.items() if "/" not in k),
         "mean": float(seen.mean()),
         "std": float(seen.std()),
     }

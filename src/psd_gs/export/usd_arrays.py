@@ -70,7 +70,7 @@ def dump(path: str, out: str) -> None:
     except RuntimeError:
         text = "null"
     arrays["metadata"] = np.array(str(text))
-    np.savez(out, allow_pickle=False, **arrays)
+    np.savez(out, **arrays)  # type: ignore[arg-type]  # the stubs of numpy 2.2 take every keyword for allow_pickle
 
 
 def _columns(field: Any) -> dict[str, np.ndarray]:

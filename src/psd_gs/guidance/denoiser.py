@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psd_gs.cameras import Cameras
+from psd_gs.cameras import Cameras, joined
 from psd_gs.guidance.perp_neg import PerpNeg, perp_neg
 from psd_gs.priors.base import Prior, TextEmbedding
 
@@ -92,7 +92,7 @@ class Denoiser:
     ) -> tuple[Latents, Latents]:
         """Clean estimates under two texts, in one call: noises are stacked along the groups."""
         n = len(x_t)
-        cameras = repeated(self.cameras, n)
+        cameras = joined([self.cameras] * n)
         cond, neg = self.prior.predict(
             x_t.flatten(0, 1), t.to(x_t.device).repeat(n), _tiled(text, n), _tiled(negative, n), cameras
         )
@@ -119,11 +119,6 @@ class Denoiser:
 def epsilon(x_t: Latents, x0: Latents, alpha: Tensor, sigma: Tensor) -> Latents:
     """The noise that a clean estimate implies."""
     return (x_t - alpha * x0) / sigma
-
-
-def repeated(cameras: Cameras, n: int) -> Cameras:
-    """All cameras, ``n`` times over."""
-    return replace(cameras, viewmats=cameras.viewmats.repeat(n, 1, 1), Ks=cameras.Ks.repeat(n, 1, 1))
 
 
 def _tiled(text: TextEmbedding, n: int) -> TextEmbedding:

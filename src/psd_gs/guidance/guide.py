@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_gs.cameras import Cameras
+from psd_gs.cameras import Cameras, joined
 from psd_gs.errors import ConfigError, InputError
 from psd_gs.guidance.base_scores import METHODS, WEIGHTINGS, rescale_guidance, score_loss
 from psd_gs.guidance.config import GuidanceConfig, check_combination
-from psd_gs.guidance.denoiser import Denoiser, Prediction, repeated
+from psd_gs.guidance.denoiser import Denoiser, Prediction
 from psd_gs.guidance.dreamdpo import DreamDPO
 from psd_gs.guidance.dreamfl import judged_images, reward_loss
 from psd_gs.guidance.ism import invert
@@ -219,7 +219,7 @@ class Guidance:
         else:
             estimates = pair.guided(config.pair_scale)
         images = self.prior.decode(estimates.flatten(0, 1))
-        cameras = repeated(denoiser.cameras, len(estimates))
+        cameras = joined([denoiser.cameras] * len(estimates))
         scores = [judge(reward, images, self.prompt, cameras, config) for reward in self.judges]
         # In half precision gaps would vanish when squared.
         rewards, *votes = (score.to(estimates).unflatten(0, estimates.shape[:2]) for score in scores)
