@@ -13,7 +13,7 @@ from ranked import annotate, brightness, make_runs
 
 from psd_gs import cli
 from psd_gs.errors import ConfigError, InputError, ModelError
-from psd_gs.pipeline import TextTo3DPipeline, digests_of, resolve
+from psd_gs.pipeline import TextTo3DPipeline, digests_of, evaluation_images, resolve
 from psd_gs.ranking import fit
 from psd_gs.ranking.answers import Answer, append_answer, read_answers
 from psd_gs.ranking.fit import Comparisons, bt_loss, fit_head, folds_of, gain, ipo_loss, wilson
@@ -135,18 +135,18 @@ def test_the_taste_is_recovered(fitted, study):
 
 
 @pytest.mark.full
-def test_psd_moves_assets_toward_the_taste(fitted, mini_pipeline):
-    """Shortened runs with the fitted reward against the base method alone, same seeds."""
+@pytest.mark.parametrize("prompt", ["a cube", "a sphere", "a cone"])
+def test_psd_moves_assets_toward_the_taste(fitted, mini_pipeline, prompt):
+    """Short runs against the base method alone, same seed; how bright it becomes is settled at the highest noise, so
+    the pair speaks there too."""
     reward = load_reward(str(fitted))
     pipeline = TextTo3DPipeline(mini_pipeline.prior, reward, mini_pipeline.judge)
-    gains = []
-    for prompt in ("a cube", "a sphere", "a cone"):
-        base, psd = (
-            pipeline(prompt, preset="draft", steps=120, overrides={"guidance": {"preference": preference}})
-            for preference in ("none", "psd")
-        )
-        gains.append(psd.scores[reward.name] - base.scores[reward.name])
-    assert sum(gains) > 0, gains
+    base, psd = (
+        pipeline(prompt, preset="draft", steps=40, overrides={"guidance": guidance})
+        for guidance in ({"preference": "none"}, {"psd": {"start": 0.0, "t_max": 1.0}})
+    )
+    assert psd.scores[reward.name] > base.scores[reward.name] + 0.1
+    assert evaluation_images(psd.gaussians).mean() > evaluation_images(base.gaussians).mean()
 
 
 def test_the_folder_is_a_reward_everywhere(tmp_path):
