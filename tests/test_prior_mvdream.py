@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from psd_gs.cameras import mvdream_cameras, turntable
+from psd_gs.cameras import Cameras, mvdream_cameras, turntable
 from psd_gs.errors import ModelError
+from psd_gs.gaussians import Gaussians, rgb_to_sh0
 from psd_gs.priors import load_prior
 from psd_gs.priors.multiview import set_views
 from psd_gs.priors.mvdream import SD21_4VIEW, MVDreamPrior, build_unet, original_names, unet_config
+from psd_gs.render import render
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools" / "oracles"))
 
@@ -78,6 +82,38 @@ def test_our_cameras_are_the_authors(oracle):
     for start, rows in ((0, slice(0, 4)), (90, slice(4, 8))):
         ours = turntable(4, elevation=15.0 if start == 0 else 30.0, start=start - 90.0)
         assert np.abs(mvdream_cameras(ours).numpy() - oracle["cameras"][rows]).max() < 1e-6
+
+
+def read_back(labels: np.ndarray, distance: float) -> Cameras:
+    """Cameras of the authors' numbers: a z-up world with the front at +X, looking along -z, at unit distance."""
+    world = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]])  # theirs (x, y, z) -> ours (y, z, x)
+    poses = np.tile(np.eye(4), (len(labels), 1, 1))
+    poses[:, :3, :3] = world @ labels.reshape(-1, 4, 4)[:, :3, :3] @ np.diag([1, -1, -1])
+    poses[:, :3, 3] = labels.reshape(-1, 4, 4)[:, :3, 3] @ world.T * distance
+    like = turntable(len(labels), size=64)
+    return replace(like, viewmats=torch.as_tensor(np.linalg.inv(poses), dtype=torch.float32))
+
+
+def test_the_authors_cameras_show_the_front_first(oracle):
+    """Their sampling starts at azimuth 90. Balls at the four sides and a white one on top: the nearest is the largest
+    in the picture, and the white one is up."""
+    sides = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 0, -1], [-1, 0, 0], [0, 1, 0]])  # front, +X, back, -X, top
+    colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 1, 1]])
+    balls = Gaussians(
+        means=0.5 * sides,
+        quats=torch.tensor([[1.0, 0, 0, 0]]).repeat(5, 1),
+        scales=torch.full((5, 3), math.log(0.08)),
+        opacities=torch.full((5,), 6.0),
+        sh0=rgb_to_sh0(colours)[:, None],
+        shN=torch.zeros(5, 0, 3),
+    )
+    cameras = read_back(oracle["cameras"][4:], distance=2.2)
+    pictures = render(balls, cameras, torch.full((3,), 0.5)).rgb
+    near = (pictures[:, None] - colours[:, None, None]).abs().amax(-1) < 0.25  # view, ball, row, column
+    assert near[:, :4].sum((2, 3)).argmax(1).tolist() == [0, 1, 2, 3]
+    rows = near[:, 4].nonzero()[:, 1]
+    assert len(rows) > 40
+    assert rows.max() < 32
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
