@@ -11,6 +11,8 @@ import math
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from psd_gs.cameras import Cameras
 from psd_gs.export.frames import bounding_ball
