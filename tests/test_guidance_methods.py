@@ -212,13 +212,13 @@ def test_the_copy_learns_the_renders_and_leaves_the_prior_alone():
     noised = denoiser.add_noise(x0, torch.randn(1, *x0.shape), t)
 
     @torch.no_grad()
-    def error():
+    def error(guidance, denoiser):
         return float((guidance.lora(denoiser, noised) - x0).square().mean())
 
-    start = error()
+    start = error(guidance, denoiser)
     for _ in range(15):
         guidance.lora.train(denoiser, x0)
-    assert error() < 0.95 * start
+    assert error(guidance, denoiser) < 0.95 * start
     assert all(torch.equal(a, b) for a, b in zip(before, prior.predict(x_t, t, text, null, cameras), strict=True))
     name = guidance.lora.name
     del guidance, denoiser
