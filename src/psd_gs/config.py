@@ -165,7 +165,7 @@ class Config:
     negative_embedding: str | None = None
     """File of a refined negative embedding to start from."""
     solid_steps: int = 0
-    """Steps of a last phase that turns fog into a solid, for meshes (150 is enough); 0: none."""
+    """Steps of a last phase that turns fog into a solid (150 is enough); 0: none."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     init: InitConfig = field(default_factory=InitConfig)
     cameras: CameraConfig = field(default_factory=CameraConfig)

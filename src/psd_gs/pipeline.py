@@ -279,10 +279,8 @@ class TextTo3DPipeline:
         return observe
 
     def result(self, trainer: Trainer) -> Result:
-        """The finished asset of a trainer, swept and scored."""
-        from psd_gs.mesh.solidify import solidify
-
-        asset = solidify(trainer.finish(), trainer.config.solid_steps)
+        """The finished asset of a trainer, scored."""
+        asset = trainer.finish()
         if not len(asset):
             raise InputError(
                 "the finished asset is empty: every Gaussian became transparent. "

@@ -137,9 +137,16 @@ class Trainer:
             self.save_checkpoint()
 
     def finish(self) -> Gaussians:
-        """The finished asset: what shows and hangs together, detached; the state of the run stays as it is."""
+        """The finished asset, detached: what shows and hangs together, made solid if the run asks for it.
+
+        The state of the run stays as it is.
+        """
+        from psd_gs.mesh.solidify import solidify
+
         done = self.gaussians.detach()
-        return done.select(sweep(done, self.config.densify)) if self.config.densify.enabled else done
+        if self.config.densify.enabled:
+            done = done.select(sweep(done, self.config.densify))
+        return solidify(done, self.config.solid_steps)
 
     def _step(self) -> dict[str, float]:
         config, progress = self.config, self.step / self.config.steps

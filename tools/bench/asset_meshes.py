@@ -25,16 +25,14 @@ from psd_gs.export.formats import load
 from psd_gs.gaussians import Gaussians
 from psd_gs.mesh.build import BuildOptions, build
 from psd_gs.mesh.extract import MeshOptions
-from psd_gs.mesh.solidify import solidify
 from psd_gs.trainer import read_tensors
 
 IOU, PSNR = 0.95, 22.0
 
 
-def measure(path: Path, texture_size: int, solid_steps: int, picture: Path) -> Row:
+def measure(path: Path, texture_size: int, picture: Path) -> Row:
     """Mesh one asset and compare."""
     asset = Gaussians(**read_tensors(path)) if path.suffix == ".safetensors" else load(path)
-    asset = solidify(asset, solid_steps)
     start = time.process_time()
     built = build(asset, BuildOptions(MeshOptions(), texture_size=texture_size, normal_map=False))
     seconds = time.process_time() - start
@@ -50,7 +48,6 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("assets", nargs="+", type=Path, help="splat files, or .safetensors of other benchmarks")
     parser.add_argument("--count", type=int, default=20, help="so many of them, evenly spread (default: 20)")
     parser.add_argument("--texture-size", type=int, default=0, help="default: 0, vertex colours")
-    parser.add_argument("--solid-steps", type=int, default=0, help="make the splats themselves solid before")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th asset from the I-th only")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "asset_meshes")
     options = parser.parse_args(arguments)
@@ -60,13 +57,12 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     chosen = [options.assets[i * len(options.assets) // count] for i in range(count)][int(index) :: int(of or 1)]
     progress, rows = Progress(len(chosen)), []
     for path in chosen:
-        how = {"texture": options.texture_size, "solid": options.solid_steps}
-        key = fingerprint({"asset": digest([path]), **how})
+        key = fingerprint({"asset": digest([path]), "texture": options.texture_size})
         row = journal.rows.get(key)
         if row is None:
             picture = options.out / f"{key}.png"
-            found = measure(path, options.texture_size, options.solid_steps, picture)
-            row = journal.append({"key": key, **how, **found})
+            found = measure(path, options.texture_size, picture)
+            row = journal.append({"key": key, "texture": options.texture_size, **found})
         rows.append(row)
         text = f"IoU {row['iou']:.3f}  PSNR {row['psnr']:.1f}  bodies {row['bodies']}  genus {row['genus']}"
         progress.step(f"{path.parent.name}/{path.name[:40]}  {text}")

@@ -310,10 +310,10 @@ def optimize(pipeline: TextTo3DPipeline, config: Config) -> tuple[Gaussians, Row
             counts = {name: n + int(event.logs.get(name, 0)) for name, n in counts.items()}
     except PsdGsError as caught:
         error = str(caught)
+    asset = trainer.finish()
     if pipeline.prior.device.type == "cuda":
         torch.cuda.synchronize()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - busy
-    asset = trainer.finish()
     if error:
         asset = asset.select(torch.zeros(len(asset), dtype=torch.bool))
     facts = {

@@ -251,7 +251,8 @@ PAGE = """# {title}
 
 Judge: score of the right caption by a model that is never optimized, mean over two sets of four views; worse set: the
 lower of the two. Prompt match: probability that the judge gives to the right caption among its ten distractors (softmax
-over its logits). Right caption: share of sets in which it beats all ten. Seconds: of the optimization loop alone.
+over its logits). Right caption: share of sets in which it beats all ten. Seconds: of the optimization, without
+meshes and pictures.
 
 {arms}
 

@@ -75,7 +75,7 @@ class Generate:
     init: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Start from a 3DGS PLY, a point cloud (.ply), a mesh (.glb, .obj, .stl), or shap-e, instead of a ball."""
     for_mesh: bool = False
-    """Make the splat itself solid at the end, as its mesh is (solid_steps: 150)."""
+    """Make the splat itself solid at the end, as its mesh is (solid_steps: 150; the presets of mini always do)."""
     config: File = None
     """YAML file of options that goes over the preset; a run's config.yaml repeats the run."""
     output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
