@@ -143,10 +143,13 @@ class Trainer:
         """
         from psd_gs.mesh.solidify import solidify
 
-        done = self.gaussians.detach()
-        if self.config.densify.enabled:
-            done = done.select(sweep(done, self.config.densify))
-        return solidify(done, self.config.solid_steps)
+        done = self._swept(self.gaussians.detach())
+        if self.config.solid_steps:  # smaller Gaussians may no longer touch
+            done = self._swept(solidify(done, self.config.solid_steps))
+        return done
+
+    def _swept(self, asset: Gaussians) -> Gaussians:
+        return asset.select(sweep(asset, self.config.densify)) if self.config.densify.enabled else asset
 
     def _step(self) -> dict[str, float]:
         config, progress = self.config, self.step / self.config.steps
