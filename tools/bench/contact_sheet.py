@@ -15,13 +15,13 @@ from psd_gs.runs import slug
 
 PROMPTS = (
     "a corgi",
-    "a red cube",
-    "a yellow banana",
+    "a red mushroom",
+    "a snowman wearing a red hat",
     "a burger",
-    "a blue sphere",
-    "a green cone",
-    "a tree",
-    "a blue cube on a yellow cylinder",
+    "a giraffe",
+    "a rocket with red fins",
+    "a wooden chair",
+    "a red sphere on a green cube",
 )
 
 
