@@ -227,13 +227,16 @@ def test_nothing_left_is_said_clearly():
         advance(trainer, 100)
 
 
-def test_finish_leaves_the_run_alone():
-    trainer = make_trainer()
+@pytest.mark.parametrize("solid_steps", [0, 5])
+def test_finish_leaves_the_run_alone(solid_steps):
+    trainer = make_trainer(tiny_config(solid_steps=solid_steps))
     advance(trainer, 20)
     state = {name: value.clone() for name, value in trainer.state_dict().items()}
     done = trainer.finish()
     assert not any(p.requires_grad for p in done.params().values())
     assert_same(state, trainer.state_dict())
+    firm = torch.sigmoid(done.opacities).median() > 0.9
+    assert firm == (solid_steps > 0)
 
 
 # --- broken steps ----------------------------------------------------------------------------------------------------
