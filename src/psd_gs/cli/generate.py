@@ -274,11 +274,11 @@ class Generate:
     ) -> dict[str, float]:
         """One seed, from its first step or its checkpoint to the files; returns the scores."""
         from psd_gs import runs
-        from psd_gs.config import read_yaml, to_dict
+        from psd_gs.config import to_dict
 
         if self.resume and runs.is_finished(folder):
             console.print(f"{folder} is finished already", soft_wrap=True)
-            return dict(read_yaml(folder / "psd_gs.json")["scores"])
+            return _scores(folder)
         trainer = pipeline.trainer(config, folder)
         if self.overwrite:
             runs.make_folder(folder, empty=True)  # now that nothing of the command can be wrong any more
@@ -303,7 +303,7 @@ class Generate:
             result.save(folder, lambda name: status.update(f"writing {name}") if status else None)
         skipped = f", {trainer.skipped} steps skipped for non-finite gradients" if trainer.skipped else ""
         console.print(f"{len(result.gaussians)} Gaussians{skipped}")
-        return result.scores
+        return _scores(folder)
 
     def _progress_lines(self, console: Console, trainer: Trainer, events: Iterator[StepEvent], stop: Event) -> None:
         last = time.monotonic()
@@ -332,6 +332,13 @@ class Generate:
                 progress.update(task, completed=event.step, live=_live(live))
                 if stop.is_set():
                     return
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    """As they were written: a run that is finished already says the same again, to the last digit."""
+    from psd_gs.config import read_yaml
+
+    return dict(read_yaml(folder / "psd_gs.json")["scores"])
 
 
 def _live(logs: dict[str, float]) -> str:
