@@ -189,7 +189,7 @@ def command(tmp_path, monkeypatch, capsys, quick_files, one_thread):
     """Calls the program in this process, on the painted prior: ``(exit code, stdout, stderr)``."""
     options = {name: value for name, value in to_dict(tiny_config()).items() if isinstance(value, dict)}
     file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump({**options, "backgrounds": "white", "steps": STEPS}))
+    file.write_text(yaml.safe_dump({**options, "backgrounds": "white", "steps": STEPS, "solid_steps": 2}))
 
     def load(prior="auto", *, reward="auto", judge="auto", device="auto", **options):
         bright = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "mini-judge")

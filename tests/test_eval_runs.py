@@ -31,7 +31,7 @@ BRIGHT = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "bright"
 def options(**more) -> dict:
     """The tiny run of ``painted`` as options over a preset."""
     tiny = to_dict(tiny_config())
-    names = ("guidance", "init", "cameras", "densify", "backgrounds")
+    names = ("guidance", "init", "cameras", "densify", "backgrounds", "solid_steps")
     return {name: tiny[name] for name in names} | {"steps": 8} | more
 
 

@@ -43,7 +43,8 @@ FILES |= {"report.html"}
 def options(**more) -> dict:
     """The tiny run of ``painted`` as overrides."""
     kept = {name: value for name, value in to_dict(tiny_config()).items() if name not in Config.__annotations__}
-    kept |= {name: to_dict(tiny_config())[name] for name in ("guidance", "init", "cameras", "densify", "backgrounds")}
+    names = ("guidance", "init", "cameras", "densify", "backgrounds", "solid_steps")
+    kept |= {name: to_dict(tiny_config())[name] for name in names}
     return {**kept, **more}
 
 
