@@ -186,7 +186,7 @@ def sample_scene(rng: random.Random, categories: tuple[Category, ...]) -> Scene:
 # --- looks -----------------------------------------------------------------------------------------------------------
 
 
-def sample_item_look(item: Item, rng: random.Random, always_coloured: bool) -> ItemLook:
+def sample_item_look(item: Item, rng: random.Random, always_coloured: bool, named: float) -> ItemLook:
     category = BY_NAME[item.category]
     allowed = [c for c in COLOURS if (category.name, c) not in HELD_COLOURS]
     solid = category.group == "solids"
@@ -194,7 +194,7 @@ def sample_item_look(item: Item, rng: random.Random, always_coloured: bool) -> I
     if solid and not always_coloured and rng.random() < 0.1:
         colour = None
     part = part_colour = None
-    if category.parts and rng.random() < (0.1 if always_coloured else 0.25):
+    if category.parts and rng.random() < (0.4 * named if always_coloured else named):
         part = rng.choice(list(category.parts))
         held = {c for name, c in HELD_COLOURS if name == category.name and part in category.main}
         part_colour = rng.choice([c for c in COLOURS if c != colour and c not in held])
@@ -215,12 +215,12 @@ def sample_item_look(item: Item, rng: random.Random, always_coloured: bool) -> I
     )
 
 
-def sample_look(scene: Scene, rng: random.Random) -> Look:
-    """Draw which colours, parts and materials the caption names; held-out pairs never appear."""
+def sample_look(scene: Scene, rng: random.Random, named: float = 0.25) -> Look:
+    """Draw which colours, parts (of a share ``named``) and materials the caption names; held-out pairs never appear."""
     pair = len(scene.items) == 2
-    items = [sample_item_look(item, rng, pair and rng.random() < 0.85) for item in scene.items]
+    items = [sample_item_look(item, rng, pair and rng.random() < 0.85, named) for item in scene.items]
     if pair and items[0].colour and items[0].colour == items[1].colour:
-        return sample_look(scene, rng)
+        return sample_look(scene, rng, named)
     return Look(tuple(items), scene.relation)
 
 

@@ -122,10 +122,25 @@ class Batch:
     captions: list[str]
 
 
-def draw_batch(data: Sets, n: int, size: int, device: str, rng: random.Random, generator: torch.Generator) -> Batch:
-    """New colours, captions, lights and backgrounds on randomly picked geometry."""
-    index = torch.randint(len(data), (n,), generator=generator)
-    looks = [sample_look(data.scenes[i], rng) for i in index]
+def draw_batch(
+    data: Sets,
+    n: int,
+    size: int,
+    device: str,
+    rng: random.Random,
+    generator: torch.Generator,
+    named: float = 0.25,
+    worn: float = 1.0,
+) -> Batch:
+    """New colours, captions, lights and backgrounds on randomly picked geometry.
+
+    Args:
+        named: share of objects whose parts captions name.
+        worn: how much more often objects with accessories are drawn.
+    """
+    weights = torch.tensor([worn if any(item.accessory for item in scene.items) else 1.0 for scene in data.scenes])
+    index = torch.multinomial(weights, n, replacement=True, generator=generator)
+    looks = [sample_look(data.scenes[i], rng, named) for i in index]
     buffers = data.buffers[index].to(device)
     rgba = shade(buffers, [paint(look, rng) for look in looks], sample_light(n, generator, device))
     images = compose(rgba, sample_background(n, generator, device), size)
@@ -233,6 +248,8 @@ def main() -> None:
     parser.add_argument(
         "--decay", type=float, default=0.25, help="fraction of the steps, at the end, over which lr goes to 0"
     )
+    parser.add_argument("--named", type=float, default=0.25, help="share of objects whose parts captions name")
+    parser.add_argument("--worn", type=float, default=1.0, help="how much more often accessories are drawn")
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fp32", action="store_true", help="train in fp32 (CPUs without bf16 instructions)")
@@ -299,7 +316,7 @@ def main() -> None:
     while step < args.steps:
         seed = args.seed * 1_000_003 + step + rank * 500_000
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        batch = draw_batch(data, args.batch, args.size, args.device, rng, generator)
+        batch = draw_batch(data, args.batch, args.size, args.device, rng, generator, args.named, args.worn)
         # the fused attention's backward pass is slow on CPUs
         with sdpa_kernel(SDPBackend.MATH) if args.device == "cpu" else nullcontext():
             loss = loss_of(model, batch, scheduler, generator, torch.float32 if args.fp32 else torch.bfloat16)
