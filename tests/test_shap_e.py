@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -60,6 +61,32 @@ def test_a_saved_pipeline_runs_to_the_surface(folder, monkeypatch):
         shap_e.text_to_mesh(made, "a red cube", torch.Generator().manual_seed(0))
 
 
+def test_the_published_layout_loads(tmp_path, folder):
+    """fp16 variants of two networks beside plain ones, the renderer pickled, a former renderer that nothing names."""
+    made = ShapEPipeline.from_pretrained(folder)
+    made.save_pretrained(tmp_path / "hub")
+    made.save_pretrained(tmp_path / "hub", variant="fp16")
+    made.shap_e_renderer.save_pretrained(tmp_path / "hub" / "renderer")
+    renderer = tmp_path / "hub" / "shap_e_renderer"
+    for file in renderer.glob("*.safetensors"):
+        file.unlink()
+    torch.save(made.shap_e_renderer.state_dict(), renderer / "diffusion_pytorch_model.bin")
+    files = [p.relative_to(tmp_path / "hub").as_posix() for p in (tmp_path / "hub").rglob("*") if p.is_file()]
+    for name in weights.choose_files(files):
+        (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tmp_path / "hub" / name, tmp_path / "cache" / name)
+    large = (tmp_path / "cache").glob("*/*model.*")
+    assert {p.relative_to(tmp_path / "cache").as_posix() for p in large} == {
+        "prior/diffusion_pytorch_model.fp16.safetensors",
+        "shap_e_renderer/diffusion_pytorch_model.bin",
+        "text_encoder/model.fp16.safetensors",
+    }
+    loaded = shap_e.load_shap_e(tmp_path / "cache")
+    for name in ("prior", "text_encoder", "shap_e_renderer"):
+        for key, tensor in getattr(made, name).state_dict().items():
+            torch.testing.assert_close(getattr(loaded, name).state_dict()[key], tensor, msg=f"{name} {key}")
+
+
 def partial_grid(decode):
     return lambda self, latents, device: partial(decode, self, latents, device)(grid_size=12)
 
@@ -85,8 +112,6 @@ def test_the_frame_and_the_colours(monkeypatch, folder):
 
 
 def test_damage_is_one_clear_line(tmp_path, folder):
-    import shutil
-
     shutil.copytree(folder, tmp_path / "copy")
     file = next((tmp_path / "copy" / "prior").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-10])

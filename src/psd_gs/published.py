@@ -43,6 +43,7 @@ _HPS = "697403c78157020a1ae59d23f111aa58ced35b0a"
 _PICKSCORE = "a4e4367c6dfa7288a00c550414478f865b875800"
 _IMAGEREWARD = "5736be03b2652728fb87788c9797b0570450ab72"
 _CLIP = "32bd64288804d66eefd0ccbe215aa642df71cc41"
+_SHAP_E = "7bd337afdea1c17842e1c3cc45c4e268356dba40"
 _BERT = "86b5e0934494bd15c9632b12f734a8a67f723594"
 _HPS21_SHA256 = {"HPS_v2.1_compressed.pt": "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"}
 _AESTHETIC_SHA256 = {
@@ -101,7 +102,7 @@ WEIGHTS = {
             "Stability AI Community",
             gated=True,
         ),
-        Weights("shap-e", "init", (("openai/shap-e", None),), 2.6, 3.0, "MIT"),
+        Weights("shap-e", "init", (("openai/shap-e", _SHAP_E),), 2.6, 3.0, "MIT"),
         Weights("hpsv2", "reward", (("xswu/HPSv2", _HPS),), 2.0, 2.1, "Apache-2.0", files=("HPS_v2_compressed.pt",)),
         Weights(
             "hpsv2.1",

@@ -22,8 +22,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-SKIPPED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Components that no prior uses."""
+SKIPPED = ("safety_checker", "feature_extractor", "image_encoder", "renderer")
+"""Components that no prior uses; the last is Shap-E's former renderer, which no version of diffusers here reads."""
 
 
 # --- finding and fetching --------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def choose_files(listing: Iterable[str]) -> list[str]:
     """What is needed of a diffusers repository: no remote code, one precision, safetensors where there are any.
 
     Per component the fp16 variant is taken where there is one, else the plain files; pickled ``.bin`` only
-    without safetensors (they are read with ``weights_only``). The safety checker and image encoders are left.
+    without safetensors (they are read with ``weights_only``). :data:`SKIPPED` ones are left.
     """
     kept: list[str] = []
     weights: dict[str, list[str]] = {}

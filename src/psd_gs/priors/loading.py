@@ -50,17 +50,21 @@ def load_pipeline(cls: type[Pipeline], folder: Path, dtype: torch.dtype, **compo
         for name, (library, kind) in present.items():
             if name not in components:
                 check_component(folder / name, library, kind)
-        half = any("fp16" in path.name for path in folder.glob("*/*.safetensors"))
         pipeline = cls.from_pretrained(
             folder,
             local_files_only=True,
             torch_dtype=None,
             dtype=dtype,
-            variant="fp16" if half else None,
+            variant=variant_of(folder),
             **{**unused, **components},
         )
         check_tokenizers(pipeline)
         return pipeline
+
+
+def variant_of(folder: Path) -> str | None:
+    """``fp16`` if components have such files; diffusers takes the plain ones of those that have none."""
+    return "fp16" if any("fp16" in path.name for path in folder.glob("*/*.safetensors")) else None
 
 
 def _slots(cls: type[DiffusionPipeline]) -> set[str]:

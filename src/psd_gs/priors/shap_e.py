@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psd_gs import weights
 from psd_gs.errors import InputError
-from psd_gs.priors.loading import explained
+from psd_gs.priors.loading import explained, variant_of
 
 if TYPE_CHECKING:
     from diffusers import ShapEPipeline
@@ -33,7 +33,9 @@ def load_shap_e(folder: Path, device: torch.device | str = "cpu") -> ShapEPipeli
     with explained(folder):
         for file in folder.glob("*/*.safetensors"):
             weights.read_header(file)
-        pipeline = ShapEPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=None, dtype=torch.float32)
+        pipeline = ShapEPipeline.from_pretrained(
+            folder, local_files_only=True, torch_dtype=None, dtype=torch.float32, variant=variant_of(folder)
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
