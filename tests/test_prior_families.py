@@ -87,6 +87,19 @@ def test_predictions_by_hand(priors):
         assert (found[0] - found[1]).abs().max() > 1e-4, "the text has no say"
 
 
+def test_one_text_is_computed_once(prior):
+    x_t, t, text, negative, cameras = inputs(prior, groups=2)
+    both, rows = prior.predict(x_t, t, text, negative, cameras), []
+    hook = prior.denoiser.register_forward_pre_hook(
+        lambda _, args, options: rows.append(len(args[0] if args else options["hidden_states"])), with_kwargs=True
+    )
+    alone = prior.predict(x_t, t, negative, negative, cameras)
+    hook.remove()
+    assert rows == [2 * prior.views]
+    assert torch.equal(*alone)
+    torch.testing.assert_close(alone[0], both[1], atol=1e-4, rtol=1e-4)
+
+
 def bare_output(name: str, prior, x: Tensor, t: Tensor, text, cameras) -> Tensor:
     sequence = text.sequence.expand(len(x), -1, -1)
     step = (999 * t).round().long()

@@ -85,7 +85,7 @@ def asd(prediction: Prediction, denoiser: Denoiser, config: GuidanceConfig) -> L
     alpha_later, sigma_later = denoiser.levels(later)
     noise = epsilon(prediction.x_t, prediction.x0, alpha, sigma)
     x_later = denoiser.add_noise(prediction.x0, noise, later)
-    cond, _ = denoiser.branches(x_later, later, denoiser.text, denoiser.negative)
+    cond, _ = denoiser.branches(x_later, later, denoiser.text, denoiser.text)
     noise_later = epsilon(x_later, cond, alpha_later, sigma_later)
     return (prediction.x_t - sigma * noise_later) / alpha - prediction.guided(config.guidance_scale)
 

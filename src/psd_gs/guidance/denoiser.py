@@ -90,12 +90,12 @@ class Denoiser:
     def branches(
         self, x_t: Latents, t: Float[Tensor, " G"], text: TextEmbedding, negative: TextEmbedding
     ) -> tuple[Latents, Latents]:
-        """Clean estimates under two texts, in one call: noises are stacked along the groups."""
+        """Clean estimates under two texts, or twice under one, in one call: noises are stacked along the groups."""
         n = len(x_t)
         cameras = joined([self.cameras] * n)
-        cond, neg = self.prior.predict(
-            x_t.flatten(0, 1), t.to(x_t.device).repeat(n), _tiled(text, n), _tiled(negative, n), cameras
-        )
+        rows = _tiled(text, n)
+        others = rows if negative is text else _tiled(negative, n)
+        cond, neg = self.prior.predict(x_t.flatten(0, 1), t.to(x_t.device).repeat(n), rows, others, cameras)
         return cond.view(x_t.shape), neg.view(x_t.shape)
 
     def predict(self, x_t: Latents, t: Float[Tensor, " G"]) -> tuple[Latents, Latents]:

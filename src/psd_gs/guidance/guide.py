@@ -231,7 +231,8 @@ class Guidance:
         pull, scale = self.negative.config.mode == "pull", self.config.psd.pair_scale
         moved = verdict.worst if pull else verdict.best
         x_t, cond = take(pair.x_t, moved), take(pair.cond, moved)
-        _, neg = denoiser.branches(x_t[None], denoiser.t, denoiser.text, self.negative.watched())
+        watched = self.negative.watched()
+        _, neg = denoiser.branches(x_t[None], denoiser.t, watched, watched)
         estimate = neg[0] + scale * (cond - neg[0])
         if pull:
             loss = pull_loss(estimate, take(pair.guided(scale), verdict.best))

@@ -133,7 +133,8 @@ class Prior(Protocol):
             x_t: noisy latents.
             t: one timestep per group.
             text: 1 row for all views, or G*V rows (one per view, the views of a group adjacent).
-            negative: likewise. When gradients are enabled they flow into ``negative.sequence``.
+            negative: likewise. When gradients are enabled they flow into ``negative.sequence``. The same object as
+                ``text`` asks for one branch, at half the cost.
             cameras: G*V cameras in the same order; single-view models may ignore them.
 
         Returns:

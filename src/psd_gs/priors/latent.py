@@ -174,20 +174,22 @@ class LatentPrior(ABC):
         negative: TextEmbedding,
         cameras: Cameras,
     ) -> tuple[Float[Tensor, "G V C h w"], Float[Tensor, "G V C h w"]]:
-        """The raw outputs (noise or velocity) under both texts, from one batched call."""
+        """The raw outputs (noise or velocity) under both texts, from one batched call; one text is computed once."""
         if self.memory.offload:
             self.denoiser.to(self.device)
         groups, views = x_t.shape[:2]
-        both = text.expand(groups * views).joined(negative.expand(groups * views)).to(self.dtype)
+        rows = text.expand(groups * views)
+        rows = (rows if negative is text else rows.joined(negative.expand(groups * views))).to(self.dtype)
+        branches = len(rows) // (groups * views)
         out = self.denoiser(
-            torch.cat([x_t, x_t]).flatten(0, 1).to(self.dtype),
-            timestep=timesteps.repeat_interleave(views).repeat(2),
-            encoder_hidden_states=both.sequence,
+            x_t.repeat(branches, 1, 1, 1, 1).flatten(0, 1).to(self.dtype),
+            timestep=timesteps.repeat_interleave(views).repeat(branches),
+            encoder_hidden_states=rows.sequence,
             return_dict=False,
-            **self._conditions(both, cameras),
+            **self._conditions(rows, cameras),
         )[0]
-        cond, neg = out.float().unflatten(0, (2 * groups, views)).chunk(2)
-        return cond, neg
+        outputs = out.float().unflatten(0, (branches * groups, views)).chunk(branches)
+        return outputs[0], outputs[-1]
 
     def predict(
         self,
