@@ -286,6 +286,8 @@ def test_illegal_combinations_say_why(config, prior, reward, message):
         (lambda: ISMConfig(stride=0.0), "stride"),
         (lambda: VSDConfig(rank=0), "rank"),
         (lambda: PairConfig(n_noises=1), "n_noises"),
+        (lambda: PSDConfig(n_noises=3, turn=30.0), "an even number with turn"),
+        (lambda: PSDConfig(turn=120.0), "turn"),
         (lambda: JudgingConfig(every=0), "every"),
         (lambda: DreamDPOConfig(form="old"), "expected one of paper, code"),
         (lambda: RewardSDSConfig(weights="worst"), "expected one of min-max, best, softmax"),

@@ -26,8 +26,9 @@ from toy import (
 )
 
 from psd_gs.guidance.config import GuidanceConfig, NegativeConfig, PSDConfig
-from psd_gs.guidance.guide import Guidance
+from psd_gs.guidance.guide import Guidance, turned
 from psd_gs.guidance.preference import advantages, contrast, take
+from psd_gs.rewards.base import CallableReward
 
 GROUPS = 12
 
@@ -106,6 +107,56 @@ def test_antithetic_pairs_are_farther_apart():
     # The same timesteps in both; on average sqrt(2) farther apart.
     norms = {k: g(random_images(2000), cameras_for(2000), 0.5, 0).logs["pair_norm"] for k, g in guidance.items()}
     assert norms[True] / norms[False] == pytest.approx(math.sqrt(2), rel=0.03)
+
+
+def test_a_turned_pair_contrasts_what_the_tilted_prior_prefers():
+    """Its estimates differ by twice the Jacobian times the turn, which a drawn pair does only on average."""
+    alpha_bar, degrees, n = 0.5, 30.0, 5
+    prior, direction = ToyPrior(), LinearReward().direction.expand(n, 64)
+    x0 = torch.zeros(n, 1, 1, 8, 8, dtype=torch.float64)
+    noise = torch.randn(1, *x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pair = turned(noise, direction.view(x0.shape), degrees)
+    lengths = flatten(noise).norm(dim=-1)
+    torch.testing.assert_close(flatten(pair).norm(dim=-1), lengths.expand(2, -1, -1))
+    cosines = torch.cosine_similarity(flatten(pair), flatten(noise), dim=-1)
+    torch.testing.assert_close(cosines, torch.full_like(cosines, math.cos(math.radians(degrees))))
+
+    t = torch.full((n,), 0.5, dtype=torch.float64)
+    cond = [
+        prior.predict(prior.add_noise(x0, e, t), t, prior.embed(["y"]), prior.embed([""]), cameras_for(n))[0]
+        for e in pair
+    ]
+    alpha = sigma = torch.tensor(math.sqrt(alpha_bar), dtype=torch.float64)
+    flat = flatten(noise)[0, :, 0]
+    across = direction - (direction * flat).sum(1, keepdim=True) / flat.square().sum(1, keepdim=True) * flat
+    step = 2 * sigma * math.sin(math.radians(degrees)) * lengths[0] / across.norm(dim=1, keepdim=True) * across
+    inside = step @ prior.basis @ prior.basis.T
+    expected = gain(alpha, sigma, COND_VAR) * inside + gain(alpha, sigma, OFF_STD**2) * (step - inside)
+    torch.testing.assert_close(flatten(cond[0] - cond[1])[:, 0], expected)
+
+    for nothing in (torch.zeros_like(x0), torch.full_like(x0, math.nan)):
+        assert torch.equal(turned(noise, nothing, degrees), noise.repeat(2, 1, 1, 1, 1, 1))
+
+
+def test_turned_pairs_climb_farther_than_drawn_ones():
+    def end(turn):
+        config = GuidanceConfig(psd=PSDConfig(turn=turn), negative=NegativeConfig(mode="off"))
+        return optimize(config, 200)[0]
+
+    drawn, pairs = end(0.0), end(30.0)
+    assert reward_gain(pairs) > reward_gain(drawn) + 0.1
+    assert off_manifold(pairs) < 0.1
+
+
+def test_a_black_box_has_its_pairs_drawn(caplog):
+    def step(turn, reward):
+        guidance = Guidance(ToyPrior(), "y", GuidanceConfig(psd=PSDConfig(turn=turn)), reward=reward)
+        return guidance(random_images(2), cameras_for(2), 0.5, 0).logs
+
+    black_box = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "vlm")
+    assert step(30.0, black_box) == step(0.0, black_box)
+    assert "vlm is a black box" in caplog.text
+    assert step(30.0, LinearReward()) != step(0.0, LinearReward())
 
 
 def optimize(config: GuidanceConfig, steps: int, *, pixel_gradient: bool = False):

@@ -166,6 +166,9 @@ class PSDConfig(PairConfig):
     """Gap at which ramp reaches 1, in units of the reward."""
     antithetic: bool = True
     """Draw noises in opposite pairs."""
+    turn: float = 0.0
+    """Turn one drawn noise by this angle in degrees toward the reward's gradient at the render, and away from it, for
+    a pair that differs in what the reward sees; 0, or with a black-box reward: draw both. An addition of ours."""
     guard: float = 1.0
     """Largest norm of the weighted preference score, per group and relative to the guard reference; inf: no limit."""
     guard_reference: Literal["noise", "base", "contrast"] = "noise"
@@ -180,7 +183,13 @@ class PSDConfig(PairConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, 0, float("inf"), "weight", "guard")
+        check_range(self, 0, 90, "turn")
         check_range(self, 1e-12, float("inf"), "threshold")
+        if self.turn and self.n_noises % 2:
+            raise ConfigError(
+                f"PSDConfig.n_noises: expected an even number with turn, which makes two noises of each draw, received "
+                f"{self.n_noises}. Take one more or set turn to 0."
+            )
 
 
 @dataclass(frozen=True)

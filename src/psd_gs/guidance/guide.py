@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from psd_gs.cameras import Cameras, joined
 from psd_gs.errors import ConfigError, InputError
 from psd_gs.guidance.base_scores import METHODS, WEIGHTINGS, rescale_guidance, score_loss
-from psd_gs.guidance.config import GuidanceConfig, check_combination
+from psd_gs.guidance.config import GuidanceConfig, PSDConfig, check_combination
 from psd_gs.guidance.denoiser import Denoiser, Prediction
 from psd_gs.guidance.dreamdpo import DreamDPO
 from psd_gs.guidance.dreamfl import judged_images, reward_loss
@@ -26,6 +28,8 @@ from psd_gs.guidance.timesteps import SCHEDULES
 from psd_gs.guidance.vsd import Lora
 from psd_gs.priors.base import Prior, TextEmbedding
 from psd_gs.rewards.base import Reward
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,10 @@ class Guidance:
         self.lora = Lora(prior, config.vsd, copying) if config.method == "vsd" else None
         self.pair: PairPreference | None = None
         if config.preference == "psd":
-            self.pair = PSD(config.psd, prior.device)
+            black_box = next((judge.name for judge in judges if not judge.differentiable), None)
+            if config.psd.turn and black_box:
+                logger.warning("psd turn: %s is a black box without a gradient, so its pairs are drawn", black_box)
+            self.pair = PSD(replace(config.psd, turn=0.0) if black_box else config.psd, prior.device)
         elif config.preference == "dreamdpo":
             self.pair = DreamDPO(config.dreamdpo)
         elif config.preference == "rewardsds":
@@ -141,7 +148,8 @@ class Guidance:
         logs: dict[str, Tensor] = {}
 
         with torch.no_grad():
-            noise, latents = self._noise(x0, bool(speaks.any())), x0.detach()
+            latents = x0.detach()
+            noise = self._noise(latents, bool(speaks.any()), cameras)
             inverts = config.method == "ism"
             prediction = invert(latents, noise[:1], denoiser, config) if inverts else denoiser.noised(latents, noise)
             score, auto = METHODS[config.method]
@@ -193,12 +201,22 @@ class Guidance:
         judging = self.config.judging
         return acts(judging, progress, step, t) if judging else torch.zeros(len(t), dtype=torch.bool)
 
-    def _noise(self, x0: Tensor, compared: bool) -> Tensor:
+    def _noise(self, x0: Tensor, compared: bool, cameras: Cameras) -> Tensor:
         """One noise is enough where nothing is compared."""
         if not self.pair or not compared:
             return sample_noise(x0, 1, False, self.noise_generator)
         config = self.pair.config
-        return sample_noise(x0, config.n_noises, config.antithetic, self.noise_generator)
+        if not (isinstance(config, PSDConfig) and config.turn):
+            return sample_noise(x0, config.n_noises, config.antithetic, self.noise_generator)
+        noise = sample_noise(x0, config.n_noises // 2, config.antithetic, self.noise_generator)
+        return turned(noise, self._uphill(x0, cameras), config.turn)
+
+    @torch.enable_grad()
+    def _uphill(self, x0: Tensor, cameras: Cameras) -> Tensor:
+        """Gradient of the reward of the decoded ``x0``."""
+        x0 = x0.clone().requires_grad_(True)
+        scores = judge(self.judges[0], self.prior.decode(x0), self.prompt, cameras, self.config.psd)
+        return torch.autograd.grad(scores.sum(), x0)[0]
 
     def _denoiser(self, t: Tensor, cameras: Cameras, progress: float) -> Denoiser:
         """The prior with this step's times and cameras; each view's own prompt where the prior sees no cameras."""
@@ -332,6 +350,28 @@ def sample_noise(
     noise = torch.randn(drawn, *like.shape, generator=generator, device=generator.device, dtype=like.dtype)
     noise = noise.to(like.device)
     return torch.cat([noise, -noise])[:n] if antithetic else noise
+
+
+def turned(
+    noise: Float[Tensor, "N G V C h w"], direction: Float[Tensor, "G V C h w"], degrees: float
+) -> Float[Tensor, "2*N G V C h w"]:
+    """Each noise turned toward a direction by an angle, then each turned away from it; lengths are kept.
+
+    With the gradient g of a reward as direction, the clean estimates of such a pair differ, to first order, by the
+    denoiser's Jacobian times g. That Jacobian is ``alpha / sigma^2 Cov[x0 | x_t]`` (Tweedie, second order), and
+    ``Cov[x0 | x_t] g`` is how ``E[x0 | x_t]`` changes when the prior is tilted by ``exp(reward)``: the contrast of
+    the pair is the preferred change that the prior believes in, without the chance of two draws. Ours.
+
+    A group whose direction is zero or not finite keeps its noises.
+    """
+    flat, toward = noise.flatten(2), torch.nan_to_num(direction, nan=0.0, posinf=0.0, neginf=0.0).flatten(1)
+    length = flat.norm(dim=2, keepdim=True)
+    across = toward - (flat * toward).sum(2, keepdim=True) / length.square() * flat
+    size = across.norm(dim=2, keepdim=True)
+    across = across * (length / size.clamp_min(torch.finfo(size.dtype).tiny))
+    angle = math.radians(degrees)
+    pair = torch.cat([math.cos(angle) * flat + sign * math.sin(angle) * across for sign in (1, -1)])
+    return torch.where(torch.cat([size, size]) > 0, pair, torch.cat([flat, flat])).view(-1, *noise.shape[1:])
 
 
 def _to_floats(logs: dict[str, Tensor]) -> dict[str, float]:
