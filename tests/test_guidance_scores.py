@@ -247,8 +247,10 @@ def test_psd_acts_within_its_window():
     assert not PSD(PSDConfig(weight=0.0), torch.device("cpu")).acts(0.5, 0, t).any()
 
 
-def test_large_weights_are_warned_of(caplog):
+def test_large_weights_without_a_guard_are_warned_of(caplog):
     PSD(PSDConfig(weight=3.0), torch.device("cpu"))
+    assert not caplog.text
+    PSD(PSDConfig(weight=3.0, guard=math.inf), torch.device("cpu"))
     assert "typical set" in caplog.text
 
 

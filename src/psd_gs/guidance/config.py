@@ -158,7 +158,7 @@ class PSDConfig(PairConfig):
     """
 
     weight: float = 1.0
-    """Weight omega of the preference score. Above 2 the render leaves the prior's typical set."""
+    """Weight omega of the preference score. Above 2 without a guard the render leaves the prior's typical set."""
     scale: Scale = "gap"
     """Confidence kappa from the reward gap: gap (over its running mean, at most 3), sign (1), ramp (over
     threshold, at most 1), bt (Bradley-Terry, with the running mean as temperature)."""

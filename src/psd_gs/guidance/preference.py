@@ -3,8 +3,8 @@
 PSD (2603.01594), re-derived: from one render and one timestep, N noises give N one-step clean estimates;
 the same estimates are decoded, ranked and contrasted. In epsilon the pair's contrast is
 ``(eps_w - noise_w) - (eps_l - noise_l) = -(alpha / sigma) (x0_w - x0_l)``, hence in x0 a descent step moves
-the render from the loser's estimate toward the winner's. No gradient of the reward is taken, so the
-render moves only along directions that the denoiser can paint.
+the render from the loser's estimate toward the winner's. No gradient of the reward reaches the render,
+which moves only along directions that the denoiser can paint; one may choose the noises (``PSDConfig.turn``).
 """
 
 from __future__ import annotations
@@ -180,9 +180,11 @@ class PSD(PairPreference):
         super().__init__(config)
         self.gap_mean = torch.tensor(torch.nan, device=device)
         self.nan_pairs = torch.tensor(0, device=device)
-        if config.weight > TYPICAL_WEIGHT:
+        if config.weight > TYPICAL_WEIGHT and math.isinf(config.guard):
             logger.warning(
-                "psd weight %g: above %g renders leave the prior's typical set", config.weight, TYPICAL_WEIGHT
+                "psd weight %g without a guard: above %g renders leave the prior's typical set",
+                config.weight,
+                TYPICAL_WEIGHT,
             )
 
     def acts(self, progress: float, step: int, t: Float[Tensor, " G"]) -> Bool[Tensor, " G"]:
