@@ -94,6 +94,12 @@ def test_contrast_without_the_noise_points_down():
     assert torch.cosine_similarity(-flatten(delta).mean((0, 1)), ascent(0.5, 1.0), dim=0) < -0.5
 
 
+def test_dropping_the_noise_leaves_what_the_prior_can_paint():
+    for keep in (True, False):
+        config = GuidanceConfig(psd=PSDConfig(keep_noise=keep), negative=NegativeConfig(mode="off"))
+        assert (off_manifold(optimize(config, 200)[0]) < 0.1) == keep
+
+
 def test_antithetic_pairs_are_farther_apart():
     guidance = {
         antithetic: Guidance(

@@ -169,6 +169,9 @@ class PSDConfig(PairConfig):
     turn: float = 0.0
     """Turn one drawn noise by this angle in degrees toward the reward's gradient at the render, and away from it, for
     a pair that differs in what the reward sees; 0, or with a black-box reward: draw both. An addition of ours."""
+    keep_noise: bool = True
+    """Contrast residuals, from which their noise is subtracted. False is an ablation: bare predictions carry the
+    noises into the render, which leaves what the prior can paint."""
     guard: float = 1.0
     """Largest norm of the weighted preference score, per group and relative to the guard reference; inf: no limit."""
     guard_reference: Literal["noise", "base", "contrast"] = "noise"

@@ -241,6 +241,8 @@ class Guidance:
         scores = [judge(reward, images, self.prompt, cameras, config) for reward in self.judges]
         # In half precision gaps would vanish when squared.
         rewards, *votes = (score.to(estimates).unflatten(0, estimates.shape[:2]) for score in scores)
+        if isinstance(config, PSDConfig) and not config.keep_noise:  # a prediction of the noise, as an x0
+            estimates = estimates - pair.x_t / denoiser.levels(denoiser.t)[0]
         return self.pair(Candidates(estimates, rewards, residuals, pair.x0 - pair.cond, votes))
 
     @torch.enable_grad()
