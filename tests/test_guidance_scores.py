@@ -284,13 +284,14 @@ def test_judge_by_group_view_and_direction():
     assert actual.flatten().tolist() == [len(prompt) for prompt in seen]
 
 
-def test_view_pairs_need_a_reward_per_view():
+def test_a_reward_of_groups_judges_single_views_as_groups_of_one():
     class Joint(LinearReward):
         def score(self, images, prompts, cameras):
             return super().score(images, prompts, cameras).mean(1)
 
-    with pytest.raises(ConfigError, match="one score per group"):
-        judge(Joint(), randn(2, 4, 3, 8, 8), "y", cameras_for(2, 4), PSDConfig(pair="view"))
+    images, cameras = randn(2, 4, 3, 8, 8), cameras_for(2, 4)
+    actual = judge(Joint(), images, "y", cameras, PSDConfig(pair="view"))
+    torch.testing.assert_close(actual, LinearReward().score(images, ["y", "y"], cameras))
 
 
 def test_callable_reward_checks_its_answer():

@@ -109,7 +109,7 @@ class JudgingConfig:
     """When a reward is asked, and what it sees."""
 
     pair: Literal["group", "view"] = "group"
-    """Judge whole groups of views, or each view by itself (needs a reward per view)."""
+    """Judge whole groups of views, or each view by itself."""
     pooling: Pooling = "mean"
     """How the scores of a group's views become one (pair group)."""
     pooling_temperature: float = 0.01

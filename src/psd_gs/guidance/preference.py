@@ -20,7 +20,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psd_gs.cameras import Cameras
-from psd_gs.errors import ConfigError
 from psd_gs.guidance.config import JudgingConfig, PairConfig, PSDConfig, Scale
 from psd_gs.guidance.prompts import directed, direction_index
 from psd_gs.rewards.base import Reward, group_score
@@ -37,24 +36,21 @@ def judge(
 ) -> Float[Tensor, "G U"]:
     """Scores per unit of comparison: U = 1 (pair group) or U = V (pair view).
 
-    Raises:
-        ConfigError: the pair is per view but the reward judges groups.
+    A reward that judges a group as a whole is asked about each view as a group of one where the pair is per view.
     """
     groups, views = images.shape[:2]
+
+    def singly(prompts: list[str]) -> Float[Tensor, "G V"]:
+        return reward.score(images.flatten(0, 1)[:, None], prompts, cameras).reshape(groups, views)
+
     if config.reward_prompt == "view":
         prompts = directed(prompt)
-        rows = [prompts[i] for i in direction_index(cameras).tolist()]
-        scores = reward.score(images.flatten(0, 1)[:, None], rows, cameras).reshape(groups, views)
+        scores = singly([prompts[i] for i in direction_index(cameras).tolist()])
     else:
         scores = reward.score(images, [prompt] * groups, cameras)
     if config.pair == "group":
         return group_score(scores, config.pooling, config.pooling_temperature)[:, None]
-    if scores.ndim == 1:
-        raise ConfigError(
-            f"{type(config).__name__}.pair: expected group with reward {reward.name}, which gives one score per group, "
-            "received view. Set pair to group or choose a reward that scores each view."
-        )
-    return scores
+    return scores if scores.ndim == 2 else singly([prompt] * groups * views)
 
 
 def advantages(rewards: Float[Tensor, "N G U"]) -> tuple[Float[Tensor, "N G U"], Float[Tensor, "G U"]]:
