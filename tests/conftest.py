@@ -58,6 +58,14 @@ def mini_pipeline():
     return TextTo3DPipeline.from_pretrained("mini", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def corgi(mini_pipeline):
+    """A short run of the default preset on the embedded models, and its logs."""
+    events = []
+    result = mini_pipeline("a corgi", seed=0, steps=12, on_step=events.append)
+    return result, events
+
+
 @pytest.fixture
 def quick_files(monkeypatch):
     """Small pictures and coarse meshes, for tests that are about something else."""

@@ -88,9 +88,8 @@ def test_generated_files_open(real):
     assert metadata["scores"].keys() == {"mini", "mini-judge"}
 
 
-def test_the_python_api_makes_the_same_asset(real, mini_pipeline):
-    folder, _ = real
-    result = mini_pipeline("a corgi", seed=0, steps=12)
+def test_the_python_api_makes_the_same_asset(real, corgi):
+    (folder, _), (result, _) = real, corgi
     splat = read_ply(folder / "splat.ply")
     for name in ("means", "scales", "opacities", "sh0"):
         assert torch.equal(getattr(splat, name), getattr(result.gaussians, name)), name

@@ -54,14 +54,6 @@ def painted() -> TextTo3DPipeline:
     return TextTo3DPipeline(PaintedPrior(), RedReward(), bright)
 
 
-@pytest.fixture(scope="module")
-def corgi(mini_pipeline):
-    """A short run of the default preset on the embedded models, and its logs."""
-    events = []
-    result = mini_pipeline("a corgi", seed=0, steps=12, on_step=events.append)
-    return result, events
-
-
 # --- the embedded models ---------------------------------------------------------------------------------------------
 
 
