@@ -89,17 +89,23 @@ def _beside(alpha: Float[np.ndarray, "C H W"]) -> Float[np.ndarray, "C H W"]:
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _fuse(first, last, surface, viewmats, Ks, lower, voxel, truncation, least, field):
     """Slices ``first`` to ``last`` along x; the views are summed in order, so the result is reproducible.
 
-    ``surface`` holds depths, and where nothing is seen the negative distance from the outline in pixels.
+    ``surface`` holds depths, and where nothing is seen the negative distance from the outline in pixels. Looking up
+    pixels has a loop of its own, so that the compiler can make vectors of the other two.
     """
     views, height, width = surface.shape
+    pixels = surface.reshape(views, height * width)
     ny, nz = field.shape[1:]
     scale = np.float32(1) / (truncation * voxel)
+    zero, one, right, bottom = np.float32(0), np.float32(1), np.float32(width - 1), np.float32(height - 1)
     total = np.empty(nz, np.float32)
     weight = np.empty(nz, np.float32)
+    depth = np.empty(nz, np.float32)
+    index = np.empty(nz, np.int32)
+    value = np.empty(nz, np.float32)
     for i in range(first, last):
         x = lower[0] + np.float32(i) * voxel
         for j in range(ny):
@@ -107,29 +113,31 @@ def _fuse(first, last, surface, viewmats, Ks, lower, voxel, truncation, least, f
             total[:] = 0
             weight[:] = 0
             for c in range(views):
-                V, K, seen = viewmats[c], Ks[c], surface[c]
+                V, K, seen = viewmats[c], Ks[c], pixels[c]
                 # Camera coordinates are affine in k: start and step along the innermost axis, the
                 # focal length and the principal point already applied.
                 start_z = V[2, 0] * x + V[2, 1] * y + V[2, 2] * lower[2] + V[2, 3]
                 start_x = K[0, 0] * (V[0, 0] * x + V[0, 1] * y + V[0, 2] * lower[2] + V[0, 3])
                 start_y = K[1, 1] * (V[1, 0] * x + V[1, 1] * y + V[1, 2] * lower[2] + V[1, 3])
                 step_x, step_y, step_z = K[0, 0] * V[0, 2] * voxel, K[1, 1] * V[1, 2] * voxel, V[2, 2] * voxel
+                centre_x, centre_y, focal = K[0, 2], K[1, 2], K[0, 0]
                 for k in range(nz):
                     kk = np.float32(k)
-                    z = start_z + kk * step_z
-                    if z <= 0:
-                        continue
-                    inverse = np.float32(1) / z
-                    u = (start_x + kk * step_x) * inverse + K[0, 2]
-                    v = (start_y + kk * step_y) * inverse + K[1, 2]
-                    distance = np.float32(1)
-                    if 0 <= u < width and 0 <= v < height:
-                        value = seen[np.int32(v), np.int32(u)]
-                        gap = value - z if value > 0 else -value * z / K[0, 0]
-                        distance = min(distance, gap * scale)
-                        if distance < -1:
-                            continue
-                    total[k] += distance
-                    weight[k] += 1
+                    depth[k] = start_z + kk * step_z
+                    inverse = one / depth[k]
+                    u = (start_x + kk * step_x) * inverse + centre_x
+                    v = (start_y + kk * step_y) * inverse + centre_y
+                    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+                    column, row = np.int32(min(max(u, zero), right)), np.int32(min(max(v, zero), bottom))
+                    index[k] = row * np.int32(width) + column if inside else np.int32(-1)
+                for k in range(nz):
+                    value[k] = seen[index[k]] if index[k] >= 0 else np.float32(np.inf)
+                for k in range(nz):
+                    z = depth[k]
+                    gap = value[k] - z if value[k] > 0 else -value[k] * z / focal
+                    distance = min(one, gap * scale)
+                    counts = (z > 0) & (distance >= -1)
+                    total[k] += distance if counts else zero
+                    weight[k] += one if counts else zero
             for k in range(nz):
                 field[i, j, k] = total[k] / weight[k] if weight[k] > least * views else np.float32(-1)
