@@ -204,7 +204,7 @@ def test_overrides_are_nested_and_typed():
 
 def test_the_arms_of_the_documentation_have_options_that_exist():
     text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    arms = [parse_arm(arm) for arm in re.findall(r"--arm (\S+:\S+)", text) if "NAME" not in arm]
+    arms = [parse_arm(arm) for arm in re.findall(r'--arm ([^\s":]+:[^\s"]+)', text) if "NAME" not in arm]
     assert len(arms) > 30
     for arm in arms:
         check_combination(make_config("draft", "mini", arm.options).guidance)
