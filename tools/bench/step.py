@@ -5,7 +5,8 @@
 
 Networks have the published architectures and random weights, so no download is needed and no picture is made.
 ``floor`` is the sum of the bare U-Net, VAE and reward calls of the same shapes. ``ideal`` is the ratio of the
-counted FLOPs of a step with preferences and one without.
+FLOPs that these calls take in a step with preferences and in one without; they are counted on shapes alone, so this
+number is that of the full-size networks on any machine.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ WARM, REPEATS = 3, 10
 
 
 def build_prior(case: str, device: torch.device, dtype: torch.dtype) -> LatentPrior:
-    """Full size on CUDA, tiny elsewhere; the text encoder is small, for it does not run in a step."""
+    """Tiny on a CPU, else full size; the text encoder is small, for it does not run in a step."""
     many = case == "mvdream"
     with torch.device(device):
-        if device.type != "cuda":
+        if device.type == "cpu":
             pipeline = tiny_models.PIPELINES[case]()
         else:
             config = unet_config(SD21_4VIEW)  # Stable Diffusion 2.1's, with cameras
@@ -87,7 +88,7 @@ def build_prior(case: str, device: torch.device, dtype: torch.dtype) -> LatentPr
 def build_reward(device: torch.device, dtype: torch.dtype) -> CLIPReward:
     """HPSv2.1's architecture, or a tiny one."""
     config = vit_h_14()
-    if device.type != "cuda":
+    if device.type == "cpu":
         for part in (config.text_config, config.vision_config):
             part.hidden_size, part.intermediate_size, part.num_hidden_layers, part.num_attention_heads = 32, 64, 1, 2
         config.vision_config.patch_size = 56
@@ -177,36 +178,40 @@ def make_trainer(pipeline: TextTo3DPipeline, case: str, preference: str, count: 
     return pipeline.trainer(config)
 
 
-@torch.no_grad()
-def bare_calls(prior: LatentPrior, reward: CLIPReward) -> dict[str, float]:
-    """Milliseconds of the networks alone: one encoding with its backward pass, one prediction and decoding of the
-    pair, one scoring."""
+def bare_calls(prior: LatentPrior, reward: CLIPReward) -> dict[str, Callable[[], Any]]:
+    """The networks alone, as in a step with preferences: one encoding with its backward pass, one prediction and
+    decoding of the pair, one scoring."""
     views, device = prior.views, prior.device
     images = torch.rand(views, 3, prior.image_size, prior.image_size, device=device, dtype=prior.vae.dtype)
     latents = torch.randn(4 * views, *prior.latent_shape, device=device, dtype=prior.dtype)
-    text = prior.embed(["a corgi"]).to(prior.dtype).sequence.expand(4 * views, -1, -1)
+    width = prior.denoiser.config.cross_attention_dim
+    text = torch.randn(4 * views, 77, width, device=device, dtype=prior.dtype)
     labels = torch.zeros(4 * views, 16, device=device, dtype=prior.dtype) if views > 1 else None
     times = torch.full((4 * views,), 500, device=device)
+    pictures = torch.rand(2, views, 3, prior.image_size, prior.image_size, device=device)
 
     def encode() -> None:
         with torch.enable_grad():
-            pixels = images.requires_grad_()
-            torch.autograd.grad(prior.vae.encode(pixels).latent_dist.mean.sum(), pixels)
+            prior.vae.encode(images.requires_grad_()).latent_dist.mean.sum().backward()
 
-    pictures = torch.rand(2, views, 3, prior.image_size, prior.image_size, device=device)
-    calls = {
+    return {
         "encode": encode,
         "predict": lambda: prior.denoiser(latents, times, encoder_hidden_states=text, class_labels=labels),
         "decode": lambda: prior.vae.decode(latents[: 2 * views].to(prior.vae.dtype)),
         "reward": lambda: reward.score(pictures, ["a corgi"] * 2),
     }
-    return {name: milliseconds(call, device) for name, call in calls.items()}
 
 
-def flops(run: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return float(counter.get_total_flops())
+@torch.no_grad()
+def full_size_flops(case: str, dtype: torch.dtype) -> tuple[float, float]:
+    """TFLOPs of the networks in a step without preferences and in one with them, at full size, from shapes alone."""
+    device = torch.device("meta")
+    counts = {}
+    for name, call in bare_calls(build_prior(case, device, dtype), build_reward(device, dtype)).items():
+        with FlopCounterMode(display=False) as counter:
+            call()
+        counts[name] = counter.get_total_flops() / 1e12
+    return counts["encode"] + counts["predict"] / 2, sum(counts.values())
 
 
 def measure(console: Console, case: str, count: int, size: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -232,9 +237,9 @@ def measure(console: Console, case: str, count: int, size: int, device: torch.de
     with watched(prior, reward) as parts:
         for _ in range(WARM + REPEATS):
             runs["psd"]._step()
-    bare = bare_calls(prior, reward)
+    with torch.no_grad():
+        bare = {name: milliseconds(call, device) for name, call in bare_calls(prior, reward).items()}
     floor = sum(bare.values())
-    ideal = flops(runs["psd"]._step) / max(flops(runs["sds"]._step), 1.0)
     median = {name: sorted(v[WARM:])[len(v[WARM:]) // 2] for name, v in parts.items()}
     console.print("  parts of a psd step, ms: " + ", ".join(f"{name} {value:.1f}" for name, value in median.items()))
     console.print("  bare networks, ms:       " + ", ".join(f"{name} {value:.1f}" for name, value in bare.items()))
@@ -242,7 +247,7 @@ def measure(console: Console, case: str, count: int, size: int, device: torch.de
         console.print(
             f"  {name:12s} {value:8.1f} ms   / sds {value / steps['sds']:5.2f}   / floor {value / floor:5.2f}"
         )
-    console.print(f"  floor {floor:.1f} ms; ideal psd / sds by FLOPs {ideal:.2f}")
+    console.print(f"  floor {floor:.1f} ms")
     if device.type == "cuda":
         console.print(f"  peak memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
 
@@ -263,6 +268,11 @@ def main(arguments: list[str] | None = None) -> None:
         console.print("no CUDA GPU: tiny networks, which say nothing about the real ones")
     full = device.type == "cuda"
     for case in options.case or CASES:
+        sds, psd = full_size_flops(case, torch.bfloat16)
+        console.print(
+            f"{case} at full size, TFLOPs: sds {sds:.1f}, psd {psd:.1f}; ideal psd / sds {psd / sds:.2f}, "
+            f"every {EVERY} steps {1 + (psd / sds - 1) / EVERY:.2f}"
+        )
         for size in options.size or ((256, 512) if full else (32,)):
             for count in options.gaussians or ((10_000, 100_000) if full else (200,)):
                 measure(console, case, count, size, device, dtype)
