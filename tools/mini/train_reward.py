@@ -5,7 +5,8 @@
     python -m mini.train_reward --model reward --data ../runs/data --out ../runs/reward --steps 4000
     python -m mini.train_reward --model judge --data ../runs/data --out ../runs/judge --steps 4000
 
-Stop it whenever you like: the same command goes on from the last checkpoint. The model is written to
+Stop it whenever you like: the same command goes on from the last checkpoint. ``--init FOLDER`` starts from published
+fp16 weights instead, with the optimizers warmed up and the helpers begun again. The model is written to
 OUT/model with ``metrics.json``: accuracies on geometry that was not trained on.
 """
 
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(MODELS), required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder that mini.dataset wrote, at 64 pixels")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, curve and the model")
+    parser.add_argument("--init", type=Path, help="start from this saved model (fp16 will do)")
     parser.add_argument("--prior", type=Path, help="learn from dreams of this saved prior too")
     parser.add_argument("--steps", type=int, default=4000, help="stop there")
     parser.add_argument("--episodes", type=int, default=12, help="per step, of four sets of four views")
@@ -197,11 +199,14 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     seed = list(MODELS).index(args.model) + 1
     overrides, corruptions = MODELS[args.model]
-    tokens = args.out / "tokenizer"  # its training breaks ties at random: once only
+    published = MiniReward.from_pretrained(args.init) if args.init else None
+    tokens = args.init or args.out / "tokenizer"  # its training breaks ties at random: once only
     tokenizer = CLIPTokenizer.from_pretrained(tokens) if tokens.exists() else train_tokenizer(vocabulary(), tokens)
     torch.manual_seed(seed)
     config = RewardConfig(vocab_size=len(tokenizer), text_length=tokenizer.model_max_length, **overrides)
     student = Student(config, tokenizer)
+    if published:
+        student.network.load_state_dict(published.network.state_dict())
     parameters = list(student.parameters())
     optimizers = make_optimizers(student, args.lr)
     average = copy.deepcopy(student).requires_grad_(False)
