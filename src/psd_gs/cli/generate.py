@@ -307,10 +307,12 @@ class Generate:
 
     def _progress_lines(self, console: Console, trainer: Trainer, events: Iterator[StepEvent], stop: Event) -> None:
         last = time.monotonic()
+        live: dict[str, float] = {}
         for event in events:
+            live |= event.logs  # of a step without a pair the last reward stays
             if time.monotonic() - last > PLAIN_SECONDS or event.step == event.steps:
                 last = time.monotonic()
-                console.print(f"step {event.step}/{event.steps}  {_live(event.logs)}", soft_wrap=True)
+                console.print(f"step {event.step}/{event.steps}  {_live(live)}", soft_wrap=True)
             if stop.is_set():
                 return
 
