@@ -60,9 +60,9 @@ def mini_pipeline():
 
 @pytest.fixture(scope="session")
 def corgi(mini_pipeline):
-    """A short run of the default preset on the embedded models, and its logs."""
+    """A short run of the default preset on the embedded models, long enough for several pairs, and its logs."""
     events = []
-    result = mini_pipeline("a corgi", seed=0, steps=12, on_step=events.append)
+    result = mini_pipeline("a corgi", seed=0, steps=60, on_step=events.append)
     return result, events
 
 

@@ -49,7 +49,7 @@ def psd_gs(*arguments: str, **options) -> subprocess.CompletedProcess:
 def real(tmp_path_factory):
     """``psd-gs generate "a corgi"`` with few steps, everything else as a user gets it."""
     folder = tmp_path_factory.mktemp("real")
-    done = psd_gs("generate", "a corgi", "--steps", "12", cwd=folder)
+    done = psd_gs("generate", "a corgi", "--steps", "60", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / "a-corgi-0", done
 
@@ -61,8 +61,8 @@ def test_generate_writes_everything(real):
     assert "Traceback" not in done.stderr
     assert "warning" not in done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("prior mini · reward mini · judge mini-judge · cpu · preset default, 12 steps")
-    assert any(line.startswith("step 12/12  ") and "Gaussians" in line and "reward" in line for line in lines)
+    assert lines[0].startswith("prior mini · reward mini · judge mini-judge · cpu · preset default, 60 steps")
+    assert any(line.startswith("step 60/60  ") and "Gaussians" in line and "reward" in line for line in lines)
     assert lines[-1].startswith(f"{Path('outputs') / 'a-corgi-0'}  (mini ")
 
 
@@ -70,9 +70,9 @@ def test_generated_files_open(real):
     folder, _ = real
     splat = read_ply(folder / "splat.ply")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["step"] for row in rows] == list(range(1, 61))
     assert max(row.get("negative_shift", 0) for row in rows) > 0
-    assert sum("reward_win" in row for row in rows) >= 3  # pairs end before the run does
+    assert sum("reward_win" in row for row in rows) >= 6
     assert rows[-1]["gaussians"] >= len(splat) > 500
     preview = Image.open(folder / "preview.png")
     assert preview.width == 4 * preview.height
@@ -82,7 +82,7 @@ def test_generated_files_open(real):
     assert (uses % 2 == 0).all(), "the surface is not closed"
     assert (folder / "turntable.mp4").stat().st_size > 10_000
     config = from_dict(Config, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), "config")
-    assert (config.prompt, config.steps, config.prior, config.judge) == ("a corgi", 12, "mini", "mini-judge")
+    assert (config.prompt, config.steps, config.prior, config.judge) == ("a corgi", 60, "mini", "mini-judge")
     metadata = read_ply_metadata(folder / "splat.ply")
     assert metadata == json.loads((folder / "psd_gs.json").read_text())
     assert metadata["scores"].keys() == {"mini", "mini-judge"}

@@ -59,11 +59,11 @@ def painted() -> TextTo3DPipeline:
 
 def test_pair_and_refinement_act_in_the_default_preset(corgi):
     result, events = corgi
-    assert [event.step for event in events] == list(range(1, 13))
-    assert {event.steps for event in events} == {12}
+    assert [event.step for event in events] == list(range(1, 61))
+    assert {event.steps for event in events} == {60}
     judged = [event for event in events if "reward_win" in event.logs]
-    assert len(judged) >= 3
-    assert all((event.step - 1) / 12 <= result.config.guidance.psd.end < 1 for event in judged)  # the base ends the run
+    assert len(judged) >= 6
+    assert all((event.step - 1) / 60 <= result.config.guidance.psd.end < 1 for event in judged)  # the base ends the run
     assert all(event.logs["reward_win"] >= event.logs["reward_lose"] for event in judged)
     assert any(event.logs["gap"] > 0 and event.logs["pair_share"] > 0 for event in judged)
     assert max(event.logs.get("negative_shift", 0) for event in events) > 0
@@ -85,7 +85,7 @@ def test_a_result_knows_what_it_is(corgi):
     assert metadata["n_splats"] == len(result.gaussians)
     assert metadata["psd_gs_version"] == psd_gs.__version__
     assert metadata["ai_generated"] is True
-    assert metadata["steps_done"] == metadata["steps"] == 12
+    assert metadata["steps_done"] == metadata["steps"] == 60
     embedded = {"repository": "embedded", "licence": "Apache-2.0"}
     models = {"prior": "mini", "reward": "mini", "judge": "mini-judge"}
     assert metadata["models"] == {role: [{"name": name, **embedded}] for role, name in models.items()}
