@@ -258,6 +258,16 @@ def paint(look: Look, rng: random.Random) -> Palette:
     return palette
 
 
+def named_slots(look: Look) -> list[int]:
+    """Slots of the parts and accessories whose colour the caption names."""
+    found = []
+    for first, item in zip((1, SECOND_SLOT), look.items, strict=False):
+        slots = (*BY_NAME[item.category].slots, "accessory")
+        named = {"accessory" if item.accessory else None, item.part}
+        found += [first + offset for offset, slot in enumerate(slots) if slot in named]
+    return found
+
+
 # --- captions --------------------------------------------------------------------------------------------------------
 
 TEMPLATES = (
