@@ -20,7 +20,7 @@ PROMPTS = (
     "a burger",
     "a giraffe",
     "a rocket with red fins",
-    "a wooden chair",
+    "a pig wearing a blue scarf",
     "a red sphere on a green cube",
 )
 
