@@ -230,12 +230,17 @@ def scene_of(look: Look, rng: random.Random) -> Scene:
     return Scene(tuple(items), look.relation)
 
 
+def slot_numbers(category: Category, index: int) -> dict[str, int]:
+    """Numbers by name of the slots of a scene's first (index 0) or second object."""
+    first = 1 if index == 0 else SECOND_SLOT
+    return {slot: first + offset for offset, slot in enumerate((*category.slots, "accessory"))}
+
+
 def paint(look: Look, rng: random.Random) -> Palette:
     """Colours and materials by slot for one look; slots that the look leaves open get a natural colour."""
     palette = Palette()
     for index, item in enumerate(look.items):
         category = BY_NAME[item.category]
-        first = 1 if index == 0 else SECOND_SLOT
         natural = next(category.slots[slot] for slot in category.main if category.slots[slot])
         allowed = [c for c in natural if (item.category, c) not in HELD_COLOURS] or list(natural)
         main = item.colour or rng.choice(WOOD_COLOURS if item.material == "wooden" else allowed)
@@ -249,22 +254,21 @@ def paint(look: Look, rng: random.Random) -> Palette:
         if item.part and item.part_colour:
             colours[item.part] = item.part_colour
         colours["accessory"] = item.accessory_colour or "red"
-        for offset, slot in enumerate((*category.slots, "accessory")):
+        for slot, number in slot_numbers(category, index).items():
             jitter = [rng.uniform(-0.035, 0.035) for _ in range(3)]
             rgb = tuple(min(max(c + j, 0.0), 1.0) for c, j in zip(COLOURS[colours[slot]], jitter, strict=True))
-            palette.rgb[first + offset] = rgb  # type: ignore[assignment]
+            palette.rgb[number] = rgb  # type: ignore[assignment]
             if item.material and slot in category.main:
-                palette.material[first + offset] = MATERIALS.index(item.material)
+                palette.material[number] = MATERIALS.index(item.material)
     return palette
 
 
 def named_slots(look: Look) -> list[int]:
     """Slots of the parts and accessories whose colour the caption names."""
     found = []
-    for first, item in zip((1, SECOND_SLOT), look.items, strict=False):
-        slots = (*BY_NAME[item.category].slots, "accessory")
-        named = {"accessory" if item.accessory else None, item.part}
-        found += [first + offset for offset, slot in enumerate(slots) if slot in named]
+    for index, item in enumerate(look.items):
+        named = {item.part, "accessory" if item.accessory else None}
+        found += [n for slot, n in slot_numbers(BY_NAME[item.category], index).items() if slot in named]
     return found
 
 
