@@ -35,7 +35,7 @@ def make() -> None:
     for prompt in args.prompts:
         command = ["generate", prompt, "--preset", args.preset, "--overwrite", "--output-dir", args.output_dir]
         subprocess.run([sys.executable, "-m", "psd_gs", *map(str, command)], check=True)
-    main(["sheet", *map(str, folders), "--output", "docs/contact_sheet.png", "--columns", "4", "--size", "200"])
+    main(["sheet", *map(str, folders), "--output", "docs/images/contact_sheet.png", "--columns", "4", "--size", "200"])
 
 
 if __name__ == "__main__":

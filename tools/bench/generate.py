@@ -314,7 +314,7 @@ def main(argv: list[str] | None = None) -> str:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--repeat", type=int, default=2, help="runs with and without preference (default: 2; 0: none)")
     parser.add_argument("--skip-command", action="store_true", help="measure in this process only")
-    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "generate.md", help="where the tables go")
+    parser.add_argument("--report", type=Path, default=ROOT / "outputs/bench/generate.md", help="where the tables go")
     arguments = parser.parse_args(argv)
     options = options_of(arguments)
     rows: list[Row] = []

@@ -3,7 +3,7 @@
     python tools/bench/preference.py --preset draft                       # psd against its base
     python tools/bench/preference.py --list tools/bench/dev_prompts.json --report outputs/bench/dev.md \\
         --arm base:guidance.preference=none --arm one --arm two:guidance.psd.weight=2
-    python tools/bench/preference.py --preset default --report docs/densify.md \\
+    python tools/bench/preference.py --preset default --report outputs/bench/densify.md \\
         --arm densified --arm fixed:densify.enabled=false,init.count=final:densified --against fixed
 
 An arm is ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``: options over the preset. Two values are worked out:
@@ -303,7 +303,7 @@ def arguments_parser() -> argparse.ArgumentParser:
         "--against", action="append", metavar="NAME", help="arm to compare the others with (default: those named base*)"
     )
     parser.add_argument("--calibrate", type=int, default=3, metavar="N", help="prompts for steps=time:ARM (default: 3)")
-    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "preference.md", help="where the tables go")
+    parser.add_argument("--report", type=Path, default=ROOT / "outputs/bench/preference.md", help="where the tables go")
     parser.add_argument("--title", default="Arms of the optimization, judged", help="heading of the report")
     return parser
 

@@ -291,7 +291,9 @@ def main(argv: list[str] | None = None) -> str:
     parser.add_argument("--draws", type=int, default=4, help="renders and samples per prompt (default: 4)")
     parser.add_argument("--sampling-steps", type=int, default=30, help="of the prior's samples (default: 30)")
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="of the prior's samples (default: 3)")
-    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "recognizable.md", help="where the tables go")
+    parser.add_argument(
+        "--report", type=Path, default=ROOT / "outputs/bench/recognizable.md", help="where the tables go"
+    )
     arguments = parser.parse_args(argv)
     bench = Bench.from_arguments(arguments)
     prompts = bench.mine(load_prompts(arguments.list, arguments.prompts))
