@@ -234,7 +234,7 @@ class Score:
 
 @dataclass
 class Eval:
-    """Compare methods over many prompts and seeds, or score any asset; docs/evaluation.md defines the numbers."""
+    """Compare methods over many prompts and seeds, or score any asset; docs/guide/evaluation.md defines the numbers."""
 
     action: OmitSubcommandPrefixes[
         OmitArgPrefixes[

@@ -1,6 +1,6 @@
 """What is measured of one asset: scores of every model over views, prompt match, and a proxy for two faces (Janus).
 
-``docs/evaluation.md`` defines each number and names its source.
+``docs/guide/evaluation.md`` defines each number and names its source.
 """
 
 from __future__ import annotations
