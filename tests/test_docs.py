@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 import tyro
 
+import psd_gs
 from psd_gs import cli, config
 from psd_gs.evaluation.arms import parse_arm
 from psd_gs.export.formats import load
@@ -53,7 +54,7 @@ def test_links_lead_somewhere(page):
         name, _, anchor = target.partition("#")
         path = (page.parent / name).resolve() if name else page
         if path.parent.name == "reference":  # made of the docstrings when the site is built
-            path = ROOT / "src" / "psd_gs" / path.stem
+            path = Path(psd_gs.__file__).parent / path.stem
             assert path.is_dir() or path.with_suffix(".py").exists(), target
             continue
         assert path.exists(), target
@@ -234,6 +235,14 @@ def test_the_other_commands_of_the_readme_run(beginner):
     run_readme(lambda name: name not in QUICK and name not in ELSEWHERE)
     assert {path.name for path in beginner.iterdir()} >= {"corgi.glb", "corgi_lod2.glb", "corgi.webp"}
     assert len([path for path in beginner.glob("outputs/**/splat.ply")]) >= 10
+
+
+def test_the_other_blocks_of_the_readme_run_in_the_gate():
+    text = README.read_text(encoding="utf-8")
+    gates = [ROOT / ".ci" / "run", *(ROOT / ".github" / "workflows").glob("*.yml")]
+    gate = "\n".join(path.read_text(encoding="utf-8") for path in gates)
+    for mark, block in re.findall(r"(?:<!-- (\w+) -->\n)?```sh\n(.*?)```", text, re.DOTALL):
+        assert f"$(readme_command {mark})" in gate if mark else block.strip() in gate, block
 
 
 def test_the_commands_that_run_elsewhere_do():
