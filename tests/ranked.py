@@ -14,8 +14,8 @@ import torch
 
 from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.gaussians import random_ball, rgb_to_sh0
-from psd_gs.pipeline import evaluation_images
 from psd_gs.ranking.server import Server, Session
+from psd_gs.scoring import evaluation_images
 
 PROMPTS = [
     f"a {colour} {thing}" for thing in ("cube", "sphere", "cone", "cylinder") for colour in ("red", "blue", "green")

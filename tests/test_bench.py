@@ -20,7 +20,8 @@ from mini.scenes import COLOURS, ItemLook, Look, paint, scene_of
 
 from psd_gs.errors import PsdGsError
 from psd_gs.gaussians import from_points, random_ball
-from psd_gs.pipeline import TextTo3DPipeline, evaluation_cameras
+from psd_gs.pipeline import TextTo3DPipeline
+from psd_gs.scoring import evaluation_cameras
 from psd_gs.trainer import StepEvent
 
 PROMPTS = common.load_prompts()

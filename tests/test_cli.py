@@ -371,7 +371,12 @@ def test_overwrite_replaces_a_finished_run(command):
 
 @pytest.mark.parametrize(
     "wrong",
-    [("--method", "sdz"), ("--init", "missing.ply"), ("--device", "cuda:99"), ("--negative-embedding", "missing")],
+    [
+        ("--set", "guidance.method=sdz"),
+        ("--init", "missing.ply"),
+        ("--device", "cuda:99"),
+        ("--negative-embedding", "missing"),
+    ],
 )
 def test_a_command_that_cannot_run_deletes_nothing(command, wrong):
     assert command(*BALL)[0] == 0
@@ -489,16 +494,33 @@ def test_report(command):
 
 
 def test_another_prompt_of_the_same_name_is_not_resumed(command, unfinished):
-    one_line(command("generate", "A red ball!", "--resume"), "holds a run of 'a red ball'", "--output-dir")
+    before = contents(unfinished)
+    one_line(command("generate", "A red ball!", "--resume"), "nothing to resume", "a-red-ball-0-2")
+    assert command("generate", "A red ball!", "--overwrite", "--steps", "2")[0] == 0
+    assert contents(unfinished) == before
     assert command(*BALL, "--resume")[0] == 0
 
 
 def test_a_damaged_checkpoint_is_one_clear_line(command, unfinished):
     path = unfinished / "checkpoints" / "latest.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
+    (path.parent / "previous.safetensors").unlink()
     one_line(command(*BALL, "--resume"), "latest.safetensors is not a complete safetensors file", "--overwrite")
     (unfinished / "config.yaml").write_text("steps: [")
     one_line(command(*BALL, "--resume"), "config.yaml is not valid YAML")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_the_checkpoint_before_serves_where_the_last_is_damaged(command, whole, unfinished, damage, caplog):
+    path = unfinished / "checkpoints" / "latest.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes({"cut": data[: len(data) // 2], "flip": data, "gone": b""}[damage])
+    code, out, _ = command(*BALL, "--resume")
+    assert code == 0
+    assert f"going on from step {STEPS}" not in out
+    assert "Going on from the checkpoint before it, of step 0" in caplog.text
+    assert contents(FOLDER) == whole
 
 
 def test_a_run_that_has_begun_can_always_go_on(command, monkeypatch):
@@ -564,8 +586,6 @@ def test_best_of_goes_on_where_it_stopped(command, whole, monkeypatch):
         (("🐶",), ["expected a prompt in words"]),
         (("a corgi " * 100,), ["at most 500 characters, received 800"]),
         (("\udcff corgi",), ["expected a prompt in UTF-8"]),
-        (("a ball", "--preset", "drafd"), ["unknown preset 'drafd'", "Did you mean draft?"]),
-        (("a ball", "--preset", "x"), ["unknown preset 'x'", "Known: draft, default, quality"]),
         (("a ball", "--config", "missing.yaml"), ["cannot read missing.yaml: No such file or directory"]),
         (("a ball", "--config", "typo.yaml"), ["guidance: unknown option 'guidence_scale'", "mean guidance_scale?"]),
         (("a ball", "--config", "broken.yaml"), ["broken.yaml is not valid YAML"]),
@@ -575,8 +595,9 @@ def test_best_of_goes_on_where_it_stopped(command, whole, monkeypatch):
         (("a ball", "--seed", "-1"), ["seed: expected a value from 0", "received -1"]),
         (("a ball", "--seed", str(2**70)), ["seed: expected a value from 0"]),
         (("a ball", "--best-of", "0"), ["--best-of: expected 1 or more, received 0"]),
-        (("a ball", "--method", "sdz"), ["guidance.method: expected 'sds' or 'recon' or", "received 'sdz'"]),
-        (("a ball", "--preference", "dpo"), ["guidance.preference: expected 'none' or 'psd' or", "received 'dpo'"]),
+        (("a ball", "--set", "guidance.method=sdz"), ["guidance.method: expected 'sds' or 'recon' or", "'sdz'"]),
+        (("a ball", "--set", "guidance.psd.wait=3"), ["guidance.psd: unknown option 'wait'", "weight"]),
+        (("a ball", "--set", "steps"), ["expected key=value", "received 'steps'"]),
         (("a ball", "--device", "gpu"), ["unknown device 'gpu'"]),
         (("a ball", "--device", "cuda:99"), ["device cuda:99 is not available", "Leave --device out"]),
         (("a ball", "--init", "missing.ply"), ["missing.ply"]),
@@ -620,7 +641,16 @@ def test_debug_shows_the_traceback(command):
         command(*BALL, "--resume", "--debug")
 
 
-@pytest.mark.parametrize("arguments", [("generate",), ("generat", "a ball"), ("generate", "a ball", "--stepz", "3")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate",),
+        ("generat", "a ball"),
+        ("generate", "a ball", "--stepz", "3"),
+        ("generate", "a ball", "--preset", "drafd"),
+        ("generate", "a ball", "--method", "sdz"),
+    ],
+)
 def test_arguments_that_do_not_parse(command, arguments):
     code, out, err = command(*arguments, tiny=False)
     assert code == 2
@@ -629,7 +659,12 @@ def test_arguments_that_do_not_parse(command, arguments):
 
 @pytest.mark.parametrize(
     ("prompt", "name"),
-    [("ein Löwe", "ein-lowe-0"), ("一只柯基", "asset-0"), ("a/b\\c: ..", "a-b-c-0"), ("[red] ball", "red-ball-0")],
+    [
+        ("ein Löwe", "ein-lowe-0"),
+        ("一只柯基", "asset-748e92-0"),
+        ("a/b\\c: ..", "a-b-c-0"),
+        ("[red] ball", "red-ball-0"),
+    ],
 )
 def test_any_letters_make_an_asset(command, prompt, name):
     code, out, err = command("generate", prompt, "--steps", "2", "--output-dir", "out [b]")
@@ -701,9 +736,8 @@ def fill_disk(monkeypatch, name: str, nth: int) -> None:
         ("latest.safetensors", 0),
         ("latest.safetensors", 2),
         ("metrics.jsonl", 7),
-        ("turntable.mp4", 0),
-        ("mesh.glb", 0),
         ("splat.ply", 0),
+        ("psd_gs.json", 0),
     ],
 )
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(command, whole, monkeypatch, name, nth):
@@ -714,6 +748,34 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(command, whole, monkeyp
     assert begun == ((name, nth) != ("latest.safetensors", 0))
     assert command(*BALL, *(["--resume"] if begun else []))[0] == 0
     assert contents(FOLDER) == whole
+
+
+@pytest.mark.parametrize("name", ["preview.png", "turntable.mp4", "mesh.glb", "report.html"])
+def test_what_cannot_be_made_of_an_asset_costs_nothing_else(command, whole, monkeypatch, name):
+    with monkeypatch.context() as patch:
+        fill_disk(patch, name, 0)
+        code, out, err = command(*BALL)
+    assert (code, err) == (0, "")
+    assert f"no {name}: cannot write" in out
+    assert f"{FOLDER} has the asset; --resume tries the rest again" in out
+    assert json.loads((FOLDER / "psd_gs.json").read_text())["failed"].keys() == {name}
+    assert {path.name for path in FOLDER.iterdir()} == FILES | {"checkpoints", "negative.safetensors"} - {name}
+    assert contents(FOLDER)["splat.ply"] == whole["splat.ply"]
+    code, out, _ = command(*BALL, "--resume")
+    assert code == 0
+    assert "is finished already" in out
+    assert contents(FOLDER) == whole
+
+
+def test_a_judge_that_fails_costs_its_scores_only(command, whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "score_asset", lambda *a: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        patch.setattr(trainer, "MILESTONES", (2.0,))  # else it is asked on the way, too
+        code, out, err = command(*BALL)
+    assert (code, err) == (0, "")
+    assert "no scores: out of memory" in out
+    assert out.splitlines()[-1] == f"{FOLDER}  ()"
+    assert torch.equal(read_ply(FOLDER / "splat.ply").means, read_ply("whole/a-red-ball-0/splat.ply").means)
 
 
 # --- what is printed -------------------------------------------------------------------------------------------------

@@ -30,13 +30,14 @@ from psd_gs.evaluation.scores import (
     turntable_webp,
 )
 from psd_gs.evaluation.statistics import bootstrap, cliffs_delta, cohens_d, paired, wilson
-from psd_gs.evaluation.suites import SUITES, folder_name, load_suite, parse_suite
+from psd_gs.evaluation.suites import SUITES, load_suite, parse_suite
 from psd_gs.export.formats import save
 from psd_gs.export.frames import bounding_ball
 from psd_gs.gaussians import Gaussians, from_points, random_ball, rgb_to_sh0
-from psd_gs.pipeline import evaluation_images
-from psd_gs.pipeline import score_asset as pipeline_score
 from psd_gs.rewards.base import CallableReward
+from psd_gs.runs import unique_run_name
+from psd_gs.scoring import evaluation_images
+from psd_gs.scoring import score_asset as pipeline_score
 
 # --- statistics ------------------------------------------------------------------------------------------------------
 
@@ -95,7 +96,7 @@ def test_suites_load_from_the_package(suite, count):
     items = load_suite(suite)
     assert len(items) == count
     assert all(len(item.wrong) >= 4 and item.prompt not in item.wrong for item in items)
-    names = [folder_name(item.prompt, 0) for item in items]
+    names = [unique_run_name(item.prompt, 0) for item in items]
     assert len(set(names)) == count
 
 
@@ -142,10 +143,10 @@ def test_unknown_suites_are_told():
 
 
 def test_folder_names_tell_prompts_apart():
-    assert folder_name("a corgi", 3) == "a-corgi-3"
-    assert folder_name("a corgi!", 3) != folder_name("a corgi?", 3)
+    assert unique_run_name("a corgi", 3) == "a-corgi-3"
+    assert unique_run_name("a corgi!", 3) != unique_run_name("a corgi?", 3)
     long = [f"a very long prompt about a corgi on a hill with a hat number {i}" for i in range(2)]
-    assert folder_name(long[0], 0) != folder_name(long[1], 0)
+    assert unique_run_name(long[0], 0) != unique_run_name(long[1], 0)
 
 
 # --- arms and budgets ------------------------------------------------------------------------------------------------

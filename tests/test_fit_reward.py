@@ -13,7 +13,8 @@ from ranked import annotate, brightness, make_runs
 
 from psd_gs import cli
 from psd_gs.errors import ConfigError, InputError, ModelError
-from psd_gs.pipeline import TextTo3DPipeline, digests_of, evaluation_images, resolve
+from psd_gs.models import digests_of, resolve
+from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.ranking import fit
 from psd_gs.ranking.answers import Answer, append_answer, read_answers
 from psd_gs.ranking.fit import Comparisons, bt_loss, fit_head, folds_of, gain, ipo_loss, wilson
@@ -21,6 +22,7 @@ from psd_gs.ranking.server import Session
 from psd_gs.rewards import load_reward, names_of, needed
 from psd_gs.rewards.base import FeatureReward
 from psd_gs.rewards.fitted import LinearHead, save_fitted
+from psd_gs.scoring import evaluation_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

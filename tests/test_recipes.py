@@ -103,7 +103,7 @@ def test_groups_of_views_are_rendered_together(one_thread):
 
 
 def configured(**options: Any) -> Config:
-    return Generate("a ball", **options).configs()[0]
+    return Generate(prompt="a ball", **options).resolve("a ball")
 
 
 def test_a_recipe_names_its_models_and_flags_go_over_it():

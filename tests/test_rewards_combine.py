@@ -14,7 +14,7 @@ from psd_gs.cameras import turntable
 from psd_gs.errors import ConfigError, InputError, ModelError
 from psd_gs.guidance.config import PSDConfig
 from psd_gs.guidance.preference import judge
-from psd_gs.pipeline import digests_of
+from psd_gs.models import digests_of
 from psd_gs.rewards import RECIPES, blip, check_judge, load_reward, needed
 from psd_gs.rewards.base import CallableReward, group_score
 from psd_gs.rewards.combine import Scored, Term, WeightedSum, parse_expression

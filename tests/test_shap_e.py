@@ -16,8 +16,8 @@ from transformers import CLIPTextModelWithProjection
 from psd_gs import pipeline, weights
 from psd_gs.config import Config, InitConfig
 from psd_gs.errors import InputError, ModelError
-from psd_gs.pipeline import initial_gaussians
 from psd_gs.priors import shap_e
+from psd_gs.start import initial_gaussians
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from psd_gs import pipeline, weights
 from psd_gs.errors import ConfigError, ModelError
-from psd_gs.pipeline import choose_prior, digests_of, downloads, resolve
+from psd_gs.models import choose_prior, digests_of, downloads, resolve
 from psd_gs.priors import NAMES, load_prior
 from psd_gs.priors.mvdream import SD21_4VIEW, original_names, unet_config
 from psd_gs.published import WEIGHTS

@@ -8,30 +8,32 @@ of steps.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from psd_gs.errors import ConfigError
+from psd_gs.errors import ConfigError, InputError
 from psd_gs.guidance.config import GuidanceConfig, check_range
 
 T = TypeVar("T")
 
-PRESETS = ("draft", "default", "quality")
-RECIPES = (
-    "dreamgaussian",
-    "gaussiandreamer",
-    "luciddreamer",
-    "mvdream",
-    "dreamdpo",
-    "rewardsds",
-    "dreamreward",
-    "psd",
-)
+Preset = Literal["draft", "default", "quality"]
+PRESETS: tuple[str, ...] = get_args(Preset)
+Recipe = Literal[
+    "dreamgaussian", "gaussiandreamer", "luciddreamer", "mvdream", "dreamdpo", "rewardsds", "dreamreward", "psd"
+]
+RECIPES: tuple[str, ...] = get_args(Recipe)
 """Settings of published methods, in place of a preset."""
+MAX_PROMPT = 500
+"""Characters."""
+SOLID_STEPS = 150
+"""After which a solid changes no more."""
 FAMILIES = ("mini", "mvdream", "sd", "sdxl", "sd3")
 """Prior families that presets have a section for."""
 
@@ -165,7 +167,7 @@ class Config:
     negative_embedding: str | None = None
     """File of a refined negative embedding to start from."""
     solid_steps: int = 0
-    """Steps of a last phase that turns fog into a solid (150 is enough); 0: none."""
+    """Steps of a last phase that turns fog into a solid (SOLID_STEPS are enough); 0: none."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     init: InitConfig = field(default_factory=InitConfig)
     cameras: CameraConfig = field(default_factory=CameraConfig)
@@ -177,6 +179,20 @@ class Config:
         check_range(self, 0, 2**63 - 1, "seed")
         check_range(self, 0, 4096, "prior_size")
         check_range(self, 0, 100_000, "solid_steps")
+
+
+def check_prompt_text(prompt: str) -> None:
+    """Refuse what cannot be a prompt.
+
+    Raises:
+        InputError: empty, without any letter, not Unicode, or longer than :data:`MAX_PROMPT` characters.
+    """
+    if any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise InputError(f"expected a prompt in UTF-8, received {prompt!a}. Check the terminal's encoding.")
+    if not any(c.isalpha() for c in prompt):
+        raise InputError(f'expected a prompt in words, such as "a corgi", received {prompt!r}.')
+    if len(prompt) > MAX_PROMPT:
+        raise InputError(f"expected a prompt of at most {MAX_PROMPT} characters, received {len(prompt)}. Shorten it.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -255,6 +271,35 @@ def merged(base: Mapping[str, Any], *updates: Mapping[str, Any]) -> dict[str, An
     return out
 
 
+def split_pairs(text: str) -> list[str]:
+    """``a.b=1,c=[2,3]`` to its pairs; a comma inside a value does not count."""
+    return re.split(r",(?=[\w.]+=)", text)
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """``["a.b=1", "steps=20"]`` to ``{"a": {"b": 1}, "steps": 20}``; values are read as YAML.
+
+    Raises:
+        ConfigError: no equals sign, a value that is not YAML, or a key inside a value.
+    """
+    import yaml
+
+    nested: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        *outer, last = name.strip().split(".")
+        inside = nested
+        for part in outer:
+            inside = inside.setdefault(part, {}) if isinstance(inside, dict) else inside
+        if not equals or not last or not isinstance(inside, dict):
+            raise ConfigError(f"expected key=value, such as guidance.psd.weight=2, received {pair!r}.")
+        try:
+            inside[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{pair!r}: {value!r} is not YAML. Put texts in quotes.") from error
+    return nested
+
+
 def suggestion(word: str, known: list[str] | tuple[str, ...]) -> str:
     """ " Did you mean ...?" with the nearest known words, or all of them if none is near."""
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
@@ -311,6 +356,20 @@ def _with_bases(path: Path) -> list[dict[str, Any]]:
     data = read_yaml(path)
     base = data.get("base")
     return [*(_with_bases(path.with_name(f"{base}.yaml")) if base else []), data]
+
+
+def config_sha256(config: Config) -> str:
+    """Names everything that decides a run: equal runs have equal ones."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_config(path: str | Path) -> Config:
+    """The configuration that a run wrote.
+
+    Raises:
+        ConfigError: it cannot be read, or has options that do not exist.
+    """
+    return from_dict(Config, read_yaml(path), str(path))
 
 
 def make_config(name: str, family: str, *overrides: Mapping[str, Any], where: str = "config") -> Config:

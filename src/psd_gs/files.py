@@ -21,14 +21,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: the folder is missing, read-only or full.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
     try:
         with writing(target):
             yield temporary
+            _to_disk(temporary)
             os.replace(temporary, target)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until the content is on the disk, so that no crash of the machine leaves an empty file of the new name."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sweep_parts(folder: Path) -> None:
+    """Delete what :func:`atomic_path` was writing in ``folder`` and below when its process was killed."""
+    for path in folder.rglob(".*.part*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager

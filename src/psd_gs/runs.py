@@ -1,75 +1,52 @@
-"""Run folders: ``outputs/<slug>-<seed>/``, and what may be done with one that is already there."""
+"""Run folders: ``outputs/<slug>-<seed>/``, how they are named and what lies in them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import shutil
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from psd_gs.errors import OutputError
+from psd_gs.errors import InputError
 from psd_gs.files import write_atomic
 
-DONE = "splat.ply"
-"""Written last: a folder that holds it is finished."""
+ASSET = "splat.ply"
+"""The first thing that a finished optimization leaves."""
+
+RECORD = "psd_gs.json"
+"""Written after all that is made of the asset: a folder that holds both is finished."""
+
+OPTIONS = "config.yaml"
+"""Written after the first checkpoint: a folder that holds it has begun, and can always go on."""
+
+SLUG_LENGTH = 48
 
 
 def slug(prompt: str) -> str:
-    """A prompt as a file name: ASCII letters, digits and dashes, at most 48 characters."""
+    """A prompt as a file name: ASCII letters, digits and dashes, at most :data:`SLUG_LENGTH` characters."""
+    return _dashes(prompt)[:SLUG_LENGTH].strip("-") or "asset"
+
+
+def _dashes(prompt: str) -> str:
     ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode()
-    text = re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")[:48].strip("-")
-    return text or "asset"
+    return re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")
 
 
-def find_run(root: Path, prompt: str, seed: int, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Where a run belongs; nothing is created or deleted.
-
-    A finished run of the same name is left alone and the next free name taken (``a-corgi-0-2``), unless
-
-    * ``overwrite`` is set: the unfinished run if there is one, else the first one of the name;
-    * ``resume`` is set: the unfinished run if there is one, else the last finished one.
-
-    Args:
-        root: of all runs.
-        prompt: becomes the name.
-        seed: of the run.
-        resume: it is to be taken up.
-        overwrite: it is to be replaced.
-
-    Raises:
-        OutputError: an unfinished run is there and neither switch is given.
-    """
-    base = root / f"{slug(prompt)}-{seed}"
-    folder, last, number = base, base, 1
-    while is_finished(folder):
-        number += 1
-        folder, last = base.with_name(f"{base.name}-{number}"), folder
-    if not has_begun(folder):
-        return base if overwrite else last if resume else folder
-    if not (resume or overwrite):
-        raise OutputError(f"{folder} holds an unfinished run. Go on with --resume, or start anew with --overwrite.")
-    return folder
+def run_name(prompt: str, seed: int) -> str:
+    """The name of a run's folder; where letters or digits are left out or cut off, a digest of the prompt is in it."""
+    unmarked = (c for c in unicodedata.normalize("NFKD", prompt) if not unicodedata.combining(c))
+    whole = all(c.isascii() for c in unmarked if c.isalnum()) and len(_dashes(prompt)) <= SLUG_LENGTH
+    return f"{slug(prompt)}-{seed}" if whole else unique_run_name(prompt, seed)
 
 
-def make_folder(folder: Path, *, empty: bool = False) -> None:
-    """Create the folder of a run, delete what is in it if it is to be ``empty``, and see that it can be written.
-
-    Raises:
-        OutputError: it cannot be.
-    """
-    try:
-        if empty and folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").write_bytes(b"")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {folder}: {error.strerror or error}. Choose another place with --output-dir."
-        ) from error
+def unique_run_name(prompt: str, seed: int) -> str:
+    """Another one for every prompt: with a digest wherever the slug is not the prompt with dashes for its spaces."""
+    name = slug(prompt)
+    digest = hashlib.sha256(prompt.encode()).hexdigest()[:6]
+    return f"{name}-{seed}" if name.replace("-", " ") == prompt else f"{name}-{digest}-{seed}"
 
 
 def progress_frame(folder: Path, step: int) -> Path:
@@ -83,11 +60,27 @@ def progress_frames(folder: Path, last: int) -> list[Path]:
 
 
 def has_begun(folder: Path) -> bool:
-    return (folder / "config.yaml").exists()
+    return (folder / OPTIONS).exists()
 
 
 def is_finished(folder: Path) -> bool:
-    return (folder / DONE).exists()
+    return (folder / ASSET).exists() and (folder / RECORD).exists()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What ``psd_gs.json`` of a finished run says.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(record["scores"], dict) and isinstance(record["steps_done"], int)):
+            raise ValueError("expected scores by name, and steps_done")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}. Delete it, and go on with --resume.") from error
+    return record
 
 
 def write_yaml(path: Path, data: Mapping[str, Any]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,11 +27,16 @@ from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
 from psd_gs.render import render
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT_SECONDS = 20.0
 """Longest time between two checkpoints."""
 
 MILESTONES = (0.0, 0.04, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """Fractions of the run at which the asset is observed; early ones lie closer, for there most changes."""
+
+CHECKPOINTS = ("latest.safetensors", "previous.safetensors")
+"""The last state and the one before it, in case the last one is damaged."""
 
 STREAMS = ("cameras", "background", "densify", "guidance", "init")
 """Consumers of randomness, each with a generator of its own."""
@@ -260,28 +268,44 @@ class Trainer:
         self.step, self.skipped = int(state["step"]), int(state["skipped"])
 
     def save_checkpoint(self, state: dict[str, Tensor] | None = None) -> None:
-        """Replace the checkpoint in one step, by the present state or another."""
+        """Replace the checkpoint in one step, by the present state or another; the one before is kept beside it."""
         assert self.folder is not None
-        write_tensors(self.folder / "checkpoints" / "latest.safetensors", state or self.state_dict())
+        state = state or self.state_dict()
+        latest, previous = (self.folder / "checkpoints" / name for name in CHECKPOINTS)
+        if latest.exists():
+            with writing(previous):
+                os.replace(latest, previous)
+        write_tensors(latest, state, {"sha256": digest_of(state)})
+
+    def drop_previous_checkpoint(self) -> None:
+        """Only a run that goes on has a use for it."""
+        assert self.folder is not None
+        (self.folder / "checkpoints" / CHECKPOINTS[1]).unlink(missing_ok=True)
 
     def load_checkpoint(self) -> None:
         """Take up the run in ``folder``; log lines after the checkpoint are dropped, for those steps come again.
 
+        Where the last checkpoint is damaged, the one before serves, with a warning.
+
         Raises:
-            FormatError: the checkpoint is missing, damaged or of another version.
+            FormatError: neither can be read, or they are of another version.
         """
         assert self.folder is not None
-        path = self.folder / "checkpoints" / "latest.safetensors"
-        try:
-            self.load_state_dict(read_tensors(path))
-        except (KeyError, TypeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise FormatError(
-                f"{path}: expected a checkpoint of this version and of this run's options ({reason}). "
-                "Start anew with --overwrite."
-            ) from error
-        except FormatError as error:
-            raise FormatError(f"{error} Start anew with --overwrite.") from error
+        errors = []
+        for path in (self.folder / "checkpoints" / name for name in CHECKPOINTS):
+            try:
+                self.load_state_dict(read_checkpoint(path))
+            except (KeyError, TypeError, RuntimeError) as error:
+                reason = str(error).splitlines()[0]
+                errors.append(f"{path}: expected a checkpoint of this version and of this run's options ({reason}).")
+            except FormatError as error:
+                errors.append(str(error))
+            else:
+                break
+        else:
+            raise FormatError(f"{errors[0]} Start anew with --overwrite.")
+        for message in errors:
+            logger.warning("%s Going on from the checkpoint before it, of step %d.", message, self.step)
         log = self.folder / "metrics.jsonl"
         if log.exists():
             write_atomic(log, b"".join(log.read_bytes().splitlines(keepends=True)[: self.step]))
@@ -347,6 +371,35 @@ def sample_background(kind: str, generator: torch.Generator) -> Float[Tensor, " 
     if kind == "white" or which < 0.35:
         return torch.ones(3)
     return torch.full((3,), 0.5 if which < 0.7 else 0.2) if which < 0.9 else colour
+
+
+def digest_of(state: dict[str, Tensor]) -> str:
+    """SHA-256 of the names, shapes and contents of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, which are those that were written.
+
+    Raises:
+        FormatError: the file is missing, truncated or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    state = read_tensors(path)
+    try:
+        with safe_open(path, "pt") as file:
+            digest = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError) as error:
+        raise FormatError(f"{path} is not a complete safetensors file ({error}).") from error
+    if digest is not None and json.loads(digest) != digest_of(state):
+        raise FormatError(f"{path} is damaged: its content has another checksum than when it was written.")
+    return state
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:

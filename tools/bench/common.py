@@ -38,12 +38,13 @@ from psd_gs.evaluation.arms import parse_overrides
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.files import write_atomic
 from psd_gs.gaussians import Gaussians
-from psd_gs.pipeline import TextTo3DPipeline, evaluation_cameras, evaluation_images
+from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.priors import FAMILY
 from psd_gs.priors.mini import folder as embedded
 from psd_gs.render import render
 from psd_gs.rewards import EMBEDDED
 from psd_gs.runs import slug
+from psd_gs.scoring import evaluation_cameras, evaluation_images
 from psd_gs.trainer import read_tensors, write_tensors
 
 Row = dict[str, Any]
@@ -98,7 +99,7 @@ def add_set_argument(parser: argparse.ArgumentParser) -> None:
 
 def load_pipeline(device: str = "auto", prior: str = "auto") -> TextTo3DPipeline:
     """The models, without their libraries' advice."""
-    from psd_gs.cli.generate import silence_libraries
+    from psd_gs.cli.terminal import silence_libraries
 
     silence_libraries()
     return TextTo3DPipeline.from_pretrained(prior, device=device)

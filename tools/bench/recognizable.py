@@ -56,7 +56,7 @@ from bench.verdicts import (
 from psd_gs.errors import PsdGsError
 from psd_gs.evaluation.statistics import bootstrap
 from psd_gs.export.pictures import contact_sheet
-from psd_gs.pipeline import evaluation_cameras
+from psd_gs.scoring import evaluation_cameras
 
 GENERATOR = [ROOT / "tools" / "mini" / f"{name}.py" for name in ("objects", "sdf", "scenes", "dataset")]
 SIZE = 128

@@ -10,22 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psd_gs import runs
-from psd_gs.config import Config, from_dict, read_yaml, to_dict
-from psd_gs.errors import ConfigError, InputError, OutputError, PsdGsError
-from psd_gs.evaluation.suites import folder_name
+from psd_gs.config import Config
+from psd_gs.errors import ConfigError, InputError, PsdGsError
+from psd_gs.job import Job
+from psd_gs.runs import unique_run_name
 
 if TYPE_CHECKING:
     from psd_gs.pipeline import TextTo3DPipeline
     from psd_gs.priors import TextEmbedding
     from psd_gs.priors.base import Prior
+    from psd_gs.trainer import StepEvent
 
 logger = logging.getLogger(__name__)
 
 EMBEDDINGS = ".embeddings"
 """Folder in the results with the prompts' embeddings, each computed by one worker for all."""
-_NOT_DECISIVE = ("weights", "device", "vram", "dtype")
-"""Options that may differ when a run goes on elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def read_prompts(path: str | Path) -> list[str]:
 def make_tasks(config: Config, prompts: Sequence[str], output_dir: Path) -> list[Task]:
     """A task per prompt, all with the same options."""
     root = output_dir.resolve()
-    return [Task(replace(config, prompt=prompt), root / folder_name(prompt, config.seed)) for prompt in prompts]
+    return [Task(replace(config, prompt=prompt), root / unique_run_name(prompt, config.seed)) for prompt in prompts]
 
 
 def read_shard(text: str) -> tuple[int, int]:
@@ -136,15 +135,7 @@ class Worker:
         if self.threads:
             torch.set_num_threads(self.threads)
         c = task.config
-        pipeline = TextTo3DPipeline.from_pretrained(
-            c.prior,
-            reward=c.reward,
-            judge=c.judge,
-            device=self.device,
-            dtype=c.dtype,
-            vram=c.vram,
-            prior_size=c.prior_size,
-        )
+        pipeline = TextTo3DPipeline.of(c, self.device)
         share_embeddings(pipeline.prior, f"{c.prior} {c.dtype} {pipeline.digests}", task.folder.parent / EMBEDDINGS)
         return pipeline
 
@@ -157,43 +148,20 @@ def run_task(pipeline: TextTo3DPipeline, task: Task) -> dict[str, float]:
     """Begin a run, go on with it, or leave it if it is finished; returns its scores.
 
     Raises:
-        OutputError: the folder holds a run of another prompt or with other options.
+        OutputError: the folder holds a run of another prompt or with other options, or another process works in it.
     """
-    folder, config = task.folder, replace(task.config, weights=pipeline.digests)
-    check_folder(config, folder)
-    if runs.is_finished(folder):
-        return dict(read_yaml(folder / "psd_gs.json")["scores"])
-    trainer = pipeline.trainer(config, folder)
-    if runs.has_begun(folder):
-        trainer.load_checkpoint()
-    else:
-        runs.make_folder(folder)
-        trainer.save_checkpoint()  # first, so that a run that has begun can always go on
-        runs.write_yaml(folder / "config.yaml", to_dict(config))
     parent = multiprocessing.parent_process()
-    for _ in trainer.run():
+
+    def watch(event: StepEvent) -> None:
         if parent and not parent.is_alive():  # nobody waits for this any more, or another batch does it already
             raise SystemExit(1)
-    result = pipeline.result(trainer)
-    result.save(folder)
-    return result.scores
 
-
-def check_folder(config: Config, folder: Path) -> None:
-    """Refuse a folder with another run in it.
-
-    Raises:
-        OutputError: names the options that differ.
-    """
-    if not runs.has_begun(folder):
-        return
-    saved = to_dict(from_dict(Config, read_yaml(folder / "config.yaml"), str(folder / "config.yaml")))
-    mine = to_dict(config)
-    other = [name for name in saved if saved[name] != mine[name] and name not in _NOT_DECISIVE]
-    if other:
-        raise OutputError(
-            f"{folder} holds a run that differs in {', '.join(other)}. Choose another --output-dir, or delete it."
-        )
+    with Job.open(task.folder, task.config) as job:
+        if job.is_finished:
+            return job.complete(pipeline).scores
+        job.begin(pipeline, anew=True)
+        job.run(watch)
+        return job.finish().scores
 
 
 def share_embeddings(prior: Prior, models: str, folder: Path) -> None:

@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.cli.rank import Rank
     from psd_gs.cli.report import Report
     from psd_gs.cli.sheet import Sheet
+    from psd_gs.cli.terminal import terminate_as_interrupt
     from psd_gs.cli.turntable import Turntable
     from psd_gs.cli.view import View
     from psd_gs.cli.words import Words
@@ -57,7 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     try:
-        command.run()
+        with terminate_as_interrupt():
+            command.run()
     except (PsdGsError, OSError) as error:
         if "--debug" in arguments:
             raise

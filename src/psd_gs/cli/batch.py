@@ -5,26 +5,28 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from psd_gs.cli.generate import File, Generate, Number, Text, silence_libraries
+from psd_gs.cli.run_options import RunOptions, Text
+from psd_gs.cli.terminal import silence_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from psd_gs.batch.queue import Pool
     from psd_gs.batch.tasks import Outcome, Task
+    from psd_gs.config import Config
 
 INDEX_SECONDS = 30.0
 """Between two versions of the page while the batch runs."""
 
 
-@dataclass
-class Batch:
+@dataclass(kw_only=True)
+class Batch(RunOptions):
     """Make an asset of every line of a file.
 
     One run folder per prompt, and index.html over all. On GPUs one worker each; on a CPU --workers, which share
@@ -42,32 +44,6 @@ class Batch:
     """Take the workers from a Ray cluster (auto, HOST:6379, ray://HOST:10001), or from a new one here (local)."""
     output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs/batch")
     """Folder of all runs."""
-    preset: Text = None
-    """Draft, default or quality, as all that follows as in `psd-gs generate`."""
-    recipe: Text = None
-    """Settings of a published method instead of a preset."""
-    prior: Text = None
-    """Diffusion model."""
-    reward: Text = None
-    """What ranks the noise pairs."""
-    judge: Text = None
-    """What scores the result."""
-    method: Text = None
-    """Base score."""
-    preference: Text = None
-    """Preference score."""
-    negative_prompt: Text = None
-    """What the assets should not look like."""
-    steps: Number = None
-    """Optimization steps."""
-    seed: Number = None
-    """Seed of every run."""
-    device: Text = None
-    """auto, cpu, cuda (all GPUs) or cuda:N (that one)."""
-    vram: Number = None
-    """GPU memory to fit into, GB."""
-    config: File = None
-    """YAML file of options that goes over the preset."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -79,21 +55,24 @@ class Batch:
         from psd_gs.batch.queue import Journal, run_all
         from psd_gs.batch.tasks import make_tasks, read_prompts, read_shard
         from psd_gs.errors import ConfigError
+        from psd_gs.files import writing
+        from psd_gs.models import fetch
 
         if self.workers < 0:
             raise ConfigError(f"--workers: expected 1 or more, received {self.workers}.")
         console = Console(highlight=False, markup=False)
-        generate = self._generate(prompts := read_prompts(self.prompts))
-        config = generate.configs()[0]
+        prompts = read_prompts(self.prompts)
+        config = self._config(prompts[0])
         everything = make_tasks(config, prompts, self.output_dir)
         part, parts = read_shard(self.shard) if self.shard else (0, 1)
         mine = everything[part::parts]
         tasks = [task for task in mine if not runs.is_finished(task.folder)]
         root = self.output_dir.resolve()
-        runs.make_folder(root)
+        with writing(root):
+            root.mkdir(parents=True, exist_ok=True)
         silence_libraries()
         if not self.ray:
-            generate.download(console, config)  # once, not once per worker
+            fetch(config, lambda entry: console.print(f"fetching {entry.name}", soft_wrap=True))  # not once per worker
         failed: dict[Path, str] = {}
         if tasks:
             pool = self._pool(len(tasks))
@@ -116,18 +95,16 @@ class Batch:
         if failed:
             raise SystemExit(1)
 
-    def _generate(self, prompts: list[str]) -> Generate:
-        """The command that makes the first of them."""
-        shared = ("preset", "recipe", "prior", "reward", "judge", "method", "preference", "negative_prompt", "steps")
-        given = {name: getattr(self, name) for name in (*shared, "seed", "vram", "config")}
-        return Generate(prompts[0], device="cpu" if self.ray else self.device, **given)
+    def _config(self, prompt: str) -> Config:
+        """Of the run of one of them; with Ray this machine may lack what its workers have."""
+        return replace(self, device="cpu").resolve(prompt) if self.ray else self.resolve(prompt)
 
     def _pool(self, tasks: int) -> Pool:
         import torch
 
         from psd_gs.batch.cluster import RayPool
         from psd_gs.batch.local import LocalPool
-        from psd_gs.pipeline import resolve_device
+        from psd_gs.models import resolve_device
 
         wanted = min(self.workers, tasks)
         threads = max(1, torch.get_num_threads() // wanted) if wanted else 0

@@ -44,7 +44,7 @@ class Doctor:
     def run(self) -> None:
         from rich.console import Console
 
-        from psd_gs.cli.generate import silence_libraries
+        from psd_gs.cli.terminal import silence_libraries
 
         silence_libraries()
         console = Console(highlight=False, markup=False)
@@ -176,7 +176,7 @@ def cached_weights() -> Iterator[Finding]:
 
 def choices() -> Iterator[Finding]:
     """What ``auto`` would take."""
-    from psd_gs.pipeline import choose_prior, downloads, resolve, resolve_device
+    from psd_gs.models import choose_prior, downloads, resolve, resolve_device
 
     device = resolve_device("auto")
     backend = "gsplat" if device.type == "cuda" else "cpu"

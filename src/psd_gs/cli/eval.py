@@ -81,7 +81,7 @@ class Run:
     def run(self) -> None:
         from rich.console import Console
 
-        from psd_gs.cli.generate import silence_libraries
+        from psd_gs.cli.terminal import silence_libraries
         from psd_gs.config import merged, read_yaml
         from psd_gs.evaluation.arms import parse_arms
         from psd_gs.evaluation.scores import Protocol
@@ -189,11 +189,12 @@ class Score:
     def run(self) -> None:
         from rich.console import Console
 
-        from psd_gs.cli.generate import silence_libraries
+        from psd_gs.cli.terminal import silence_libraries
+        from psd_gs.config import check_prompt_text
         from psd_gs.evaluation.load import load_asset, prompt_of
         from psd_gs.evaluation.scores import Protocol, score_asset
         from psd_gs.evaluation.suites import load_suite, wrong_captions
-        from psd_gs.pipeline import check_prompt_text, resolve, resolve_device
+        from psd_gs.models import resolve, resolve_device
 
         silence_libraries()
         console = Console(highlight=False, markup=False)

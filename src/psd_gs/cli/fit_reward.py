@@ -36,7 +36,7 @@ class FitReward:
     def run(self) -> None:
         from rich.console import Console
 
-        from psd_gs.pipeline import resolve_device
+        from psd_gs.models import resolve_device
         from psd_gs.ranking.answers import read_answers
         from psd_gs.ranking.fit import check_enough, fit_reward
         from psd_gs.rewards import load_reward

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from psd_gs.config import read_yaml
+from psd_gs.config import parse_overrides, read_yaml, split_pairs
 from psd_gs.errors import ConfigError
 from psd_gs.guidance.config import Preference
 
@@ -90,32 +90,3 @@ def parse_arms(texts: Iterable[str]) -> list[Arm]:
     if not arms:
         raise ConfigError("arms: expected one or more, such as psd,none.")
     return arms
-
-
-def split_pairs(text: str) -> list[str]:
-    """``a.b=1,c=[2,3]`` to its pairs; a comma inside a value does not count."""
-    return re.split(r",(?=[\w.]+=)", text)
-
-
-def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """``["a.b=1", "steps=20"]`` to ``{"a": {"b": 1}, "steps": 20}``; values are read as YAML.
-
-    Raises:
-        ConfigError: no equals sign, a value that is not YAML, or a key inside a value.
-    """
-    import yaml
-
-    nested: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        *outer, last = name.strip().split(".")
-        inside = nested
-        for part in outer:
-            inside = inside.setdefault(part, {}) if isinstance(inside, dict) else inside
-        if not equals or not last or not isinstance(inside, dict):
-            raise ConfigError(f"expected key=value, such as guidance.psd.weight=2, received {pair!r}.")
-        try:
-            inside[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{pair!r}: {value!r} is not YAML. Put texts in quotes.") from error
-    return nested

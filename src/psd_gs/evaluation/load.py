@@ -20,7 +20,7 @@ from psd_gs.export.ply import is_gaussian_ply, read_ply_header
 from psd_gs.gaussians import Gaussians, from_points
 from psd_gs.mesh.describe import mesh_metadata
 from psd_gs.mesh.points import read_points
-from psd_gs.runs import DONE
+from psd_gs.runs import ASSET
 
 RADIUS = 0.62
 """Of the ball that an asset is fitted into, world units: it fills nine tenths of an evaluation view."""
@@ -45,9 +45,9 @@ def load_asset(path: str | os.PathLike[str], *, fit: bool = True) -> Gaussians:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / DONE
+        path = path / ASSET
         if not path.is_file():
-            raise InputError(f"{path.parent}: expected a run folder with {DONE}. Name a file in it.")
+            raise InputError(f"{path.parent}: expected a run folder with {ASSET}. Name a file in it.")
     if holds_gaussians(path):
         asset = load(path, frame=stored_frame(read_metadata(path)), lenient=True)
         return fitted(asset) if fit else asset
@@ -89,7 +89,7 @@ def prompt_of(path: str | os.PathLike[str]) -> str:
         InputError: it is not known.
     """
     path = Path(path)
-    path = path / DONE if path.is_dir() else path
+    path = path / ASSET if path.is_dir() else path
     prompt = (read_metadata(path) if holds_gaussians(path) else mesh_metadata(path)).get("prompt")
     if not isinstance(prompt, str):
         raise InputError(f"{path}: expected metadata that name its prompt, received none. Give it with --prompt.")

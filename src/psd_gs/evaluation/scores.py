@@ -21,9 +21,9 @@ from psd_gs.cameras import turntable
 from psd_gs.errors import ConfigError
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.prompts import directed
-from psd_gs.pipeline import evaluation_cameras, evaluation_images
 from psd_gs.render import render
 from psd_gs.rewards.base import Reward, group_score
+from psd_gs.scoring import evaluation_cameras, evaluation_images
 
 Models = Mapping[str, Reward]
 """By name."""

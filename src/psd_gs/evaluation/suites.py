@@ -7,15 +7,12 @@ the measure of prompt match. Without them the suite's other prompts serve as wro
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from psd_gs.config import suggestion
+from psd_gs.config import check_prompt_text, suggestion
 from psd_gs.errors import InputError
-from psd_gs.pipeline import check_prompt_text
-from psd_gs.runs import slug
 
 SUITES = ("mini-40", "mini-dev-8", "smoke-5", "dreamfusion-style", "t3bench-style")
 """Those that ship with the package."""
@@ -88,13 +85,6 @@ def wrong_captions(prompt: str, others: list[str], count: int = WRONG) -> tuple[
     rest = [other for other in others if other != prompt]
     count = min(count, len(rest))
     return tuple(rest[i * len(rest) // count] for i in range(count))
-
-
-def folder_name(prompt: str, seed: int) -> str:
-    """Of a run: the prompt and the seed; where the slug leaves something out, a digest of the prompt too."""
-    name = slug(prompt)
-    lossless = name.replace("-", " ") == prompt
-    return f"{name}-{seed}" if lossless else f"{name}-{hashlib.sha256(prompt.encode()).hexdigest()[:6]}-{seed}"
 
 
 def _read(suite: str) -> str:

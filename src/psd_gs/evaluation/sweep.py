@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,23 +19,21 @@ from typing import Any
 import torch
 
 from psd_gs import __version__, runs, weights
-from psd_gs.config import Config, merged, read_yaml, to_dict
-from psd_gs.errors import BackendError, ConfigError, FormatError, InputError, OutputError, PsdGsError
+from psd_gs.config import Config, merged
+from psd_gs.errors import BackendError, ConfigError, InputError, OutputError, PsdGsError
 from psd_gs.evaluation.arms import Arm
 from psd_gs.evaluation.budget import Budget, Kind, equal_steps, equal_time
 from psd_gs.evaluation.compare import held_out
 from psd_gs.evaluation.scores import Models, Protocol, ring_images, score_asset, turntable_webp
-from psd_gs.evaluation.suites import Item, folder_name
+from psd_gs.evaluation.suites import Item
 from psd_gs.export.pictures import preview_png
-from psd_gs.export.ply import read_ply, write_ply
-from psd_gs.files import write_atomic
+from psd_gs.export.ply import read_ply
+from psd_gs.files import write_atomic, writing
 from psd_gs.guidance.config import check_combination
-from psd_gs.pipeline import TextTo3DPipeline
+from psd_gs.job import Job
+from psd_gs.pipeline import Product, Result, TextTo3DPipeline
 from psd_gs.priors.mini import folder as embedded
 from psd_gs.rewards import EMBEDDED
-from psd_gs.trainer import Trainer
-
-logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 SCORES, COST, BUDGET = "eval.json", "cost.json", "budget.json"
@@ -113,7 +110,8 @@ class Sweep:
         for arm in plan.arms:  # a misspelt option must not show after hours
             check_combination(self.config(arm, plan.items[0].prompt, 0).guidance)
         self._warm = False
-        runs.make_folder(folder)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
     # --- what decides a run ---
 
@@ -215,7 +213,7 @@ class Sweep:
 
     def place(self, item: Item, seed: int, arm: Arm) -> Path:
         """The folder of one task."""
-        return self.folder / arm.folder / folder_name(item.prompt, seed)
+        return self.folder / arm.folder / runs.unique_run_name(item.prompt, seed)
 
     def run(self, item: Item, seed: int, arm: Arm) -> Row:
         """One finished and scored task, made now or found.
@@ -259,9 +257,9 @@ class Sweep:
 
     def _candidate(self, item: Item, config: Config, folder: Path) -> Row:
         """One run from wherever it stands to its scores."""
-        self._check(config, folder)
-        if not (folder / COST).exists():
-            self._optimize(config, folder)
+        with Job.open(folder, config, strict=("weights",)) as job:  # figures of two models must not be mixed
+            if not (folder / COST).exists():
+                self._optimize(job)
         cost = json.loads((folder / COST).read_text(encoding="utf-8"))
         scored_by = {
             "models": {name: self._digest_of(name) for name in self.models},
@@ -273,7 +271,7 @@ class Sweep:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         kept = {name: found[name] for name in ("scores", "janus", "scored_by") if name in found}
         if kept.get("scored_by") != scored_by:
-            asset = None if cost["error"] else read_ply(folder / runs.DONE).to(self.pipeline.prior.device)
+            asset = None if cost["error"] else read_ply(folder / runs.ASSET).to(self.pipeline.prior.device)
             kept = score_asset(asset, item.prompt, item.wrong, self.models, self.plan.protocol)
             kept["scored_by"] = scored_by
         facts = {
@@ -295,38 +293,21 @@ class Sweep:
         own = [digest for key, digest in self.digests.items() if key.startswith((part, published))]
         return own[0][:12] if own else name
 
-    def _check(self, config: Config, folder: Path) -> None:
-        """Refuse a folder that holds something else."""
-        if not runs.has_begun(folder):
-            return
-        saved, mine = read_yaml(folder / "config.yaml"), to_dict(config)
-        other = [name for name in mine if name not in ("judge", "device") and saved.get(name) != mine[name]]
-        if other:
-            raise OutputError(
-                f"{folder} holds a run that differs in {', '.join(other)}. Choose another --output-dir, or delete it."
-            )
-
-    def _optimize(self, config: Config, folder: Path) -> None:
+    def _optimize(self, job: Job) -> None:
         """The loop from its beginning or its last checkpoint, and the files; the cost last."""
-        self._warm_up(config)
-        trainer = self._begin(config, folder)
+        self._warm_up(job.config)
+        trainer = job.begin(self.pipeline, weights=self.decisive, anew=True)
+        trainer.observe = None  # pictures of the way there are for people who wait
         memory = Memory(self.pipeline.prior.device)
         result = None
         with tolerated() as errors:
-            for _ in trainer.run():
-                memory.look()
-            result = self.pipeline.result(trainer)
-        if result is not None:
-            metadata = result.metadata
-            runs.write_json(folder / "psd_gs.json", metadata)
-            write_atomic(folder / "views.webp", turntable_webp(ring_images(result.gaussians, self.plan.protocol)))
-            preview_png(result.gaussians, folder / "preview.png", size=256, metadata=metadata)
-            write_ply(result.gaussians, folder / runs.DONE, metadata=metadata)
+            job.run(lambda event: memory.look())
+            result = job.finish(products=self._products)
         runs.write_json(
-            folder / COST,
+            job.folder / COST,
             {
-                "steps": config.steps,
-                "seconds": round(spent(folder / "metrics.jsonl"), 3),
+                "steps": job.config.steps,
+                "seconds": round(spent(job.folder / "metrics.jsonl"), 3),
                 "memory": memory.peak,
                 "gaussians": len(result.gaussians) if result else 0,
                 "error": errors[0] if errors else None,
@@ -334,25 +315,17 @@ class Sweep:
             },
         )
 
-    def _begin(self, config: Config, folder: Path) -> Trainer:
-        """A trainer where the last one was interrupted, or at its first step."""
-        if runs.has_begun(folder):
-            trainer = self._trainer(config, folder)
-            try:
-                trainer.load_checkpoint()
-                return trainer
-            except FormatError as error:
-                logger.warning("starting anew: %s", error)
-        trainer = self._trainer(config, folder)
-        runs.make_folder(folder, empty=True)
-        trainer.save_checkpoint()  # first, so that a run that has begun can always go on
-        runs.write_yaml(folder / "config.yaml", to_dict(config))
-        return trainer
+    @property
+    def _products(self) -> Mapping[str, Product]:
+        """What the report shows of an asset."""
 
-    def _trainer(self, config: Config, folder: Path) -> Trainer:
-        trainer = self.pipeline.trainer(config, folder)
-        trainer.observe = None  # pictures of the way there are for people who wait
-        return trainer
+        def film(result: Result, path: Path) -> None:
+            write_atomic(path, turntable_webp(ring_images(result.gaussians, self.plan.protocol)))
+
+        def preview(result: Result, path: Path) -> None:
+            preview_png(result.gaussians, path, size=256, metadata=result.metadata)
+
+        return {"views.webp": film, "preview.png": preview}
 
     def _warm_up(self, config: Config) -> None:
         """Load compiled kernels before anything is timed."""

@@ -35,7 +35,7 @@ from psd_gs.ranking.answers import Answer, read_answers
 from psd_gs.ranking.pairs import folder_of
 from psd_gs.rewards.base import FeatureReward, Reward
 from psd_gs.rewards.fitted import LinearHead, features_and_scores, save_fitted
-from psd_gs.runs import DONE
+from psd_gs.runs import ASSET
 
 Loss = Literal["bt", "ipo"]
 
@@ -164,7 +164,7 @@ def comparisons(answers: Sequence[Answer], path: Path, base: FeatureReward) -> C
         InputError: a run is no longer there.
     """
     from psd_gs.export.ply import read_ply
-    from psd_gs.pipeline import evaluation_cameras, evaluation_images
+    from psd_gs.scoring import evaluation_cameras, evaluation_images
 
     rows: dict[tuple[str, str], int] = {}
     features: list[Tensor] = []
@@ -172,7 +172,7 @@ def comparisons(answers: Sequence[Answer], path: Path, base: FeatureReward) -> C
         for name in (answer.left, answer.right):
             if (name, answer.prompt) in rows:
                 continue
-            splat = folder_of(name, path) / DONE
+            splat = folder_of(name, path) / ASSET
             if not splat.is_file():
                 raise InputError(f"{path} compares {splat}, which is not there. Move it back, with the file beside it.")
             images = evaluation_images(read_ply(splat))

@@ -55,7 +55,7 @@ def find_runs(folders: Iterable[str | Path]) -> dict[str, list[Path]]:
         inside = sorted(path.parent for path in folder.rglob(FILM) if runs.is_finished(path.parent))
         if not inside:
             raise InputError(
-                f"{folder}: expected finished runs (folders with {FILM} and {runs.DONE}), received "
+                f"{folder}: expected finished runs (folders with {FILM} and {runs.ASSET}), received "
                 f"{'none' if folder.is_dir() else 'no such folder'}. Make some with `psd-gs generate` or `batch`."
             )
         for run in inside:

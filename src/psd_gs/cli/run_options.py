@@ -1,0 +1,103 @@
+"""What ``generate`` and ``batch`` let the user decide about a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import UseAppendAction, arg
+
+from psd_gs.config import SOLID_STEPS, Preset, Recipe
+from psd_gs.guidance.config import Method, Preference
+
+if TYPE_CHECKING:
+    from psd_gs.config import Config
+    from psd_gs.job import Request
+
+Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Options of a run: a preset or recipe, then the --config file, then what is given here."""
+
+    preset: Annotated[Preset | None, arg(help_behavior_hint="")] = None
+    """Tier of quality against time (configs/*.yaml). Default: default."""
+    recipe: Annotated[Recipe | None, arg(help_behavior_hint="")] = None
+    """Settings of a published method instead of a preset (configs/recipes/*.yaml), with its prior and reward."""
+    prior: Text = None
+    """Diffusion model: auto, mini (embedded), mvdream, sd15, sd21, sdxl, sd3, a hub id or a local folder."""
+    reward: Text = None
+    """What ranks the noise pairs: mini, hpsv2.1, hpsv2, hpsv1, pickscore, imagereward, clip, aesthetic,
+    aesthetic-linear, reward3d or reward3d-fusion, NAME=PATH for a local copy, file.py:function for your own,
+    or a weighted sum such as hpsv2.1,pickscore:0.5. Default: the one that belongs to the prior."""
+    judge: Text = None
+    """What scores the result, likewise, and is never optimized. Default: the one that belongs to the prior."""
+    method: Annotated[Method | None, arg(help_behavior_hint="")] = None
+    """Base score. Default: the preset's."""
+    preference: Annotated[Preference | None, arg(help_behavior_hint="")] = None
+    """Preference score. Default: the preset's."""
+    negative_prompt: Text = None
+    """What the asset should not look like; where the refinement of the negative embedding starts."""
+    negative_embedding: File = None
+    """Start from a refined negative embedding (negative.safetensors of an earlier run)."""
+    steps: Number = None
+    """Optimization steps. Default: the preset's; the schedule stretches with it."""
+    seed: Number = None
+    """Seed of everything random. Default: 0."""
+    device: Text = None
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    vram: Annotated[Literal[0, 8, 12, 24] | None, arg(help_behavior_hint="")] = None
+    """GPU memory to fit into, GB. Default, and 0: as much as there is."""
+    init: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Start from a splat, a point cloud (.ply), a mesh (.glb, .obj, .stl), or shap-e, instead of a ball."""
+    for_mesh: bool = False
+    """Make the splat itself solid at the end, as its mesh is; the presets of mini always do."""
+    config: File = None
+    """YAML file of options that goes over the preset; a run's config.yaml repeats the run."""
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help_behavior_hint="")] = ()
+    """One option by its full name, such as guidance.psd.weight=3; repeatable. `psd-gs options` lists all."""
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The options that are given here, nested."""
+        from psd_gs.config import merged, parse_overrides
+
+        flags = {
+            "prior": self.prior,
+            "reward": self.reward,
+            "judge": self.judge,
+            "device": self.device,
+            "vram": self.vram,
+            "steps": self.steps,
+            "solid_steps": SOLID_STEPS if self.for_mesh else None,
+            "seed": self.seed,
+            "negative_embedding": str(self.negative_embedding) if self.negative_embedding else None,
+            "init": {"source": self.init} if self.init else None,
+        }
+        guidance = {"method": self.method, "preference": self.preference, "negative_prompt": self.negative_prompt}
+        flags["guidance"] = {name: value for name, value in guidance.items() if value is not None} or None
+        return merged({name: value for name, value in flags.items() if value is not None}, parse_overrides(self.set))
+
+    def request(self, prompt: str) -> Request:
+        """What is asked for with this prompt."""
+        from psd_gs.config import read_yaml
+        from psd_gs.job import Request
+
+        return Request(
+            prompt,
+            self.preset,
+            self.recipe,
+            read_yaml(self.config) if self.config else {},
+            self.named,
+            str(self.config) if self.config else "command line",
+        )
+
+    def resolve(self, prompt: str) -> Config:
+        """Everything that decides the run of this prompt, see :func:`psd_gs.job.resolve`."""
+        from psd_gs.job import resolve
+
+        return resolve(self.request(prompt))

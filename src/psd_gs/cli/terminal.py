@@ -1,0 +1,103 @@
+"""What commands share at the terminal: quiet libraries, an orderly stop, and the progress of a run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from psd_gs.trainer import StepEvent
+
+PLAIN_SECONDS = 10.0
+"""Between two progress lines when the output is not a terminal."""
+
+
+def silence_libraries() -> None:
+    """Keep the advisory messages of diffusers and transformers out of the output; errors still show."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM, which systems send before they kill, does what Ctrl-C does at that moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):  # a shell's background job ignores Ctrl-C, but is not to ignore this
+            raise KeyboardInterrupt
+        handler(number, frame)  # type: ignore[arg-type]
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def stop_after_step() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of raising, so that a step is never left half done; a second one raises."""
+    asked = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def step_progress(console: Console, steps: int, done: int) -> Iterator[Callable[[StepEvent], None]]:
+    """Shows the steps of a run: a bar on a terminal, else a line from time to time."""
+    shown: dict[str, float] = {}  # of a step without a pair the last reward stays
+    if not console.is_terminal:
+        last = time.monotonic()
+
+        def line(event: StepEvent) -> None:
+            nonlocal last
+            shown.update(event.logs)
+            if time.monotonic() - last > PLAIN_SECONDS or event.step == event.steps:
+                last = time.monotonic()
+                console.print(f"step {event.step}/{event.steps}  {_numbers(shown)}", soft_wrap=True)
+
+        yield line
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"))
+    with Progress(TextColumn("optimizing"), *columns, console=console) as progress:
+        task = progress.add_task("", total=steps, completed=done, numbers="")
+
+        def bar(event: StepEvent) -> None:
+            shown.update(event.logs)
+            progress.update(task, completed=event.step, numbers=_numbers(shown))
+
+        yield bar
+
+
+def _numbers(logs: dict[str, float]) -> str:
+    """The numbers that are worth watching."""
+    shown = [f"{int(logs['gaussians'])} Gaussians"]
+    if "reward_win" in logs:
+        shown.append(f"reward {logs['reward_win']:+.2f} / {logs['reward_lose']:+.2f}")
+    return "  ".join(shown)

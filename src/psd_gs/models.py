@@ -1,0 +1,122 @@
+"""Names to models: what ``auto`` means, which weights a name needs, and where networks run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+
+from psd_gs import weights
+from psd_gs.config import Config, suggestion
+from psd_gs.errors import BackendError, ConfigError
+from psd_gs.priors import NAMES
+from psd_gs.published import WEIGHTS, Weights
+from psd_gs.rewards import check_judge, local_copies, names_of, needed
+
+COMPANIONS = dict.fromkeys(NAMES, ("hpsv2.1", "pickscore")) | {"mini": ("mini", "mini-judge")}
+"""What ``--reward auto`` and ``--judge auto`` mean for each prior: two models, so that one is never optimized."""
+
+AUTO_MEMORY = 16
+"""GPU memory in GB with which ``--prior auto`` is mvdream."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` to CUDA where there is one, else the CPU.
+
+    Raises:
+        BackendError: CUDA was asked for and is not there.
+        ConfigError: not a device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if not match:
+        raise ConfigError(f"unknown device {name!r}.{suggestion(name, ('auto', 'cpu', 'cuda', 'cuda:0'))}")
+    if name != "cpu" and (not torch.cuda.is_available() or int(match[1] or 0) >= torch.cuda.device_count()):
+        raise BackendError(
+            f"device {name} is not available: this torch ({torch.__version__}) sees {torch.cuda.device_count()} CUDA "
+            "devices. Leave --device out to run on the CPU, or install a CUDA build of torch and the NVIDIA driver."
+        )
+    return torch.device(name)
+
+
+def choose_prior(device: torch.device) -> tuple[str, str]:
+    """What ``--prior auto`` means on a device, and why."""
+    if device.type != "cuda":
+        return "mini", "without a CUDA GPU"
+    total = torch.cuda.get_device_properties(device).total_memory / 1e9
+    if total < AUTO_MEMORY:
+        smaller = max((size for size in (8, 12) if size <= total), default=0)
+        hint = f"; `--prior mvdream --vram {smaller}` should fit" if smaller else ""
+        return "mini", f"the GPU has {total:.0f} GB and mvdream with its reward takes {AUTO_MEMORY}{hint}"
+    return "mvdream", f"the GPU has {total:.0f} GB"
+
+
+def resolve(prior: str, reward: str, judge: str, device: torch.device | None = None) -> tuple[str, str, str]:
+    """``auto`` to names; the three belong together.
+
+    Raises:
+        ConfigError: the judge is a model that is optimized.
+    """
+    prior = choose_prior(device or torch.device("cpu"))[0] if prior == "auto" else prior
+    companions = COMPANIONS.get(prior, COMPANIONS["mini"])
+    reward = companions[0] if reward == "auto" else reward
+    if judge == "auto":
+        judge = next((name for name in reversed(companions) if name not in names_of(reward)), companions[1])
+    check_judge(reward, judge)
+    return prior, reward, judge
+
+
+def published(prior: str, *rewards: str) -> list[str]:
+    """What a run loads besides the embedded models: published names, a hub id or a folder."""
+    names = ([] if prior == "mini" else [prior]) + [name for reward in rewards for name in needed(reward)]
+    return list(dict.fromkeys(names))
+
+
+def downloads(prior: str, *rewards: str) -> list[Weights]:
+    """Which published weights are not on this machine yet."""
+    entries = [WEIGHTS[name] for name in published(prior, *rewards) if name in WEIGHTS]
+    return [entry for entry in entries if not weights.is_here(entry)]
+
+
+def digests_of(prior: str, *rewards: str) -> dict[str, str]:
+    """SHA-256 of every file of weights that was fetched or named; the embedded ones belong to the version."""
+    paths = {name: weights.locate(name) for name in published(prior, *rewards)}
+    for reward in rewards:
+        paths |= local_copies(reward)
+    return {
+        f"{name}/{file}": digest for name, path in paths.items() for file, digest in weights.checksums(path).items()
+    }
+
+
+def models_of(config: Config) -> dict[str, list[dict[str, str]]]:
+    """Models by what they were for, each with its licence, repository and revision."""
+    names = {"prior": [config.prior]}
+    names |= {role: names_of(name) for role in ("reward", "judge") if (name := getattr(config, role)) != "none"}
+    names |= {"init": ["shap-e"]} if config.init.source == "shap-e" else {}
+    return {role: [weights.provenance(name) for name in some] for role, some in names.items()}
+
+
+def fetch(config: Config, on_fetch: Callable[[Weights], None] = lambda entry: None) -> None:
+    """Download what a run needs and is not on this machine.
+
+    Args:
+        config: names the models.
+        on_fetch: told of each download before it begins.
+
+    Raises:
+        ModelError: it is nowhere to be had.
+    """
+    for entry in missing(config):
+        on_fetch(entry)
+        weights.locate(entry.name)
+
+
+def missing(config: Config) -> list[Weights]:
+    """Which published weights of a run are not on this machine yet."""
+    starts = [WEIGHTS["shap-e"]] if config.init.source == "shap-e" else []
+    return [
+        *downloads(config.prior, config.reward, config.judge),
+        *(entry for entry in starts if not weights.is_here(entry)),
+    ]

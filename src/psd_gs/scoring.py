@@ -1,0 +1,34 @@
+"""From where a finished asset is looked at, and what a model says of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from psd_gs.cameras import Cameras, turntable
+from psd_gs.gaussians import Gaussians
+from psd_gs.render import render
+from psd_gs.rewards.base import Reward, group_score
+
+
+def evaluation_cameras(size: int = 128) -> Cameras:
+    """Eight views, as two sets of four orthogonal ones: from 15 degrees above, and 45 degrees on from 30 above."""
+    low = turntable(4, elevation=15.0, radius=0.69, size=size)
+    high = turntable(4, elevation=30.0, radius=0.69, size=size, start=45.0)
+    return Cameras(torch.cat([low.viewmats, high.viewmats]), torch.cat([low.Ks, high.Ks]), size, size)
+
+
+@torch.no_grad()
+def evaluation_images(asset: Gaussians, size: int = 128) -> Tensor:
+    """``[2, 4, 3, H, W]``: the views of :func:`evaluation_cameras` on white, sRGB in [0, 1]."""
+    cameras = evaluation_cameras(size).to(asset.device)
+    rgb = render(asset, cameras, torch.ones(3, device=asset.device)).rgb.clamp(0, 1)
+    return rgb.permute(0, 3, 1, 2).unflatten(0, (2, 4))
+
+
+@torch.no_grad()
+def score_asset(asset: Gaussians, prompt: str, model: Reward) -> float:
+    """Mean score over the evaluation views."""
+    images = evaluation_images(asset)
+    cameras = evaluation_cameras().to(asset.device)
+    return float(group_score(model.score(images, [prompt] * len(images), cameras)).mean())
