@@ -145,12 +145,13 @@ LAYERS = {
     "viewer": {"errors", "files", "gaussians", "export"},
     "evaluation": {
         *("errors", "files", "gaussians", "cameras", "weights", "render", "priors", "rewards", "guidance", "config"),
-        *("export", "mesh", "report", "runs", "trainer", "pipeline"),
+        *("export", "mesh", "report", "runs", "trainer", "pipeline", "scoring", "job"),
     },
-    "ranking": {"errors", "files", "export", "rewards", "runs", "pipeline"},
-    "batch": {
-        *("errors", "files", "config", "export", "evaluation", "pipeline", "priors", "report", "runs", "trainer"),
-    },
+    "ranking": {"errors", "files", "export", "rewards", "runs", "scoring"},
+    "batch": {"errors", "files", "config", "job", "pipeline", "priors", "report", "runs", "trainer"},
+    "scoring": {"cameras", "gaussians", "render", "rewards"},
+    "models": {"config", "errors", "priors", "published", "rewards", "weights"},
+    "job": {"config", "errors", "files", "guidance", "models", "pipeline", "priors", "runs", "trainer"},
 }
 """Layer to the layers that it may import."""
 
