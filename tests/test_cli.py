@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 import torch
 import trimesh
 import yaml
+from batch_workers import Clock
 from painted import PaintedPrior, RedReward, assert_same, tiny_config
 from PIL import Image
 
@@ -173,14 +173,6 @@ def test_a_real_interrupt_is_exact(tmp_path, mini_pipeline):
 
 
 # --- the same command on a prior that takes milliseconds -------------------------------------------------------------
-
-
-class Clock(datetime):
-    """Stands still, so that equal runs write equal files."""
-
-    @classmethod
-    def now(cls, tz=None):
-        return datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
