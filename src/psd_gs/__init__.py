@@ -1,9 +1,14 @@
 """Text to 3D Gaussian splats and game-ready meshes under preference score distillation."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from psd_gs.pipeline import Result, TextTo3DPipeline
+
+# Before torch is loaded: its threads wait for each other at the end of every operation. Where another program has one of
+# the cores, those that spin meanwhile keep the one that they wait for from running, and a run takes thirty times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = ["Result", "TextTo3DPipeline", "__version__"]
