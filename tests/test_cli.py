@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,11 @@ def test_the_package_imports_quickly_and_without_torch():
     heavy = "{'torch', 'numpy', 'diffusers', 'transformers', 'scipy', 'numba'}"
     seconds, _ = cpu_seconds(f"import psd_gs\nassert not {heavy} & set(sys.modules)")
     assert seconds < 0.3
+
+
+def test_version(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"psd-gs {version('psd-gs')}\n"
 
 
 def test_help_of_generate_names_every_flag():
@@ -817,3 +823,19 @@ def test_words(command):
     spoken = " ".join(out.split())
     assert "objects corgi, corgi dog, dog" in spoken
     assert "red" in spoken.split("others")[1]
+
+
+def test_a_dry_run_tells_everything_and_writes_nothing(command, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(TextTo3DPipeline, "from_pretrained", None)
+    code, out, err = command(*BALL, "--dry-run", "--set", "guidance.psd.weight=3", "--set", "steps=7", tiny=False)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "prior mini · reward mini · judge mini-judge · cpu · preset default, 7 steps"
+    shown = yaml.safe_load(out[out.index("prompt: ") :])
+    assert (shown["prompt"], shown["steps"], shown["guidance"]["psd"]["weight"]) == ("a red ball", 7, 3.0)
+    assert shown == to_dict(from_dict(Config, shown, ""))
+    code, out, _ = command(*BALL, "--dry-run", "--prior", "mvdream", tiny=False)
+    assert code == 0
+    assert "would fetch mvdream: " in out
+    assert "would fetch hpsv2.1: " in out
+    assert not Path("outputs").exists()

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from psd_gs.pipeline import Result, TextTo3DPipeline
 
-# Before torch is loaded: its threads wait for each other at the end of every operation. Where another program has one of
-# the cores, those that spin meanwhile keep the one that they wait for from running, and a run takes thirty times as long.
+# Before torch is loaded: its threads wait for each other at the end of every operation. Where another program has one
+# of the cores, those that spin meanwhile keep the one that they wait for from running, and a run takes many times as
+# long (tools/bench/busy.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

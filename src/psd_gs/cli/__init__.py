@@ -11,6 +11,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of ``psd-gs``."""
     import tyro
 
+    from psd_gs import __version__
     from psd_gs.cli.batch import Batch
     from psd_gs.cli.doctor import Doctor
     from psd_gs.cli.eval import Eval
@@ -50,10 +51,13 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a prompt may have letters that the terminal's encoding lacks
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments == ["--version"]:
+        sys.stdout.write(f"psd-gs {__version__}\n")
+        return
     command = tyro.cli(
         commands,  # type: ignore[arg-type]
         prog="psd-gs",
-        description="Text to 3D Gaussian splats and game-ready meshes that people prefer.",
+        description="Text to 3D Gaussian splats and game-ready meshes that people prefer. Also: --version.",
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
