@@ -78,9 +78,9 @@ def test_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("a.obj", b"hello\n", "expected a"),
+        ("a.obj", b"hello\n", "neither finite points nor triangles"),
         ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "expected"),
-        ("a.obj", b"v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "finite triangles"),
+        ("a.obj", b"v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "neither finite points nor triangles"),
         ("a.stl", b"solid nothing\n", "expected"),
         ("a.glb", b"glTF" + bytes(20), "no binary glTF"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 9\nproperty float x\nend_header\n", "truncated"),
@@ -100,10 +100,14 @@ def test_bad_files_are_one_line(tmp_path, capsys, name, content, part):
     assert part in err
 
 
-def test_a_point_cloud_is_no_mesh(tmp_path):
+def test_a_point_cloud(tmp_path, capsys):
     trimesh.PointCloud(np.eye(3)).export(tmp_path / "a.ply")
-    with pytest.raises(FormatError, match="finite triangles"):
-        describe_mesh(tmp_path / "a.ply")
+    facts = describe_mesh(tmp_path / "a.ply")
+    assert (facts["format"], facts["vertices"], facts["faces"]) == ("PLY point cloud", 3, 0)
+    assert facts["bounds"] == [[0, 0, 0], [1, 1, 1]]
+    assert "watertight" not in facts
+    main(["info", str(tmp_path / "a.ply")])
+    assert "points  3" in capsys.readouterr().out
 
 
 def test_a_truncated_glb(tmp_path):

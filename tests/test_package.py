@@ -84,7 +84,7 @@ def test_what_breaks_beside_a_cpu_torch_is_not_installed():
 def test_every_dependency_of_the_main_job_is_a_base_one():
     base = {Requirement(line).name.lower() for line in PROJECT["dependencies"]}
     installed = {
-        *("imageio_ffmpeg", "skimage", "yaml", "PIL", "huggingface_hub"),
+        *("imageio_ffmpeg", "skimage", "yaml", "PIL", "huggingface_hub", "mapbox_earcut"),
         *sys.stdlib_module_names,
         "psd_gs",
         "peft",  # of the extra vsd
@@ -93,7 +93,7 @@ def test_every_dependency_of_the_main_job_is_a_base_one():
         "viser",  # of the extra live
         "ray",  # of the extra ray
     }
-    named = {"imageio-ffmpeg", "scikit-image", "pyyaml", "pillow", "huggingface-hub"}
+    named = {"imageio-ffmpeg", "scikit-image", "pyyaml", "pillow", "huggingface-hub", "mapbox-earcut"}
     assert named <= {name.replace("_", "-") for name in base}
     for path in PACKAGE.rglob("*.py"):
         for module in imported(path):
@@ -141,7 +141,8 @@ LAYERS = {
     "config": {"errors", "guidance"},
     "densify": {"errors", "gaussians", "cameras", "config", "render"},
     "export": {"colours", "errors", "files", "gaussians", "cameras", "render"},
-    "mesh": {"colours", "errors", "files", "gaussians", "cameras", "render", "export"},
+    "solidify": {"gaussians", "cameras", "render", "export"},
+    "mesh": {"colours", "errors", "files", "gaussians", "cameras", "render", "export", "solidify"},
     "viewer": {"errors", "files", "gaussians", "export"},
     "evaluation": {
         *("errors", "files", "gaussians", "cameras", "weights", "render", "priors", "rewards", "guidance", "config"),

@@ -142,6 +142,24 @@ def turntable(
     return orbit(azimuth, torch.full((n,), elevation), torch.full((n,), distance), torch.full((n,), fov), size, size)
 
 
+def sphere_of_cameras(views: int, radius: float, size: int, fov: float = 40.0) -> Cameras:
+    """Cameras on a Fibonacci sphere, each showing a ball around the origin whole.
+
+    Args:
+        views: number of cameras.
+        radius: of the ball, world units.
+        size: image width and height, pixels.
+        fov: vertical field of view, degrees.
+    """
+    i = torch.arange(views, dtype=torch.float64) + 0.5
+    elevation = torch.rad2deg(torch.asin(1 - 2 * i / views))
+    golden_angle = 180 * (3 - math.sqrt(5))
+    azimuth = (i * golden_angle) % 360
+    distance = radius / math.sin(math.radians(fov) / 2)
+    full = torch.full((views,), 1.0)
+    return orbit(azimuth.float(), elevation.float(), full * distance, full * fov, size, size)
+
+
 def view_angles(cameras: Cameras) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
     """Azimuth in (-180, 180], 0 in front, and elevation above the horizon, degrees."""
     x, y, z = cameras.positions.unbind(-1)

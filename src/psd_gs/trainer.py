@@ -149,7 +149,7 @@ class Trainer:
 
         The state of the run stays as it is.
         """
-        from psd_gs.mesh.solidify import solidify
+        from psd_gs.solidify import solidify
 
         done = self._swept(self.gaussians.detach())
         if self.config.solid_steps:  # smaller Gaussians may no longer touch

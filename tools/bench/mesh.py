@@ -25,9 +25,10 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.mesh_views import against_splat
+from psd_gs.cameras import sphere_of_cameras
 from psd_gs.gaussians import Gaussians, rgb_to_sh0, rotation_matrices
 from psd_gs.mesh.build import BuildOptions, build
-from psd_gs.mesh.extract import MeshOptions, back_project, render_depth, sphere_of_cameras
+from psd_gs.mesh.extract import MeshOptions, back_project, render_depth
 from psd_gs.mesh.raster import sample
 from psd_gs.mesh.surface import Mesh, Triangles, drop_small_parts, isosurface, topology, vertex_normals
 from psd_gs.mesh.texture import TexturedMesh

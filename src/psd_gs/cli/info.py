@@ -61,8 +61,11 @@ def _splat_lines(facts: dict[str, Any]) -> dict[str, Any]:
 def _mesh_lines(facts: dict[str, Any]) -> dict[str, Any]:
     materials = [
         " ".join([str(one["name"]), *(f"{name} {w} x {h}" for name, (w, h) in one["textures"].items())])
-        for one in facts["materials"]
+        for one in facts.get("materials", [])
     ]
+    notes = {"notes": "; ".join(facts["notes"])} if facts["notes"] else {}
+    if not facts["faces"]:
+        return {"points": facts["vertices"], **notes}
     return {
         "vertices": facts["vertices"],
         "faces": facts["faces"],
@@ -71,6 +74,7 @@ def _mesh_lines(facts: dict[str, Any]) -> dict[str, Any]:
         "materials": ", ".join(materials) or "none",
         "collision shapes": facts["collision_shapes"],
         "coarser levels": ", ".join(facts["lods"]) or "none",
+        **notes,
     }
 
 

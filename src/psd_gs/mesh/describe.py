@@ -1,4 +1,4 @@
-"""What a mesh file holds, ours or not: size, place, topology, materials, collision shapes and where it comes from."""
+"""What a mesh or point cloud file holds, ours or not: size, place, topology, materials, collision shapes and where it comes from."""
 
 from __future__ import annotations
 
@@ -17,68 +17,58 @@ from psd_gs.export.formats import metadata_beside
 from psd_gs.export.gltf import read_gltf_metadata
 from psd_gs.export.metadata import METADATA_KEY
 from psd_gs.export.ply import read_ply_header
-from psd_gs.mesh.points import parsing, placed
+from psd_gs.mesh.scene import Material, joined, read_scene
 from psd_gs.mesh.surface import Triangles, topology
 
-_FORMATS = {".glb": "binary glTF", ".gltf": "glTF", ".obj": "Wavefront OBJ", ".ply": "PLY mesh", ".stl": "STL"}
+_FORMATS = {".glb": "binary glTF", ".gltf": "glTF", ".obj": "Wavefront OBJ", ".ply": "PLY {}", ".stl": "STL"}
 
 _COLLISION = re.compile(r"UCX_|.*-(conv)?col(only)?$")
 """Names that Unreal and Godot take for shapes of the physics alone."""
 
-_TEXTURES = {
-    "baseColorTexture": "color",
-    "image": "color",
-    "normalTexture": "normal",
-    "metallicRoughnessTexture": "metallic_roughness",
-    "occlusionTexture": "occlusion",
-    "emissiveTexture": "emissive",
-}
-
-
 def describe_mesh(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Everything about a mesh file (``.glb``, ``.gltf``, ``.obj``, ``.ply``, ``.stl``).
+    """Everything about a mesh or point cloud file (``.glb``, ``.gltf``, ``.obj``, ``.ply``, ``.stl``).
 
     Collision shapes, which Godot and Unreal know by their names, are counted and take no part in the rest. Vertices
     count as often as the file holds them; for the topology those at one place are one: a seam of the texture is no
     hole.
 
     Returns:
-        ``format``, ``bytes``, ``vertices``, ``faces``, ``bodies``, ``watertight``, ``boundary_edges``, ``bounds``
-        (lowest and highest corner, in the units and axes of the file), ``materials`` (each with its ``name`` and
-        ``textures``, name to width and height in pixels), ``collision_shapes``, ``lods`` (names of the coarser levels
-        beside it) and ``metadata``.
+        ``format``, ``bytes``, ``vertices``, ``faces``, ``bounds`` (lowest and highest corner, in the units and axes of
+        the file), ``notes`` (what was ignored or left out, and why) and ``metadata``. With faces also ``bodies``,
+        ``watertight``, ``boundary_edges``, ``materials`` (each with its ``name`` and ``textures``, name to width and
+        height in pixels), ``collision_shapes`` and ``lods`` (names of the coarser levels beside it).
 
     Raises:
         FormatError: another kind of file, a damaged one, or one without finite points or triangles.
         InputError: the file cannot be opened.
     """
-    import trimesh
-
     path = Path(path)
-    with parsing(path):
-        # an OBJ has a mesh per object this way, not per material
-        scene = trimesh.load_scene(path, process=False, split_objects=True, group_material=False)
-        meshes = [part for part in placed(scene) if isinstance(part[1], trimesh.Trimesh)]
-    shown = [part for part in meshes if not _COLLISION.match(part[0])]
-    vertices, faces = _joined([(positions, np.asarray(geometry.faces)) for _, geometry, positions in shown])
-    if len(faces) == 0 or not np.isfinite(vertices).all() or faces.max() >= len(vertices) or faces.min() < 0:
-        raise FormatError(f"{path}: expected a mesh of finite triangles, found none in it. Export it again.")
-    shape = topology(*_welded(vertices, faces))
-    materials = [
-        _material(geometry.visual.material) for _, geometry, _ in shown if hasattr(geometry.visual, "material")
-    ]
+    scene = read_scene(path)
+    meshes = scene.meshes
+    shown = [part for part in meshes if not _COLLISION.match(part.name)] or scene.clouds
+    vertices, faces = joined(shown)
+    if not len(vertices):
+        raise FormatError(f"{path}: expected more than collision shapes, found nothing else in it. Export it again.")
+    materials = [_described(part.material) for part in shown if part.material.name]
+    faceted: dict[str, Any] = {}
+    if len(faces):
+        shape = topology(*_welded(vertices, faces))
+        faceted = {
+            "bodies": shape.bodies,
+            "watertight": shape.watertight,
+            "boundary_edges": shape.boundary_edges,
+            "materials": [material for i, material in enumerate(materials) if material not in materials[:i]],
+            "collision_shapes": len(meshes) - len(shown),
+            "lods": sorted(other.name for other in path.parent.glob(f"*{path.suffix}") if _is_level(other, path)),
+        }
     return {
-        "format": _FORMATS[path.suffix.lower()],
+        "format": _FORMATS[path.suffix.lower()].format("mesh" if len(faces) else "point cloud"),
         "bytes": path.stat().st_size,
         "vertices": len(vertices),
         "faces": len(faces),
-        "bodies": shape.bodies,
-        "watertight": shape.watertight,
-        "boundary_edges": shape.boundary_edges,
+        **faceted,
         "bounds": [vertices.min(0).round(6).tolist(), vertices.max(0).round(6).tolist()],
-        "materials": [material for i, material in enumerate(materials) if material not in materials[:i]],
-        "collision_shapes": len(meshes) - len(shown),
-        "lods": sorted(other.name for other in path.parent.glob(f"*{path.suffix}") if _is_level(other, path)),
+        "notes": scene.notes,
         "metadata": mesh_metadata(path),
     }
 
@@ -103,14 +93,6 @@ def mesh_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return metadata_beside(path) if found is None else found
 
 
-def _joined(parts: list[Triangles]) -> Triangles:
-    """Several meshes as one, in the order of the file."""
-    first = np.cumsum([0, *(len(positions) for positions, _ in parts)])
-    vertices = np.concatenate([np.zeros((0, 3)), *(positions for positions, _ in parts)])
-    faces = [faces.reshape(-1, 3) + start for (_, faces), start in zip(parts, first[:-1], strict=True)]
-    return vertices, np.concatenate([np.zeros((0, 3), np.int64), *faces])
-
-
 def _welded(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Triangles:
     """Vertices at one place are one; without the triangles that are lines then."""
     places, place = np.unique(vertices, axis=0, return_inverse=True)
@@ -119,10 +101,9 @@ def _welded(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -
     return places, faces[(a != b) & (b != c) & (c != a)]
 
 
-def _material(material: Any) -> dict[str, Any]:
-    images = [(name, getattr(material, attribute, None)) for attribute, name in _TEXTURES.items()]
-    textures = {name: list(image.size) for name, image in images if image is not None}
-    return {"name": material.name, "textures": textures}
+def _described(material: Material) -> dict[str, Any]:
+    sizes = {name: picture.size for name, picture in material.pictures.items()}
+    return {"name": material.name, "textures": {name: list(size) for name, size in sizes.items() if size is not None}}
 
 
 def _is_level(other: Path, path: Path) -> bool:

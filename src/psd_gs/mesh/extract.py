@@ -7,7 +7,6 @@ Gaussians, this gives one wall instead of two and needs no threshold (Huang et a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from psd_gs.cameras import Cameras, orbit
+from psd_gs.cameras import Cameras, sphere_of_cameras
 from psd_gs.errors import InputError
 from psd_gs.export.frames import VISIBLE, bounding_ball, robust_box
 from psd_gs.gaussians import Gaussians, rgb_to_sh0, rotation_matrices, sh0_to_rgb
@@ -32,11 +31,11 @@ from psd_gs.mesh.surface import (
     vertex_normals,
 )
 from psd_gs.mesh.tsdf import Grid, fuse
+from psd_gs.solidify import solidify
 
 if TYPE_CHECKING:
     from psd_gs.render.rasterize import Backend
 
-_FOV = 40.0
 _NEIGHBOURS = 16
 
 
@@ -62,7 +61,7 @@ class MeshOptions:
     """Connected parts below this share of the largest one's area are floaters and dropped; 1 keeps the largest part."""
 
     solidify: int = 150
-    """Steps of :func:`psd_gs.mesh.solidify.solidify` before anything else, if the median opacity is below one half;
+    """Steps of :func:`psd_gs.solidify.solidify` before anything else, if the median opacity is below one half;
     0: never."""
 
     def __post_init__(self) -> None:
@@ -130,8 +129,6 @@ def extract(gaussians: Gaussians, options: MeshOptions = MeshOptions(), *, backe
     if len(asset) == 0:
         raise _empty(f"none of {len(gaussians)} has an opacity of {VISIBLE} or more")
     if float(asset.opacities.median()) < 0:  # the logit of one half
-        from psd_gs.mesh.solidify import solidify  # which imports this module's cameras
-
         asset = solidify(asset, options.solidify)
     centre, radius = bounding_ball(asset)
     centred = replace(asset, means=asset.means - centre)
@@ -199,17 +196,6 @@ def solid_part(gaussians: Gaussians) -> Bool[Tensor, " N"]:
     lower, upper = robust_box(gaussians.means[keep])
     margin = 0.5 * (upper - lower) + size[keep].median()
     return keep & ((gaussians.means >= lower - margin) & (gaussians.means <= upper + margin)).all(1)
-
-
-def sphere_of_cameras(views: int, radius: float, size: int) -> Cameras:
-    """Cameras on a Fibonacci sphere, each showing a ball of ``radius`` around the origin whole."""
-    i = torch.arange(views, dtype=torch.float64) + 0.5
-    elevation = torch.rad2deg(torch.asin(1 - 2 * i / views))
-    golden_angle = 180 * (3 - math.sqrt(5))
-    azimuth = (i * golden_angle) % 360
-    distance = radius / math.sin(math.radians(_FOV) / 2)
-    full = torch.full((views,), 1.0)
-    return orbit(azimuth.float(), elevation.float(), full * distance, full * _FOV, size, size)
 
 
 def render_depth(

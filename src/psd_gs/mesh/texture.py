@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from psd_gs.cameras import Cameras
+from psd_gs.cameras import Cameras, sphere_of_cameras
 from psd_gs.export.frames import bounding_ball
 from psd_gs.gaussians import Gaussians
-from psd_gs.mesh.extract import Extraction, field_colors, sphere_of_cameras
+from psd_gs.mesh.extract import Extraction, field_colors
 from psd_gs.mesh.raster import Pixels, located, project, rasterize, sample
 from psd_gs.mesh.surface import Mesh, Triangles
 from psd_gs.mesh.uv import Atlas, fill_gutters, texels, unwrap

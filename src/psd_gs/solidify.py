@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_gs.cameras import Cameras
+from psd_gs.cameras import Cameras, sphere_of_cameras
 from psd_gs.export.frames import bounding_ball
 from psd_gs.gaussians import Gaussians, usable
-from psd_gs.mesh.extract import sphere_of_cameras
 from psd_gs.render import render
 
 _VIEWS = 48

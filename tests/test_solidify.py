@@ -9,7 +9,7 @@ import torch
 
 from psd_gs.gaussians import Gaussians, from_points
 from psd_gs.mesh.extract import MeshOptions, extract
-from psd_gs.mesh.solidify import solidify
+from psd_gs.solidify import solidify
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
