@@ -104,7 +104,7 @@ class GltfFile:
         """
         if not isinstance(uri, str):
             raise ValueError("a URI that is no text")
-        if not uri[:5].lower() == "data:":
+        if uri[:5].lower() != "data:":
             try:
                 return read_sibling(self.path, uri, limit, uri=True)
             except FileNotFoundError as error:
@@ -165,7 +165,8 @@ class GltfFile:
             view = self.part("bufferViews", about["bufferView"])
             packed = next((extensions(view)[name] for name in MESHOPT if name in extensions(view)), view)
             tight = packed is not view and packed.get("mode") != "ATTRIBUTES"
-            values = _table(about, count, self.view(about["bufferView"]), 0 if tight else integer(packed, "byteStride", 0))
+            stride = 0 if tight else integer(packed, "byteStride", 0)
+            values = _table(about, count, self.view(about["bufferView"]), stride)
         else:
             # it takes no byte of the file: as many as the file has bytes are more than anybody overlays
             if count > self.size:
@@ -195,7 +196,7 @@ class GltfFile:
         return decoded(self.raw(i), bool(self.part("accessors", i).get("normalized", False)), width)
 
     def draco(self, primitive: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
-        """Attributes by name, as they are stored, and corner indices of a primitive that Draco compressed, else None."""
+        """Attributes by name, as they are stored, and the corners of a primitive that Draco packed, else None."""
         packed = extensions(primitive).get(DRACO)
         if packed is None:
             return None
@@ -281,7 +282,7 @@ def extensions(holder: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def index(i: Any, count: int, key: str) -> int:
     """``i``, if it is an index of ``count`` things."""
     if type(i) is not int or not 0 <= i < count:
-        raise ValueError(f"{key} has no entry {str(i):.20}")
+        raise ValueError(f"{key} has no entry {i!s:.20}")
     return i
 
 
@@ -289,7 +290,7 @@ def integer(holder: dict[str, Any], key: str, default: int | None = None) -> int
     """A count or offset."""
     found = holder.get(key, default)
     if type(found) is not int or found < 0:
-        raise ValueError(f"{key} is {str(found):.20}")
+        raise ValueError(f"{key} is {found!s:.20}")
     return found
 
 
@@ -344,14 +345,14 @@ def _document(text: bytes) -> dict[str, Any]:
 def _dtype(about: dict[str, Any]) -> np.dtype:
     kind = about.get("componentType")
     if kind not in COMPONENTS:
-        raise ValueError(f"a component type {str(kind):.20}")
+        raise ValueError(f"a component type {kind!s:.20}")
     return np.dtype(COMPONENTS[kind])
 
 
 def _width(about: dict[str, Any]) -> int:
     kind = about.get("type")
     if kind not in WIDTHS:
-        raise ValueError(f"an accessor of {str(kind):.20}")
+        raise ValueError(f"an accessor of {kind!s:.20}")
     return WIDTHS[kind]
 
 

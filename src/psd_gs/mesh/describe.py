@@ -1,4 +1,4 @@
-"""What a mesh or point cloud file holds, ours or not: size, place, topology, materials, collision shapes and where it comes from."""
+"""What a mesh or point cloud file holds, ours or not: size, place, topology, materials and where it comes from."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _FORMATS = {".glb": "binary glTF", ".gltf": "glTF", ".obj": "Wavefront OBJ", ".p
 
 _COLLISION = re.compile(r"UCX_|.*-(conv)?col(only)?$")
 """Names that Unreal and Godot take for shapes of the physics alone."""
+
 
 def describe_mesh(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """Everything about a mesh or point cloud file (``.glb``, ``.gltf``, ``.obj``, ``.ply``, ``.stl``).

@@ -41,8 +41,9 @@ _READ = {
 _HARMLESS = {
     *("KHR_lights_punctual", "KHR_xmp_json_ld", "KHR_materials_variants", "KHR_animation_pointer"),
     *("KHR_node_selectability", "KHR_node_hoverability", "KHR_interactivity", "EXT_lights_image_based"),
-    *("EXT_mesh_features", "EXT_structural_metadata", "EXT_instance_features", "MSFT_lod", "MSFT_packing_normalRoughnessMetallic"),
-}  # fmt: skip
+    *("EXT_mesh_features", "EXT_structural_metadata", "EXT_instance_features", "MSFT_lod"),
+    "MSFT_packing_normalRoughnessMetallic",
+}
 """May be required and left out: the shape and its own colours are the same without them."""
 
 _POINTS, _TRIANGLES, _STRIP, _FAN = 0, 4, 5, 6
@@ -280,8 +281,9 @@ class _Reader:
         if i not in self.pictures:
             name = f"{self.file.path}: image {i}"
             try:
-                data = self.file.resource(about["uri"]) if "uri" in about else bytes(self.file.view(about.get("bufferView")))
-                self.pictures[i] = Picture(name, data)
+                here = "uri" not in about
+                data = self.file.view(about.get("bufferView")) if here else self.file.resource(about["uri"])
+                self.pictures[i] = Picture(name, bytes(data))
             except FileNotFoundError as error:
                 self._note(f"image {i} is ignored: {printable(str(error))}")
                 self.pictures[i] = None
@@ -315,7 +317,8 @@ def _moved(part: Part, matrix: Float[np.ndarray, "4 4"]) -> Part:
 
 def _skinned(shape: _Shape, bones: Float[np.ndarray, "J 4 4"]) -> Float[np.ndarray, "V 3"]:
     """Where the joints pull the vertices (glTF 2.0, 3.7.3.3), in the world."""
-    assert shape.joints is not None and shape.weights is not None
+    assert shape.joints is not None
+    assert shape.weights is not None
     joints = shape.joints.astype(np.int64)
     if len(joints) and joints.max() >= len(bones):
         raise ValueError(f"a vertex follows joint {joints.max()} of {len(bones)}")

@@ -224,9 +224,7 @@ def _library(path: Path, text: bytes, notes: list[str]) -> Iterator[tuple[str, M
         elif key in ("map_kd", "map_ke"):
             texture = _texture(path, rest, pictures, notes)
             if texture is not None and key == "map_kd":
-                material = replace(
-                    material, texture=texture, pictures={**material.pictures, "color": texture.picture}
-                )
+                material = replace(material, texture=texture, pictures={**material.pictures, "color": texture.picture})
             elif texture is not None:
                 more = {**material.pictures, "emissive": texture.picture}
                 material = replace(material, emission_texture=texture, pictures=more)
@@ -275,4 +273,3 @@ def _texture(path: Path, rest: str, pictures: dict[str, Picture | None], notes: 
     # v goes up in the file and down in a picture: 1 - (s v + o)
     matrix = ((scale[0], 0.0, offset[0]), (0.0, -scale[1], 1 - offset[1]))
     return Texture(picture, 0, matrix, (wrap, wrap))
-

@@ -139,10 +139,11 @@ def _columns(
     dtype = _table(kinds, lengths[0])
     if count * dtype.itemsize <= len(data) - at:
         table = np.frombuffer(data, dtype, count, at)
-        if all((table[f"{name} count"] == n).all() for (name, k), n in zip(kinds, lengths[0], strict=True) if len(k) == 2):
+        listed = {name: n for (name, kind), n in zip(kinds, lengths[0], strict=True) if len(kind) == 2}
+        if all((table[f"{name} count"] == n).all() for name, n in listed.items()):
             return {
-                name: _Lists(table[name].reshape(-1), np.full(count, n)) if len(k) == 2 else table[name]
-                for (name, k), n in zip(kinds, lengths[0], strict=True)
+                name: _Lists(table[name].reshape(-1), np.full(count, listed[name])) if name in listed else table[name]
+                for name, _ in kinds
             }, at + count * dtype.itemsize
     lengths, starts = [], []
     for _ in range(count):
