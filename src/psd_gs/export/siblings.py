@@ -52,10 +52,11 @@ def read_sibling(asset: Path, name: str, limit: int, *, uri: bool = False) -> by
         raise FormatError(
             f"{asset}: cannot read {name!r:.100} beside it: {error.strerror or error}. Check its rights."
         ) from error
+    about = os.fstat(handle)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(handle)
+        raise _outside(asset, name)
     with open(handle, "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise _outside(asset, name)
         if about.st_size > limit:
             raise FormatError(f"{asset}: expected at most {limit} bytes in {name!r:.100}, received {about.st_size}.")
         return file.read(limit)

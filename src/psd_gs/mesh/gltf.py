@@ -132,17 +132,16 @@ class _Reader:
             if shape is None:
                 continue
             bones = self._bones(node) if shape.joints is not None else None
-            copies = placements if bones is None else [np.eye(4)]
-            self.elements += (len(shape.part.positions) + len(shape.part.faces)) * len(copies)
+            copies = len(placements) if bones is None else 1
+            self.elements += (len(shape.part.positions) + len(shape.part.faces)) * copies
             check_elements(self.elements, self.file.size)
-            for matrix in copies:
-                part = replace(shape.part, name=name)
-                yield _moved(part, matrix) if bones is None else replace(part, positions=_skinned(shape, bones))
+            part = replace(shape.part, name=name)
+            yield _placed(part, placements) if bones is None else replace(part, positions=_skinned(shape, bones))
 
-    def _placements(self, node: dict[str, Any], placed: Float[np.ndarray, "4 4"]) -> list[Float[np.ndarray, "4 4"]]:
+    def _placements(self, node: dict[str, Any], placed: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "I 4 4"]:
         """World matrices of a node's instances (EXT_mesh_gpu_instancing)."""
         if _INSTANCES not in extensions(node):
-            return [placed]
+            return placed[None]
         named = extensions(node)[_INSTANCES].get("attributes", {})
         widths = {"TRANSLATION": [0.0] * 3, "ROTATION": [0.0, 0.0, 0.0, 1.0], "SCALE": [1.0] * 3}
         found = {key: self.file.values(named[key], len(rest)) for key, rest in widths.items() if key in named}
@@ -150,7 +149,7 @@ class _Reader:
         if len(counts) != 1:
             raise ValueError(f"instances with {sorted(counts)} places")
         columns = [found.get(key, np.tile(rest, (*counts, 1))) for key, rest in widths.items()]
-        return list(placed @ matrices(*columns))
+        return placed @ matrices(*columns)
 
     def _shape(self, mesh: int, k: int, morph: tuple[float, ...]) -> _Shape | None:
         """A primitive in the space of its mesh; None if it shows nothing."""
@@ -306,13 +305,17 @@ def _triangles(indices: Int[np.ndarray, " N"], mode: int) -> Int[np.ndarray, "F 
     return faces[(a != b) & (b != c) & (c != a)]  # strips are joined by triangles without area
 
 
-def _moved(part: Part, matrix: Float[np.ndarray, "4 4"]) -> Part:
-    """The part where a matrix puts it; its faces look outside still if that is a mirror."""
-    positions = part.positions @ matrix[:3, :3].T + matrix[:3, 3]
-    if np.linalg.det(matrix[:3, :3]) >= 0:
-        return replace(part, positions=positions)
-    uv = {channel: corners[:, ::-1] for channel, corners in part.uv.items()}
-    return replace(part, positions=positions, faces=part.faces[:, ::-1], uv=uv)
+def _placed(part: Part, placements: Float[np.ndarray, "I 4 4"]) -> Part:
+    """The part once where each matrix puts it; its faces look outside still if that is a mirror."""
+    copies, count = len(placements), len(part.positions)
+    positions = part.positions @ placements[:, :3, :3].transpose(0, 2, 1) + placements[:, None, :3, 3]
+    mirror = np.repeat(np.linalg.det(placements[:, :3, :3]) < 0, len(part.faces))
+    faces = (part.faces + count * np.arange(copies)[:, None, None]).reshape(-1, 3)
+    colors = None if part.colors is None else np.tile(part.colors, (copies, 1))
+    uv = {channel: np.tile(corners, (copies, 1, 1)) for channel, corners in part.uv.items()}
+    for corners in (faces, *uv.values()):
+        corners[mirror] = corners[mirror][:, ::-1]
+    return replace(part, positions=positions.reshape(-1, 3), faces=faces, colors=colors, uv=uv)
 
 
 def _skinned(shape: _Shape, bones: Float[np.ndarray, "J 4 4"]) -> Float[np.ndarray, "V 3"]:

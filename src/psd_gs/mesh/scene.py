@@ -198,7 +198,7 @@ def printable(text: str) -> str:
 
 def check_elements(count: int, size: int) -> None:
     """Refuse a scene of more vertices and faces than a file of ``size`` bytes repeats for good reasons."""
-    limit = min(MAX_ELEMENTS, 100_000 + 200 * size)
+    limit = min(MAX_ELEMENTS, 500_000 + 20 * size)
     if count > limit:
         raise ValueError(f"it repeats its parts until they have more than {limit} vertices and faces")
 
