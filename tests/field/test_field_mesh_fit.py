@@ -119,7 +119,8 @@ def test_a_thin_and_long_mesh_is_kept_whole(tmp_path, caplog):
     """A flagpole on a fine base: its few vertices are far from most others, but not beyond a gap."""
     places, faces = grid()
     pole = np.array([[0, 0, z] for z in np.geomspace(2, 40, 6)])
-    pole = np.concatenate([pole - [0.01, 0, 0], pole + [0.01, 0, 0]])
+    half = np.array([0.01, 0, 0])
+    pole = np.concatenate([pole - half, pole + half])
     first = len(places)
     more = [((first + k, first + k + 6, first + k + 7, first + k + 1),) for k in range(5)]
     rows = np.concatenate([places, pole]).tolist()

@@ -160,7 +160,8 @@ def test_painting_of_zbrush(tmp_path):
 
 
 def test_objects_groups_windows_lines_and_weights(tmp_path):
-    text = "o first\r\nv 0 0 0 1\r\nv 1 0 0 1\r\nv 0 1 0 1\r\nf\t1 2 3\r\ng left right\r\nf 3 2 1\r\no UCX_box\r\nf 1 2 3\r\n"
+    text = "o first\r\nv 0 0 0 1\r\nv 1 0 0 1\r\nv 0 1 0 1\r\nf\t1 2 3\r\ng left right\r\nf 3 2 1\r\n"
+    text += "o UCX_box\r\nf 1 2 3\r\n"
     scene = read_scene(obj(tmp_path, text))
     assert [part.name for part in scene.parts] == ["first", "UCX_box"]
     assert [len(part.faces) for part in scene.parts] == [2, 1]

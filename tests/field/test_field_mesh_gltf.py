@@ -161,10 +161,10 @@ def test_second_texture_coordinates(tmp_path):
     [
         ({}, QUAD_UV + 3, (RED, GREEN, BLUE, YELLOW)),
         ({"wrapS": REPEAT, "wrapT": REPEAT}, QUAD_UV - 7, (RED, GREEN, BLUE, YELLOW)),
-        ({"wrapS": MIRROR, "wrapT": REPEAT}, QUAD_UV + [1, 0], (GREEN, RED, YELLOW, BLUE)),
-        ({"wrapS": MIRROR, "wrapT": MIRROR}, QUAD_UV + [2, -1], (BLUE, YELLOW, RED, GREEN)),
-        ({"wrapS": CLAMP, "wrapT": CLAMP}, QUAD_UV + [3, -5], (GREEN,) * 4),
-        ({"wrapS": CLAMP, "wrapT": REPEAT}, QUAD_UV + [-3, 2], (RED, RED, BLUE, BLUE)),
+        ({"wrapS": MIRROR, "wrapT": REPEAT}, QUAD_UV + np.array([1, 0]), (GREEN, RED, YELLOW, BLUE)),
+        ({"wrapS": MIRROR, "wrapT": MIRROR}, QUAD_UV + np.array([2, -1]), (BLUE, YELLOW, RED, GREEN)),
+        ({"wrapS": CLAMP, "wrapT": CLAMP}, QUAD_UV + np.array([3, -5]), (GREEN,) * 4),
+        ({"wrapS": CLAMP, "wrapT": REPEAT}, QUAD_UV + np.array([-3, 2]), (RED, RED, BLUE, BLUE)),
     ],
 )
 def test_wrapping(tmp_path, wrap, uv, order):
@@ -301,7 +301,8 @@ def test_interleaved_and_sparse(tmp_path):
         {**float3, "bufferView": shared, "sparse": sparse},
         {**float3, "bufferView": shared, "byteOffset": 12, "type": "VEC2"},
     ]
-    all_of_it = glb.view(np.arange(4, dtype="u1").tobytes()), glb.view((QUAD + [10, 0, 0]).astype("f4").tobytes())
+    moved = QUAD + np.array([10, 0, 0], "f4")
+    all_of_it = glb.view(np.arange(4, dtype="u1").tobytes()), glb.view(moved.tobytes())
     glb.document["accessors"].append(
         {
             **float3,
@@ -326,7 +327,7 @@ def test_interleaved_and_sparse(tmp_path):
     scene = read_scene(glb.save(tmp_path / "a.glb"))
     np.testing.assert_array_equal(scene.parts[0].positions, [[-3, -1, 0], *QUAD[1:]])
     np.testing.assert_array_equal(scene.parts[0].uv[0], QUAD_UV[QUAD_FACES.reshape(2, 3)])
-    np.testing.assert_array_equal(scene.parts[1].positions, QUAD + [10, 0, 0])
+    np.testing.assert_array_equal(scene.parts[1].positions, moved)
     assert any("coordinates are missing" in note for note in scene.notes)
 
 

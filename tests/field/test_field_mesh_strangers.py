@@ -264,7 +264,7 @@ BOMBS = {
         path, *VERTEX, "element face 1", "property list int int vertex_indices", body=bytes(36) + b"\xff" * 8
     ),
     "STL of 4 billion facets": lambda path: write(path.with_suffix(".stl"), bytes(80) + b"\xff" * 4 + bytes(50)),
-    "OBJ corner of a billion": lambda path: write(path.with_suffix(".obj"), b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 999999999\n"),
+    "OBJ corner of a billion": lambda path: write(path.with_suffix(".obj"), b"v 0 0 0\n" * 3 + b"f 1 2 999999999\n"),
     "OBJ number without end": lambda path: write(path.with_suffix(".obj"), b"v 0 0 0\nf 1 2 " + b"9" * 5000),
 }  # fmt: skip
 
@@ -402,7 +402,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 def fuzz(folder: Path, count: int) -> int:
     """How many of so many broken files were refused; anything but our errors goes through."""
-    rng, files, wrong = random.Random(0), seeds(folder), 0
+    rng, files, said = random.Random(0), seeds(folder), []
     originals = {path: path.read_bytes() for path in files}
     for i in range(count):
         path = files[i % len(files)]
@@ -415,12 +415,11 @@ def fuzz(folder: Path, count: int) -> int:
             assert 0 <= rgb.min() <= rgb.max() <= 255
             describe_mesh(target)
         except PsdGsError as error:
-            wrong += 1
-            assert "\n" not in str(error)
-            assert str(error).isprintable()
+            said.append(str(error))
         assert time.perf_counter() - begin < 5, path
         path.write_bytes(originals[path])
-    return wrong
+    assert all(text.isprintable() for text in said)
+    return len(said)
 
 
 def test_broken_files_give_our_errors_only(tmp_path, caplog):
