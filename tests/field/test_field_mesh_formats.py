@@ -279,6 +279,8 @@ def test_mixed_polygons(tmp_path, form, corners):
         ("Red", "Green", "Blue"),
         ("red_diffuse", "green_diffuse", "blue_diffuse"),
         ("color_r", "color_g", "color_b"),
+        ("scalar_Red", "scalar_Green", "scalar_Blue"),
+        ("ambient_red", "ambient_green", "ambient_blue"),
     ],
 )
 def test_names_of_colours(tmp_path, form, names):

@@ -1,28 +1,41 @@
-"""``psd-gs mesh``: a splat file into a textured mesh."""
+"""``psd-gs mesh``: splat files into textured meshes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 
 
 @dataclass
 class Mesh:
-    """Turn a splat file into a closed mesh with textures.
+    """Turn splat files into closed meshes with textures.
 
     .glb (one file with everything, for engines and Blender), .obj (with .mtl and PNG), .ply (vertex colours)
-    or .stl (shape alone). Axes are glTF's: y up, the front faces +z; units are metres.
+    or .stl (shape alone). Axes are glTF's: y up, the front faces +z; units are metres. With --to, every name is one
+    to read: files, folders (with what lies below them) and globs.
     """
 
     source: Annotated[Positional[Path], arg(metavar="IN")]
     """Splat file of any format that export knows."""
-    target: Annotated[Positional[Path], arg(metavar="OUT")]
-    """Mesh file to write: .glb, .obj, .ply or .stl."""
+    targets: Annotated[Positional[tuple[Path, ...]], arg(metavar="OUT", help_behavior_hint="")] = ()
+    """Mesh file to write: .glb, .obj, .ply or .stl. With --to: more to read."""
+    to: Annotated[Literal[".glb", ".obj", ".ply", ".stl"] | None, arg(metavar="EXT", help_behavior_hint="")] = None
+    """Write a mesh of each file that is read beside it, as .glb, .obj, .ply or .stl: mesh.glb of splat.ply, a.glb of
+    a.ply."""
+    output_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """With --to: write below this folder, in the folders that the files have below their common one."""
+    suffix: Annotated[str, arg(metavar="END")] = "splat.ply"
+    """With --to: which files of a folder are read."""
+    overwrite: bool = False
+    """With --to: make also what is made already."""
     preset: Literal["mobile", "game", "hero", "film"] = "game"
     """Triangles and texels: mobile 5 k / 512, game 20 k / 1024, hero 50 k / 2048, film 200 k / 4096."""
     faces: Number = None
@@ -58,19 +71,64 @@ class Mesh:
         from rich.console import Console
 
         from psd_gs.errors import InputError
+        from psd_gs.mesh.save import check_target
+
+        if self.preview is not None and self.preview.suffix.lower() != ".png":
+            raise InputError(f"--preview: expected a .png, received {self.preview}.")
+        console = Console(highlight=False, markup=False, soft_wrap=True)
+        if self.to is not None:
+            if self.preview is not None:
+                raise InputError("--preview: expected one mesh to show, received --to. Leave one of them out.")
+            self._many(console, self.to)
+            return
+        if len(self.targets) != 1:
+            raise InputError(
+                f"expected one mesh file to write, received {len(self.targets)}. For many meshes name a format with "
+                "--to, such as --to .glb."
+            )
+        check_target(self.targets[0])
+        self._one(console, self.source, self.targets[0])
+
+    def _many(self, console: Console, extension: str) -> None:
+        """A mesh of each file that is found; one that has none is one line, and the others are made all the same."""
+        from rich.console import Console
+
+        from psd_gs.cli.found import find, folders, stem
+        from psd_gs.errors import PsdGsError
+        from psd_gs.files import writing
+
+        errors = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
+        sources = find([self.source, *self.targets], self.suffix)
+        failed = 0
+        for i, (source, folder) in enumerate(zip(sources, folders(sources, self.output_dir), strict=True)):
+            name = stem(source)
+            target = folder / (("mesh" if name == "splat" else name) + extension)
+            console.print(f"[{i + 1}/{len(sources)}] {target}")
+            if target.exists() and not self.overwrite:
+                continue
+            try:
+                with writing(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                self._one(console, source, target)
+            except PsdGsError as error:
+                failed += 1
+                errors.print(f"error: {source}: {error}")
+        if failed:
+            raise SystemExit(1)
+
+    def _one(self, console: Console, source: Path, target: Path) -> None:
+        from psd_gs.errors import InputError
         from psd_gs.export.formats import load, read_metadata, stored_frame
         from psd_gs.mesh.build import PRESETS, BuildOptions, build
         from psd_gs.mesh.compare import compare_png
         from psd_gs.mesh.extract import MeshOptions
         from psd_gs.mesh.save import check_target, save_mesh
 
-        suffix = check_target(self.target)
-        if self.target.resolve() == self.source.resolve():
-            raise InputError(f"expected another file to write than the one that is read, received {self.target} twice.")
-        if self.preview is not None and self.preview.suffix.lower() != ".png":
-            raise InputError(f"--preview: expected a .png, received {self.preview}.")
+        suffix = check_target(target)
+        if target.resolve() == source.resolve():
+            raise InputError(f"expected another file to write than the one that is read, received {target} twice.")
         if self.collision != "none" and suffix in (".ply", ".stl"):
-            raise InputError(f"{self.target}: expected .glb or .obj for --collision, since {suffix} holds one mesh.")
+            raise InputError(f"{target}: expected .glb or .obj for --collision, since {suffix} holds one mesh.")
         quality = PRESETS[self.preset]
         textured = suffix in (".glb", ".obj")
         options = BuildOptions(
@@ -86,36 +144,32 @@ class Mesh:
             lods=self.lods,
             collision=self.collision,
         )
-        metadata = read_metadata(self.source)
+        metadata = read_metadata(source)
         frame = None if self.input_frame == "auto" else self.input_frame
-        gaussians = load(self.source, frame=frame or stored_frame(metadata), lenient=True)
-        console = Console(highlight=False, markup=False)
-        console.print(f"{self.source}  {len(gaussians)} Gaussians", soft_wrap=True)
-        built = build(gaussians, options, on_stage=lambda stage: console.print(f"{stage} ...", soft_wrap=True))
+        gaussians = load(source, frame=frame or stored_frame(metadata), lenient=True)
+        console.print(f"{source}  {len(gaussians)} Gaussians")
+        built = build(gaussians, options, on_stage=lambda stage: console.print(f"{stage} ..."))
         for level, mesh in enumerate(built.levels):
-            name = f"{self.target.stem}_lod{level}{self.target.suffix}" if level else self.target.name
+            name = f"{target.stem}_lod{level}{target.suffix}" if level else target.name
             facts = built.facts(level)
             files = save_mesh(
                 mesh,
-                self.target.with_name(name),
+                target.with_name(name),
                 metadata=None if self.no_metadata else {**_origin(metadata), **facts},
                 unlit=self.unlit,
                 collision=[] if level else built.collision,
             )
             for file in files:
-                console.print(f"{file}  {file.stat().st_size / 1024:.0f} KiB", soft_wrap=True)
+                console.print(f"{file}  {file.stat().st_size / 1024:.0f} KiB")
         topology = built.extraction.topology
         closed = "watertight" if topology.watertight else f"{topology.boundary_edges} open edges"
         size = " x ".join(f"{high - low:.3g}" for low, high in zip(*built.facts()["bounds"], strict=True))
         shapes = f", {len(built.collision)} collision shapes" if built.collision else ""
-        console.print(
-            f"{len(built.levels[0].faces)} triangles, {closed}, {topology.bodies} bodies, {size} m{shapes}",
-            soft_wrap=True,
-        )
+        console.print(f"{len(built.levels[0].faces)} triangles, {closed}, {topology.bodies} bodies, {size} m{shapes}")
         if self.preview is not None:
             shown = built.placement.undo(built.levels[0])
             compare_png(gaussians, shown, self.preview, metadata=None if self.no_metadata else metadata)
-            console.print(f"{self.preview}", soft_wrap=True)
+            console.print(f"{self.preview}")
 
 
 def _origin(metadata: dict) -> dict:

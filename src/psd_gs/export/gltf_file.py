@@ -334,7 +334,7 @@ def _glb_chunks(data: bytes, path: str | os.PathLike[str]) -> Iterator[tuple[byt
 
 def _document(text: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(text.decode("utf-8-sig"))
+        document = json.loads(text.rstrip(b"\0").decode("utf-8-sig"))  # some pad it with zeros
     except RecursionError as error:
         raise ValueError("its JSON is nested too deep") from error
     if not isinstance(document, dict):

@@ -255,7 +255,7 @@ class _Reader:
         if picture is None:
             return None
         sampler = self.file.part("samplers", about["sampler"]) if "sampler" in about else {}
-        wrap: tuple[Wrap, Wrap] = tuple(_WRAPS.get(sampler.get(f"wrap{axis}"), "repeat") for axis in "ST")  # type: ignore[assignment]
+        across, down = (_WRAPS.get(sampler.get(f"wrap{axis}", 0), "repeat") for axis in "ST")
         placed = extensions(info).get(_TRANSFORM, {})
         channel = integer(placed, "texCoord", integer(info, "texCoord", 0))
         (x, y), (sx, sy) = numbers(placed, "offset", 2, [0, 0]), numbers(placed, "scale", 2, [1, 1])
@@ -265,7 +265,7 @@ class _Reader:
             (sx * np.cos(turn), sy * np.sin(turn), x),
             (-sx * np.sin(turn), sy * np.cos(turn), y),
         )
-        return Texture(picture, channel, matrix, wrap, sampler.get("magFilter") == _NEAREST)
+        return Texture(picture, channel, matrix, (across, down), sampler.get("magFilter") == _NEAREST)
 
     def _picture(self, texture: dict[str, Any]) -> Picture | None:
         """The best picture of a texture that can be decoded, else any, whose decoding tells what is wrong with it."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from psd_gs.colours import srgb_to_linear
 from psd_gs.export.blocks import read_bytes
@@ -30,11 +31,12 @@ _OPTIONS = {
 
 @dataclass
 class _Faces:
-    """Polygons of one object and material as they are found."""
+    """Polygons of one object and material as they are found: their lines, and how many vertices and texture
+    coordinates there were by then."""
 
-    corners: list[int] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
+    vertices: list[int] = field(default_factory=list)
     texels: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
 
 
 def read_obj_scene(path: str | os.PathLike[str]) -> Scene:
@@ -46,8 +48,8 @@ def read_obj_scene(path: str | os.PathLike[str]) -> Scene:
         ValueError: the file is unsound.
     """
     path = Path(path)
-    vertices: list[list[str]] = []
-    texels: list[list[str]] = []
+    vertices: list[str] = []
+    texels: list[str] = []
     paint: list[str] = []
     libraries: list[str] = []
     groups: dict[tuple[str, str], _Faces] = {}
@@ -59,13 +61,15 @@ def read_obj_scene(path: str | os.PathLike[str]) -> Scene:
         key, _, rest = line.partition(" ")
         match key:
             case "v":
-                vertices.append(rest.split())
+                vertices.append(rest)
             case "vt":
-                texels.append(rest.split()[:2])
+                texels.append(rest)
             case "f" | "fo":
                 if faces is None:
                     faces = groups.setdefault((thing or group, material), _Faces())
-                _add(faces, rest.split(), len(vertices), len(texels))
+                faces.rows.append(rest)
+                faces.vertices.append(len(vertices))
+                faces.texels.append(len(texels))
             case "o" | "g" | "usemtl":
                 faces = None
                 name = rest.strip()
@@ -102,42 +106,81 @@ def _lines(data: bytes) -> Iterator[str]:
             yield line
 
 
-def _add(faces: _Faces, corners: list[str], vertices: int, texels: int) -> None:
-    """A polygon ``v/vt/vn ...``; negative numbers count back from what came last."""
-    for corner in corners:
-        parts = corner.split("/")
-        faces.corners.append(_number(parts[0], vertices))
-        faces.texels.append(_number(parts[1], texels) if len(parts) > 1 and parts[1] else -1)
-    faces.counts.append(len(corners))
+def _numbers(text: str) -> tuple[Float[np.ndarray, " N"], Int[np.ndarray, " R"]]:
+    """All numbers of lines of text, and how many each line has."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of text that is no number: then they are too few
+        values = np.fromstring(text, np.float64, sep=" ")
+    begins, counts = _words(text)
+    if len(values) != begins.sum():
+        raise ValueError("numbers that are none")
+    return values, counts
 
 
-def _number(text: str, count: int) -> int:
-    i = int(text)
-    i = i - 1 if i > 0 else i + count
-    if i < 0:
-        raise ValueError(f"a face has the corner {text}, and there is no such vertex")
-    return i
+def _words(text: str) -> tuple[Bool[np.ndarray, " B"], Int[np.ndarray, " R"]]:
+    """Where words begin, and how many each line has."""
+    letters = np.frombuffer(text.encode(), np.uint8)
+    gap = letters <= ord(" ")
+    begins = ~gap & np.concatenate([[True], gap[:-1]])
+    line = np.cumsum(letters == ord("\n"))
+    return begins, np.bincount(line[begins], minlength=int(line[-1]) + 1 if len(line) else 1)
 
 
-def _vertices(rows: list[list[str]], paint: str) -> tuple[Float[np.ndarray, "V 3"], Float[np.ndarray, "V 4"] | None]:
+def _joined(rows: list[str]) -> str:
+    """Lines of text, without comments."""
+    text = "\n".join(rows)
+    return re.sub("#[^\n]*", "", text) if "#" in text else text
+
+
+def _corners(found: _Faces) -> tuple[Int[np.ndarray, "C 2"], Int[np.ndarray, " P"]]:
+    """Vertex and texture coordinate of every corner, counted from 0, and how many corners each polygon has; below 0
+    stands what is left out or was not there by then."""
+    text = _joined(found.rows)
+    if "/" in text:
+        text = re.sub(r"/(?=/|\s|$)", "/0", text)
+    begins, counts = _words(text)
+    slashes = np.frombuffer(text.encode(), np.uint8) == ord("/")
+    more = np.bincount(np.cumsum(begins)[slashes] - 1, minlength=int(begins.sum()))
+    values, _ = _numbers(text.replace("/", " "))
+    if len(values) != len(more) + more.sum():
+        raise ValueError("corners that are none")
+    first = np.cumsum(more + 1) - more - 1
+    second = np.where(more > 0, values[np.minimum(first + 1, len(values) - 1)], 0)
+    pairs = np.stack([values[first], second], axis=1).astype(np.int64)
+    seen = np.repeat(np.array([found.vertices, found.texels]).T, counts, axis=0)
+    return np.where(pairs < 0, seen + pairs, pairs - 1), counts
+
+
+def _vertices(rows: list[str], paint: str) -> tuple[Float[np.ndarray, "V 3"], Float[np.ndarray, "V 4"] | None]:
     """Places, and linear colours where six numbers or ZBrush's painting give them."""
-    if any(len(row) < 3 for row in rows):
+    if not rows:
+        return np.zeros((0, 3)), None
+    values, counts = _numbers(_joined(rows))
+    if counts.min() < 3:
         raise ValueError("a vertex of fewer than three numbers")
-    positions = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
+    first = np.cumsum(counts) - counts
+    positions = values[first[:, None] + np.arange(3)]
     if paint and len(paint) >= 8 * len(rows):
         painted = np.frombuffer(bytes.fromhex(paint[: 8 * len(rows)]), np.uint8).reshape(-1, 4)
         return positions, linear_rgba(painted[:, 1:] / 255)
-    if not any(len(row) >= 6 for row in rows):
+    colored = counts >= 6
+    if not colored.any():
         return positions, None
-    srgb = np.array([row[3:6] if len(row) >= 6 else ["nan"] * 3 for row in rows], np.float64)
-    colors = linear_rgba(unit(srgb))
-    colors[np.isnan(srgb).any(1), :3] = PLAIN.color[:3]
+    colors = np.tile(np.array(PLAIN.color), (len(rows), 1))
+    colors[colored] = linear_rgba(unit(values[first[colored, None] + np.arange(3, 6)]))
     return positions, colors
 
 
-def _texels(rows: list[list[str]]) -> Float[np.ndarray, "T 2"]:
-    """Texture coordinates as they stand there: v goes up."""
-    return np.array([[*row, "0", "0"][:2] for row in rows], np.float64).reshape(-1, 2)
+def _texels(rows: list[str]) -> Float[np.ndarray, "T 2"]:
+    """Texture coordinates as they stand there: v goes up, and is 0 where it is left out."""
+    if not rows:
+        return np.zeros((0, 2))
+    values, counts = _numbers(_joined(rows))
+    if counts.min() < 1:
+        raise ValueError("texture coordinates without numbers")
+    first = np.cumsum(counts) - counts
+    second = np.where(counts > 1, values[np.minimum(first + 1, len(values) - 1)], 0)
+    return np.stack([values[first], second], axis=1)
 
 
 def _plain(colors: np.ndarray | None) -> Material:
@@ -154,17 +197,16 @@ def _part(
     notes: list[str],
 ) -> Part:
     """The triangles of an object and material, with only the vertices that they use."""
-    corners, counts = np.array(found.corners, np.int64), np.array(found.counts, np.int64)
-    number = np.array(found.texels, np.int64)
-    for indices, table, what in ((corners, positions, "vertices"), (number, texels, "texture coordinates")):
-        if len(indices) and indices.max() >= len(table):
-            raise ValueError(f"a face has the corner {indices.max() + 1} of {len(table)} {what}")
-    entries, _ = triangulated(corners, counts, positions)
-    used, faces = np.unique(corners[entries], return_inverse=True)
+    corners, counts = _corners(found)
+    vertex, texel = corners.T
+    if len(corners) and not (0 <= vertex.min() <= vertex.max() < len(positions) and texel.max() < len(texels)):
+        raise ValueError(f"a face has a corner that is none of {len(positions)} vertices")
+    entries, _ = triangulated(vertex, counts, positions)
+    used, faces = np.unique(vertex[entries], return_inverse=True)
     uv = {}
     if material.texture is not None or material.emission_texture is not None:
-        if (number >= 0).all():
-            uv = {0: texels[number[entries]]}
+        if (texel >= 0).all():
+            uv = {0: texels[texel[entries]]}
         else:
             notes.append(f"a texture of {material.name} is ignored: its coordinates are missing")
     chosen = None if colors is None else colors[used]

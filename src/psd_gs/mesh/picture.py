@@ -158,7 +158,6 @@ class Texture:
 
 def _deep(image: Any) -> UInt8[np.ndarray, "H W 4"]:
     """A grey picture of more than 8 bits: integers of 16 bits, or floats in [0, 1]."""
-    values = np.asarray(image, np.float32)
-    values = values / (1 if image.mode.startswith("F") else 65535)
+    values = np.asarray(image, np.float32) / np.float32(1 if image.mode.startswith("F") else 65535)
     grey = np.nan_to_num(values.clip(0, 1) * 255).round().astype(np.uint8)
     return np.dstack([grey, grey, grey, np.full_like(grey, 255)])

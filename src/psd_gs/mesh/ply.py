@@ -25,8 +25,6 @@ _TYPES = {
     **{"float": "f4", "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4"},
     **{"uint32": "u4", "float32": "f4", "float64": "f8"},
 }
-_COLORS = ("{}", "diffuse_{}", "{}_diffuse", "color_{}", "{}_color", "vertex_{}", "face_{}", "ambient_{}")
-"""Patterns of the names of colours, the most telling first."""
 _CHANNELS = (("red", "green", "blue"), ("r", "g", "b"))
 _CORNERS = ("vertex_indices", "vertex_index", "vertex_ids", "vertices", "indices")
 _COORDINATES = (("texture_u", "texture_v"), ("s", "t"), ("u", "v"), ("tx", "ty"), ("tex_u", "tex_v"))
@@ -236,12 +234,14 @@ def _strips(indices: Int[np.ndarray, " N"]) -> Int[np.ndarray, "F 3"]:
 def _colors(columns: Mapping[str, np.ndarray | _Lists]) -> Float[np.ndarray, "N 4"] | None:
     """Linear RGBA of the rows; None if they have no colours."""
     numbers = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
-    for pattern in _COLORS:
-        for channels in _CHANNELS:
-            names = [pattern.format(channel) for channel in channels]
-            if set(names) <= set(numbers):
+    for channels in _CHANNELS:
+        for name in sorted(numbers, key=lambda name: (name != channels[0], "diffuse" not in name)):
+            # a word of the name: red, diffuse_red, color_r, scalar_red
+            words = re.split(rf"(?<![a-z]){channels[0]}(?![a-z])", name)
+            names = [channel.join(words) for channel in channels]
+            if len(words) == 2 and set(names) <= set(numbers):
                 # together: their type tells the range, and so does the largest of all three
-                return linear_rgba(unit(np.stack([numbers[name] for name in names], axis=1)))
+                return linear_rgba(unit(np.stack([numbers[one] for one in names], axis=1)))
     if {"f_dc_0", "f_dc_1", "f_dc_2"} <= set(numbers):  # of degree 0, as 3DGS stores them
         dc = np.stack([numbers[f"f_dc_{i}"] for i in range(3)], axis=1).astype(np.float64)
         return linear_rgba(np.nan_to_num(0.5 + SH_C0 * dc).clip(0, 1))

@@ -171,7 +171,7 @@ def read_scene(path: str | os.PathLike[str]) -> Scene:
 
 
 @contextlib.contextmanager
-def parsing(path: Path) -> Iterator[None]:
+def parsing(path: str | os.PathLike[str]) -> Iterator[None]:
     """What goes wrong in here, while ``path`` is parsed as a point cloud or mesh, becomes one of our errors.
 
     Raises:
@@ -186,7 +186,7 @@ def parsing(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise FormatError(
-            f"{path}: expected points or triangles in this {path.suffix[1:].upper()} file, but it cannot be read "
+            f"{path}: expected points or triangles in this {Path(path).suffix[1:].upper()} file, but it cannot be read "
             f"({printable(reason.splitlines()[0][:120])}). Copy or export it again."
         ) from error
 
@@ -224,8 +224,8 @@ def triangulated(
     for count in np.unique(counts[counts >= 3]):
         polygons = np.flatnonzero(counts == count)
         entries = first[polygons, None] + np.arange(count)
-        hollow = np.flatnonzero(~_convex(positions[corners[entries]])) if count > 3 else []
-        ears = {i: cut for i in hollow if (cut := _ears(positions[corners[entries[i]]])) is not None}
+        hollow = ~_convex(positions[corners[entries]]) if count > 3 else np.zeros(len(polygons), bool)
+        ears = {i: cut for i in np.flatnonzero(hollow) if (cut := _ears(positions[corners[entries[i]]])) is not None}
         fans = np.delete(np.arange(len(polygons)), list(ears))
         fan = np.stack([np.zeros(count - 2, np.int64), np.arange(1, count - 1), np.arange(2, count)], axis=1)
         triangles += [entries[fans][:, fan].reshape(-1, 3), *(entries[i][cut] for i, cut in ears.items())]
@@ -266,11 +266,11 @@ def unit(values: np.ndarray) -> Float[np.ndarray, "N C"]:
     kind = values.dtype
     largest = float(np.nanmax(values, initial=0))
     if kind == np.uint8:
-        limit = 255
+        limit = 255.0
     elif kind.kind == "f" and not largest > 2:
         limit = 1
     else:
-        limit = next((limit for limit in (255, 65535) if largest <= limit), max(largest, 1))
+        limit = next((limit for limit in (255.0, 65535.0) if largest <= limit), max(largest, 1))
     return np.nan_to_num(values.astype(np.float64) / limit).clip(0, 1)
 
 

@@ -1,0 +1,45 @@
+"""Files that a command is asked to read by name, glob or folder, and where what becomes of each goes."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def find(patterns: Sequence[str | os.PathLike[str]], suffix: str) -> list[Path]:
+    """Files that are named, match a glob (``**`` too), or end with ``suffix`` in a folder or below it; sorted.
+
+    Raises:
+        InputError: there are none.
+    """
+    from psd_gs.errors import InputError
+
+    found: set[Path] = set()
+    for pattern in map(str, patterns):
+        for name in [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True):
+            path = Path(name)
+            found |= {file for file in path.rglob(f"*{suffix}") if file.is_file()} if path.is_dir() else {path}
+    if not found:
+        raise InputError(
+            f"no file found for {' '.join(map(str, patterns))}. Check the names, or --suffix for what is in folders."
+        )
+    return sorted(found)
+
+
+def folders(sources: Sequence[Path], output: Path | None) -> list[Path]:
+    """Of what the files become: their own, or the ones below ``output`` that they have below their common one."""
+    if output is None:
+        return [source.parent for source in sources]
+    own = [source.parent.resolve() for source in sources]
+    common = os.path.commonpath(own)
+    return [output / folder.relative_to(common) for folder in own]
+
+
+def stem(path: Path) -> str:
+    """The file's name without the extension of its format."""
+    from psd_gs.export.formats import FORMATS
+
+    extension = next((extension for extension in FORMATS if path.name.lower().endswith(extension)), path.suffix)
+    return path.name[: len(path.name) - len(extension)]
