@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import math
+import struct
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 from mesh_builders import (
     BLUE,
     GREEN,
@@ -28,6 +32,7 @@ from mesh_builders import (
 from PIL import Image
 
 from psd_gs.errors import FormatError
+from psd_gs.export.gltf_plain import plain_glb
 from psd_gs.mesh.describe import describe_mesh
 from psd_gs.mesh.points import read_points
 from psd_gs.mesh.scene import read_scene
@@ -427,6 +432,17 @@ def sphere(n=24):
     return positions.astype("f4"), faces.astype("u4")
 
 
+def assert_plain(path, part):
+    """What a page gets needs no codec, and is the same mesh to another reader."""
+    data = plain_glb(path)
+    document = json.loads(data[20 : 20 + struct.unpack_from("<I", data, 12)[0]])
+    assert not {"extensionsUsed", "extensionsRequired"} & document.keys()
+    assert "compression" not in json.dumps(document)
+    (mesh,) = trimesh.load_scene(io.BytesIO(data), file_type="glb", process=False).geometry.values()
+    scale = 32767 if mesh.vertices.max() > 2 else 1  # it takes normalized numbers as they are
+    np.testing.assert_allclose(mesh.vertices[mesh.faces] / scale, part.positions[part.faces], atol=1e-6)
+
+
 def test_draco(tmp_path):
     codec = pytest.importorskip("DracoPy")
     positions, faces = sphere()
@@ -449,6 +465,7 @@ def test_draco(tmp_path):
     np.testing.assert_allclose(facts["bounds"], [[-1] * 3, [1] * 3], atol=0.01)
     (part,) = read_scene(path).parts
     np.testing.assert_allclose(part.colors[:, :3], (part.positions + 1) / 2, atol=0.01)
+    assert_plain(path, part)
     glb.document["accessors"][0]["count"] = 10**9
     glb.save(path)
     with pytest.raises(FormatError, match="promises more than"):
@@ -485,6 +502,7 @@ def test_meshopt(tmp_path, name):
     (part,) = read_scene(path).parts
     np.testing.assert_allclose(np.linalg.norm(part.positions, axis=1), 1, atol=1e-4)
     assert len(part.faces) == len(faces)
+    assert_plain(path, part)
     glb.document["bufferViews"][0]["extensions"][name]["count"] = 10**8
     glb.save(path)
     with pytest.raises(FormatError, match="promises 800000000 bytes"):

@@ -30,8 +30,10 @@ from test_field_mesh_formats import CORNERS, FACE, QUAD_OBJ, XYZ, ply
 
 from psd_gs.cli import main
 from psd_gs.errors import FormatError, InputError, PsdGsError
+from psd_gs.export.gltf_plain import plain_glb
 from psd_gs.mesh.describe import describe_mesh
 from psd_gs.mesh.scene import read_scene
+from psd_gs.viewer.open import panes
 
 # --- inside its folder -----------------------------------------------------------------------------------------------
 
@@ -150,6 +152,20 @@ def test_pictures_by_uri(home):
     (home / "a b.png").write_bytes(picture)
     for uri in ("a%20b.png", "data:image/png;base64," + base64.b64encode(picture).decode()):
         assert_quadrants(gltf(home, image=uri))
+
+
+def test_a_page_gets_one_file(home):
+    """Buffer and picture of a .gltf are within; a GLB that is whole stays as it is, and nothing outside is read."""
+    (home / "t.png").write_bytes(encoded(quadrants()))
+    path = gltf(home, buffer="b.bin", image="t.png")
+    (pane,) = panes([path])
+    alone = write(home.parent / "alone.glb", pane.mesh)
+    assert_quadrants(alone)
+    assert plain_glb(alone) == alone.read_bytes()
+    with pytest.raises(FormatError, match="its own folder"):
+        panes([gltf(home, buffer="../secret.bin")])
+    with pytest.raises(FormatError, match="no sound glTF"):
+        panes([write(home / "a.gltf", b"{")])
 
 
 def test_missing_pictures_are_said_and_missing_buffers_refused(home, caplog):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from psd_gs.errors import InputError
-from psd_gs.export.blocks import read_bytes
 from psd_gs.export.formats import geometry, load, read_metadata, stored_frame
 from psd_gs.export.gltf import holds_splats, read_gltf_metadata
+from psd_gs.export.gltf_plain import plain_glb
 from psd_gs.export.page import Pane
 
 SPLAT, MESH = "splat.ply", "mesh.glb"
@@ -17,7 +17,7 @@ SPLAT, MESH = "splat.ply", "mesh.glb"
 
 
 def panes(paths: Sequence[str | os.PathLike[str]]) -> list[Pane]:
-    """One pane for each splat file, mesh (``.glb``) or run folder; a folder's splats and mesh share one.
+    """One pane for each splat file, mesh (``.glb``, ``.gltf``) or run folder; a folder's splats and mesh share one.
 
     Raises:
         FormatError: a file is damaged, or another kind than its name says.
@@ -36,8 +36,9 @@ def _folder(path: Path) -> Pane:
 
 def _file(path: Path) -> Pane:
     name = f"{path.resolve().parent.name}/{path.name}" if path.name in (SPLAT, MESH) else path.name
-    if path.name.lower().endswith(".glb") and not holds_splats(path):
-        return Pane(name, mesh=read_bytes(path), facts=read_gltf_metadata(path) or {})
+    kind = path.suffix.lower()
+    if kind == ".gltf" or (kind == ".glb" and not holds_splats(path)):
+        return Pane(name, mesh=plain_glb(path), facts=read_gltf_metadata(path) or {})
     metadata = read_metadata(path)
     gaussians = load(path, frame=stored_frame(metadata))
     facts = {**metadata, **geometry(gaussians)}
