@@ -139,11 +139,11 @@ def test_what_lies_in_the_folder_is_read(home, name):
     assert_color(path, (255, 255, 255))
 
 
-def test_a_folder_that_is_itself_a_link(home):
+def test_a_folder_that_is_itself_a_link(home, monkeypatch):
     gltf(home, buffer="b.bin")
     (home.parent / "link").symlink_to(home)
     assert_color(home.parent / "link" / "a.gltf", (255, 255, 255))
-    os.chdir(home)
+    monkeypatch.chdir(home)
     assert_color(Path("a.gltf"), (255, 255, 255))
 
 
@@ -341,14 +341,12 @@ def test_escape_sequences_are_shown(tmp_path, capfd):
     assert not set(out + err) & {"\x1b", "\x07", "\x9b"}
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "missing"])
-def test_the_asset_itself(tmp_path, kind):
-    path = tmp_path / "a.glb"
-    if kind == "folder":
-        path.mkdir()
-    if kind != "pipe":
-        with pytest.raises(InputError):
-            read_scene(path)
+@pytest.mark.parametrize("suffix", [".glb", ".gltf", ".obj", ".ply", ".stl"])
+def test_a_folder_or_nothing_is_no_asset(tmp_path, suffix):
+    (tmp_path / f"folder{suffix}").mkdir()
+    for name in ("folder", "nothing"):
+        with pytest.raises(InputError, match="cannot read"):
+            read_scene(tmp_path / f"{name}{suffix}")
 
 
 # --- fuzz ------------------------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 What meshes and splats mean is decided elsewhere; here every count is compared with the bytes that are there before
 anything is allocated, and every index is checked. What is unsound is a ValueError, which the caller explains.
 
-Read here and by none of the libraries tried: trimesh 5 ignores normalization, sparse values, the stride of views
-without bounds and unknown required extensions; pygltflib and gltflib parse the JSON alone; Assimp (assimp-py, impasse)
-opens whatever file a URI names. Compressed data go to the codecs' own libraries, DracoPy and meshopt.
+Read here and by none of the libraries looked at: trimesh 5 ignores normalization, sparse values and unknown required
+extensions; pygltflib and gltflib parse the JSON alone; Assimp (assimp-py, impasse) opens whatever file a URI names.
+Compressed data go to the codecs' own libraries, DracoPy and meshopt.
 """
 
 from __future__ import annotations

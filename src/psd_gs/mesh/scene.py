@@ -2,12 +2,12 @@
 
 One reader serves everything that takes a mesh. glTF is read by :mod:`psd_gs.mesh.gltf`, OBJ by :mod:`psd_gs.mesh.obj`,
 PLY by :mod:`psd_gs.mesh.ply`, STL by :mod:`psd_gs.mesh.stl`, and not by one library, because none of those on PyPI
-gives what an engine shows: trimesh 5 ignores KHR_texture_transform, further texture coordinates, wrapping, emission,
-normalization, skins, MTL options and PLY colours that are not called red, cannot read a binary PLY of mixed polygons
-or negative indices of an OBJ, and says none of it. Assimp (assimp-py, impasse) knows more, but takes paths, follows
-them out of the folder, and is C++ that was not made for files from strangers; pygltflib and gltflib stop at the JSON;
+gives what an engine shows: trimesh 5 ignores KHR_texture_transform, further texture coordinates, mirrored and clamped
+wrapping, emission, normalization, skins, MTL options and PLY colours that are not called red, cannot read a binary PLY
+of mixed polygons, takes negative indices of an OBJ from the end of the file, and says none of it. Assimp (assimp-py,
+impasse) knows more, but takes paths and follows them out of the folder; pygltflib and gltflib stop at the JSON;
 tinyobjloader is not kept up on PyPI. What remains for a library is left to it: pictures to Pillow, Draco to DracoPy,
-meshopt to meshopt.
+meshopt to meshopt, polygons that are not convex to Mapbox's earcut.
 
 All colours are linear here, because that is where they are multiplied.
 """
