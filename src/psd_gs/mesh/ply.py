@@ -113,8 +113,9 @@ def _elements(path: str | os.PathLike[str], header: PlyHeader) -> Iterator[tuple
     for element, (count, properties) in header.elements.items():
         kinds = []
         for name, kind in properties.items():
-            listed = [_TYPES[word.decode()] for word in next(types)] if kind == "list" else []
-            stored = listed or [kind]
+            stored = [kind]
+            if kind.startswith("list"):
+                stored = kind.split()[1:] or [_TYPES[word.decode()] for word in next(types)]
             kinds.append((name, [np.dtype("=f8" if ascii_numbers is not None else order + one) for one in stored]))
         columns, at = _columns(data, at, count, kinds)
         if ascii_numbers is not None:  # back to what the header says, on which the range of colours depends
