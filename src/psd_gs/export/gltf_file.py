@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from psd_gs.errors import FormatError
-from psd_gs.export.blocks import MAX_RATIO, read_bytes
+from psd_gs.export.blocks import read_bytes
 from psd_gs.export.siblings import read_sibling
 
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -33,6 +33,8 @@ WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 
 MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 DRACO = "KHR_draco_mesh_compression"
+_MAX_RATIO = 1000
+"""A packed view or primitive that promises more than so many times its bytes is refused: no mesh packs like that."""
 _MAX_BUFFER = 1 << 32
 _MAX_PICTURE = 1 << 28
 _MAX_UNPACKED = 1 << 30
@@ -130,7 +132,7 @@ class GltfFile:
             count, stride = integer(packed, "count"), integer(packed, "byteStride")
             data = self._slice(packed)
             total = count * stride + sum(map(len, self._unpacked.values()))
-            if count * stride > MAX_RATIO * len(data) or total > _MAX_UNPACKED:
+            if count * stride > _MAX_RATIO * len(data) or total > _MAX_UNPACKED:
                 raise ValueError(f"buffer view {i} promises {count * stride} bytes from {len(data)}")
             decode = self._codec("meshopt", MESHOPT[0]).decode_gltf_buffer
             rows = decode(bytes(data), count, stride, packed.get("mode"), packed.get("filter", "NONE"))
@@ -202,8 +204,8 @@ class GltfFile:
             return None
         data = bytes(self.view(packed.get("bufferView")))
         accessors = [primitive["attributes"].get("POSITION"), primitive.get("indices")]
-        if any(integer(self.part("accessors", i), "count") > MAX_RATIO * len(data) for i in accessors if i is not None):
-            raise ValueError(f"a primitive promises more than {MAX_RATIO} times its {len(data)} bytes")
+        if any(integer(self.part("accessors", i), "count") > _MAX_RATIO * len(data) for i in accessors if i is not None):
+            raise ValueError(f"a primitive promises more than {_MAX_RATIO} times its {len(data)} bytes")
         mesh = self._codec("DracoPy", DRACO).decode(data)
         by_id = {attribute["unique_id"]: np.asarray(attribute["data"]) for attribute in mesh.attributes}
         found = {name: by_id[key].reshape(len(by_id[key]), -1) for name, key in packed["attributes"].items()}
