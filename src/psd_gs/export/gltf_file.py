@@ -203,8 +203,8 @@ class GltfFile:
         if packed is None:
             return None
         data = bytes(self.view(packed.get("bufferView")))
-        accessors = [primitive["attributes"].get("POSITION"), primitive.get("indices")]
-        if any(integer(self.part("accessors", i), "count") > _MAX_RATIO * len(data) for i in accessors if i is not None):
+        accessors = [i for i in (primitive["attributes"].get("POSITION"), primitive.get("indices")) if i is not None]
+        if any(integer(self.part("accessors", i), "count") > _MAX_RATIO * len(data) for i in accessors):
             raise ValueError(f"a primitive promises more than {_MAX_RATIO} times its {len(data)} bytes")
         mesh = self._codec("DracoPy", DRACO).decode(data)
         by_id = {attribute["unique_id"]: np.asarray(attribute["data"]) for attribute in mesh.attributes}
