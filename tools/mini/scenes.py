@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from mini.names import HELD
 from mini.objects import ACCESSORIES, BY_NAME, CATEGORIES, WEARERS, Anchor, Category
 from mini.sdf import Primitive, Shape
 
@@ -306,7 +307,8 @@ def item_caption(item: ItemLook, rng: random.Random | None = None) -> str:
         words.append(_word(item.material, MATERIAL_WORDS[item.material], rng, 0.4))
     if item.colour:
         words.append(colour(item.colour))
-    words.append(_word(category.name, category.names[1:], rng, 0.3))
+    synonyms = tuple(name for name in category.names[1:] if name not in HELD.get("synonyms", {}))
+    words.append(_word(category.name, synonyms, rng, 0.3))
     phrase = article(" ".join(words))
     if item.part and item.part_colour:
         noun = f"{colour(item.part_colour)} {category.parts[item.part]}"

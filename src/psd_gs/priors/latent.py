@@ -35,7 +35,7 @@ class LatentPrior(ABC):
 
     Raises:
         ConfigError: an image size that the networks cannot divide.
-        ModelError: an output that is neither noise nor velocity.
+        ModelError: an output that is neither noise, velocity nor the clean picture.
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
@@ -101,9 +101,9 @@ class LatentPrior(ABC):
 
     def _adopt_schedule(self, scheduler: Any) -> None:
         self.prediction_type = scheduler.config.get("prediction_type")
-        if self.prediction_type not in ("epsilon", "v_prediction"):
+        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ModelError(
-                f"prior {self.name}: expected a scheduler with prediction_type epsilon or v_prediction, "
+                f"prior {self.name}: expected a scheduler with prediction_type epsilon, v_prediction or sample, "
                 f"received {self.prediction_type}. Name another folder."
             )
         self.alphas_cumprod = scheduler.alphas_cumprod.to(self.device)
@@ -119,7 +119,9 @@ class LatentPrior(ABC):
 
     def to_x0(self, output: Tensor, x_t: Tensor, t: Float[Tensor, " G"]) -> Tensor:
         """The clean estimate in an output: ``(x_t - sigma eps) / alpha`` (DDPM, 2006.11239) or
-        ``alpha x_t - sigma v`` (Salimans and Ho, 2202.00512, appendix D)."""
+        ``alpha x_t - sigma v`` (Salimans and Ho, 2202.00512, appendix D); a sample is one already."""
+        if self.prediction_type == "sample":
+            return output
         alpha, sigma = self.alpha_sigma(t)
         return (
             alpha * x_t - sigma * output if self.prediction_type == "v_prediction" else (x_t - sigma * output) / alpha

@@ -2,7 +2,8 @@
 
 A stock ``UNet2DConditionModel``: the 16 numbers of the camera enter as class labels
 (``class_embed_type="projection"``), and every self-attention layer attends over all views of a
-set. Everything else is per view. The embedded ``mini`` prior is such a model in pixel space.
+set. Everything else is per view. The embedded ``mini`` prior is such a model in pixel space; with patches, its network
+sees a coarser grid whose cells hold the pixels of a square (simple diffusion, arXiv 2301.11093), and nobody else does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from diffusers.utils import BaseOutput
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from psd_gs.cameras import Cameras, mvdream_cameras, turntable
@@ -68,14 +70,18 @@ class MultiViewPipeline(DiffusionPipeline):
     """Samples V consistent views of one object from a prompt.
 
     Works in pixel space when there is no ``vae`` (the embedded model), in its latent space otherwise.
+
+    Args:
+        views: number of views V.
+        patch: side of the squares of pixels that become one cell of the network's grid; 1 where there is a ``vae``.
     """
 
     _optional_components = ["vae"]  # noqa: RUF012 - diffusers reads a list
 
-    def __init__(self, tokenizer, text_encoder, unet, scheduler, vae=None, views: int = 4) -> None:
+    def __init__(self, tokenizer, text_encoder, unet, scheduler, vae=None, views: int = 4, patch: int = 1) -> None:
         super().__init__()
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler, vae=vae)
-        self.register_to_config(views=views)
+        self.register_to_config(views=views, patch=patch)
         set_views(unet, views)
 
     @torch.no_grad()
@@ -131,8 +137,12 @@ class MultiViewPrior(LatentPrior):
     pipeline_class = MultiViewPipeline
 
     def __init__(self, pipeline: MultiViewPipeline, name: str = "mvdream", **options: Any) -> None:
-        self.views = pipeline.config.views
+        self.views, self.patch = pipeline.config.views, pipeline.config.patch
         super().__init__(pipeline, name, **options)
+        if self.patch > 1:
+            if not options.get("image_size"):
+                self.image_size = self.latent_size = self.denoiser.config.sample_size * self.patch
+            self.latent_shape = (self.latent_shape[0] // self.patch**2, self.latent_size, self.latent_size)
 
     @property
     def family(self) -> str:  # type: ignore[override]
@@ -142,6 +152,18 @@ class MultiViewPrior(LatentPrior):
     def unet(self) -> UNet2DConditionModel:
         return self.denoiser
 
+    def network(
+        self,
+        x_t: Float[Tensor, "G V C H W"],
+        timesteps: Float[Tensor, " G"],
+        text: TextEmbedding,
+        negative: TextEmbedding,
+        cameras: Cameras,
+    ) -> tuple[Float[Tensor, "G V C H W"], Float[Tensor, "G V C H W"]]:
+        cells = pixel_unshuffle(x_t, self.patch)
+        cond, neg = super().network(cells, timesteps, text, negative, cameras)
+        return pixel_shuffle(cond, self.patch), pixel_shuffle(neg, self.patch)
+
     def _encode_text(self, prompts: list[str], device: torch.device) -> TextEmbedding:
         return TextEmbedding(encode_prompts(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts))
 
@@ -150,13 +172,19 @@ class MultiViewPrior(LatentPrior):
         return {"class_labels": labels.repeat(len(text) // len(cameras), 1)}
 
 
-def cosine_scheduler() -> DDIMScheduler:
-    """The schedule of the embedded model: cosine, v-prediction, trailing steps."""
-    return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        clip_sample=True,
-        set_alpha_to_one=False,
-        timestep_spacing="trailing",
-        rescale_betas_zero_snr=False,
-    )
+def cosine_scheduler(patch: int = 1) -> DDIMScheduler:
+    """The schedule of the embedded model: cosine, trailing steps; velocity of pixels, or clean pixels of patches.
+
+    The mean over a patch of ``p x p`` pixels has ``p^2`` times the signal-to-noise ratio of a pixel, so the ratio is
+    divided by it (log-SNR lowered by ``2 log p``, simple diffusion, 2301.11093, Eq. 4): a time spoils as much of the
+    layout as it does without patches. A cell holds more numbers than the first level has channels to spare, hence
+    the clean picture, which has few degrees of freedom, instead of the velocity, which is mostly noise (2511.13720).
+    """
+    options: dict[str, Any] = {"clip_sample": True, "set_alpha_to_one": False, "timestep_spacing": "trailing"}
+    plain = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", **options)
+    if patch == 1:
+        return plain
+    alphas = plain.alphas_cumprod.double()
+    shifted = alphas / (alphas + patch**2 * (1 - alphas))
+    betas = 1 - shifted / torch.cat([torch.ones(1), shifted[:-1]])
+    return DDIMScheduler(trained_betas=betas.tolist(), prediction_type="sample", **options)

@@ -1,0 +1,157 @@
+"""The prior's two networks, and how they start from published weights of another layout."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from psd_gs.priors.multiview import MultiViewPipeline, cosine_scheduler, set_views
+
+VIEWS = 4
+CHANNELS = (48, 64, 128, 192)
+TEXT_WIDTH = 192
+TIME_WIDTH = 128
+
+
+def make_unet(size: int, patch: int, channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
+    """MVDream's layout at toy size: plain levels, and two deepest ones with self- and cross-attention.
+
+    Args:
+        size: of the pictures, pixels per side.
+        patch: side of the squares of pixels that become one cell.
+        channels: of every level, whole multiples of 32 where there is attention.
+    """
+    plain, attends = "DownBlock2D", "CrossAttnDownBlock2D"
+    unet = UNet2DConditionModel(
+        sample_size=size // patch,
+        in_channels=3 * patch**2,
+        out_channels=3 * patch**2,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=(*(plain,) * (len(channels) - 2), attends, attends),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", *("UpBlock2D",) * (len(channels) - 2)),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=tuple(max(1, c // 32) for c in channels),  # numbers of heads, in spite of the name
+        norm_num_groups=16,
+        use_linear_projection=True,
+        time_embedding_dim=TIME_WIDTH,
+        addition_embed_type="text",  # pooled text beside the time: learns words long before cross-attention does
+        addition_embed_type_num_heads=6,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=16,
+    )
+    set_views(unet, VIEWS)
+    return unet
+
+
+def make_text_encoder(tokenizer: PreTrainedTokenizerFast, vectors: Float[Tensor, "W D"]) -> CLIPTextModel:
+    """Three layers over given word vectors, which stay as they are: like words keep like vectors."""
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=3 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    nn.init.normal_(encoder.embeddings.position_embedding.weight, std=0.15)
+    encoder.embeddings.token_embedding.weight = nn.Parameter(vectors.clone(), requires_grad=False)
+    return encoder
+
+
+class Model(nn.Module):
+    """Both trained networks, so that one optimizer and one EMA serve them."""
+
+    def __init__(self, tokenizer, text_encoder: CLIPTextModel, unet: UNet2DConditionModel, patch: int) -> None:
+        super().__init__()
+        self.tokenizer, self.text_encoder, self.unet, self.patch = tokenizer, text_encoder, unet, patch
+
+    def pipeline(self) -> MultiViewPipeline:
+        scheduler = cosine_scheduler(self.patch)
+        return MultiViewPipeline(
+            self.tokenizer, self.text_encoder, self.unet, scheduler, views=VIEWS, patch=self.patch
+        )  # fmt: skip
+
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters that training changes; the others are the same in every checkpoint."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+
+# --- from the pixels of small pictures to patches of large ones -------------------------------------------------------
+
+
+def inflated(unet: UNet2DConditionModel, patch: int) -> UNet2DConditionModel:
+    """The same network on patches: of an enlarged picture it makes the enlarged answer.
+
+    ``conv_in`` reads the mean of a patch and ``conv_out`` writes its answer into every pixel of it.
+    """
+    config = {**unet.config, "in_channels": 3 * patch**2, "out_channels": 3 * patch**2}
+    large = UNet2DConditionModel.from_config(config)
+    state = unet.state_dict()
+    state["conv_in.weight"] = state["conv_in.weight"].repeat_interleave(patch**2, 1) / patch**2
+    for name in ("conv_out.weight", "conv_out.bias"):
+        state[name] = state[name].repeat_interleave(patch**2, 0)
+    large.load_state_dict(state)
+    set_views(large, VIEWS)
+    return large
+
+
+def widened(small: UNet2DConditionModel, large: UNet2DConditionModel) -> UNet2DConditionModel:
+    """``large`` with the weights of ``small``, whose first level is narrower.
+
+    Channels that are there more than once are written as often and read by so much less (Net2Wider, 1511.05641). Norms
+    whose groups get another mixture change a little, so the answer is close, not the same.
+    """
+    old, new = small.config.block_out_channels[0], large.config.block_out_channels[0]
+    groups = small.config.norm_num_groups
+    source = torch.arange(old).view(groups, -1)
+    source = source[:, torch.arange(new // groups) % source.shape[1]].flatten()
+    count = source.bincount(minlength=old)[source].float()
+    state = small.state_dict()
+    for name, target in large.state_dict().items():
+        value = state[name]
+        if name == "time_embedding.linear_1.weight":
+            state[name] = _other_frequencies(value, small, large)
+            continue
+        for axis in range(value.ndim):
+            if (extra := target.shape[axis] - value.shape[axis]) > 0:
+                copies = extra // (new - old)  # a skip connection of this level is appended to what did not grow
+                start = value.shape[axis] - copies * old
+                index = torch.cat([torch.arange(start), *(start + k * old + source for k in range(copies))])
+                value = value.index_select(axis, index)
+                if axis == 1:
+                    share = torch.cat([torch.ones(start), *(1 / count,) * copies])
+                    value = value * share.view(-1, *(1,) * (value.ndim - 2))
+        state[name] = value
+    large.load_state_dict(state)
+    return large
+
+
+def _other_frequencies(
+    weight: Float[Tensor, "D c"], small: UNet2DConditionModel, large: UNet2DConditionModel
+) -> Float[Tensor, "D C"]:
+    """The layer that reads the sinusoids of the time, for those of another width: by least squares over all times."""
+    times = torch.arange(1000)
+    wanted = small.time_proj(times) @ weight.T
+    return torch.linalg.lstsq(large.time_proj(times).double(), wanted.double()).solution.T.float()
+
+
+@torch.no_grad()
+def warm_start(model: Model, old: MultiViewPipeline) -> None:
+    """The U-Net from one of pixels and velocities: patches, another width, and clean pictures instead.
+
+    At high noise, where most is decided, the velocity is the clean picture with another sign. The mean over a patch is
+    weaker than a pixel there by the side of the patch; twice the weights meet it half way.
+    """
+    widened(inflated(old.unet, model.patch), model.unet)
+    model.unet.conv_in.weight *= 2
+    for parameter in model.unet.conv_out.parameters():
+        parameter.neg_()

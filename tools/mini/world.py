@@ -1,0 +1,339 @@
+"""What the prior is shown: scenes of named things, drawn and captioned anew for every batch.
+
+A *set* is four orthogonal views of one scene: a mesh of the kits, two things in a relation, or a procedural scene.
+Emoji are single views, four different ones to a set, as MVDream (arXiv 2308.16512) mixes 2D pictures in.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mini.dataset import sample_background, sample_cameras, sample_light
+from mini.names import HELD, Name, spoken
+from mini.objects import CATEGORIES
+from mini.pack import PAINTABLE, PICTURE, Mesh, Pack
+from mini.raster import Surface, crease_normals, draw, z_buffer
+from mini.scenes import (
+    COLOUR_WORDS, COLOURS, MATERIAL_WORDS, MATERIALS, RADIUS, RELATION_WORDS, STRETCH_WORDS, STRETCHES, TEMPLATES,
+    WOOD_COLOURS, Item, ItemLook, Look, Scene, article, build_item, build_scene, caption, named_slots, paint,
+    sample_look, sample_scene,
+)  # fmt: skip
+from mini.tessellate import CREASE, painted
+from psd_gs.cameras import Cameras, mvdream_cameras
+
+VIEWS = 4
+SINGLE, PAIR, MADE = 0.6, 0.16, 0.24
+"""Shares of sets: one thing, two in a relation, and the grammar of the procedural objects."""
+LEAST_SHARE = 0.04
+"""Named parts smaller than this share of the object count no more per pixel than one of this share."""
+FLAT_TOP = 0.03
+"""A thing can be stood on if the middle of its top is even to this (its radius is ``RADIUS``)."""
+BEARERS = ("furniture", "container", "shape", "appliance", "nature", "structure", "machine")
+"""Categories of things that others stand on."""
+LOOKS = frozenset(
+    (*COLOURS, "golden", "gold", "silver", "bronze", "wooden", "metal", "snowy", "autumn", "mossy", "burnt", "mint",
+     "colorful", "chocolate", "fire", "ripe", "dead", "police", "zebra", "lava", "ice", "striped", "two-colored")
+)  # fmt: skip
+"""Words of a name that already say what it looks like: no other colour is named."""
+HELD_COLOURS = {tuple(pair) for pair in HELD["colours"]}
+HELD_RELATIONS = {tuple(triple) for triple in HELD["relations"]}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object as it is drawn and called."""
+
+    name: str
+    phrase: str
+    surface: Surface
+
+
+@dataclass(frozen=True)
+class Group:
+    """Four pictures and what is said about them.
+
+    Attributes:
+        images: over their background, sRGB.
+        alpha: coverage by the object, 0 to 255.
+        emphasis: how much pixels count, times 32.
+        cameras: MVDream's 16 numbers per view; zeros for single pictures.
+        captions: one per picture.
+    """
+
+    images: UInt8[Tensor, "V 3 H W"]
+    alpha: UInt8[Tensor, "V 1 H W"]
+    emphasis: UInt8[Tensor, "V 1 H W"]
+    cameras: Float[Tensor, "V 16"]
+    captions: list[str]
+
+
+def repainted(mesh: Mesh, tone: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "F 3"]:
+    """Face colours with the largest cluster in another tone, its lights and shades kept."""
+    colours = mesh.colours.copy()
+    chosen = mesh.cluster == 0
+    brightness = colours[chosen].mean(1, keepdims=True)
+    shade = np.clip(brightness / max(float(brightness.mean()), 0.05), 0.7, 1.3)
+    colours[chosen] = np.clip(tone * shade, 0, 1)
+    return colours
+
+
+def emphasis_of(
+    named: Float[np.ndarray, "V H W"], alpha: Float[np.ndarray, "V H W"]
+) -> Float[np.ndarray, "V H W"]:
+    """What each pixel counts: more on what the caption names, by the inverse root of its share of the object.
+
+    A scarf or the wheels of a bus are a tenth of the object's pixels, but half of what the caption says.
+    """
+    share = named.sum() / max(alpha.sum(), 1.0)
+    return 1 + named * (max(float(share), LEAST_SHARE) ** -0.5 - 1) if share else np.ones_like(named)
+
+
+def heights(surface: Surface, reach: float, samples: int = 24) -> Float[np.ndarray, "S S"]:
+    """How high the surface is, seen from far above, over a square around the axis; NaN where there is nothing."""
+    away = 100.0
+    viewmat = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, away], [0, 0, 0, 1]], np.float32)
+    focal = samples * away / (2 * reach)
+    K = np.array([[focal, 0, samples / 2], [0, focal, samples / 2], [0, 0, 1]], np.float32)
+    faces, weights = z_buffer(surface.vertices, surface.triangles, viewmat, K, samples)
+    corner = surface.vertices[surface.triangles[faces], 1]
+    w = np.concatenate([1 - weights.sum(-1, keepdims=True), weights], -1)
+    return np.where(faces < 0, np.nan, (corner * w).sum(-1))
+
+
+def in_front_of_articles(text: str, rng: random.Random) -> str:
+    """The caption in one of the phrasings of ``scenes.caption``."""
+    if rng.random() < 0.3:
+        return rng.choice(TEMPLATES).format(text)
+    if rng.random() < 0.15 and text.startswith(("a ", "an ")):
+        return text.split(" ", 1)[1]
+    return text
+
+
+class World:
+    """Draws groups of four pictures.
+
+    Args:
+        pack: the meshes and emoji.
+        size: pixels per side.
+    """
+
+    def __init__(self, pack: Pack, size: int) -> None:
+        self.pack, self.size = pack, size
+        self.names = pack.names
+        self.solids = [name for name in self.names.values() if name.solid]
+        self.weights = [math.sqrt(len(name.meshes) + 2 * bool(name.made)) for name in self.solids]
+        self.bearers = [name for name in self.solids if name.category in BEARERS]
+        self.flats = [name for name in self.names.values() if name.pictures]
+        self.core = tuple(c for c in CATEGORIES if c.core)
+
+    # --- things -------------------------------------------------------------------------------------------------------
+
+    def thing(self, name: Name, rng: random.Random, coloured: float) -> Thing:
+        """A variant of a named thing, normalized; its phrase has no article.
+
+        Args:
+            coloured: how often a colour is named.
+        """
+        if name.made and (not name.meshes or rng.random() < 0.5):
+            return self._made_thing(name, rng, coloured)
+        ident = rng.choice(name.meshes)
+        mesh = self.pack.mesh(ident)
+        says_looks = bool(LOOKS & set(name.caption.split()))
+        phrase = name.caption if rng.random() < 0.6 else rng.choice(spoken(name))
+        colours, words = mesh.colours, []
+        material = 0
+        paintable = mesh.share >= PAINTABLE and not says_looks and not LOOKS & set(phrase.split())
+        allowed = [c for c in COLOURS if (name.caption, c) not in HELD_COLOURS]
+        if paintable and rng.random() < 0.06:
+            kind = rng.choice(("shiny", "metal", "wooden"))
+            material = MATERIALS.index(kind)
+            words.append(rng.choice((kind, *MATERIAL_WORDS[kind])))
+            if kind == "wooden" and (wood := [c for c in WOOD_COLOURS if c in allowed]):
+                colours = repainted(mesh, self._tone(rng.choice(wood), rng))
+        elif paintable and rng.random() < coloured:
+            colour = rng.choice(allowed)
+            words.append(self._colour_word(colour, rng))
+            colours = repainted(mesh, self._tone(colour, rng))
+        elif paintable and rng.random() < 0.25:
+            natural = self.pack.rows[ident]["colours"].split(",")[0]
+            if natural in allowed:
+                words.append(self._colour_word(natural, rng))
+        faces = len(mesh.triangles)
+        cosine = CREASE if rng.random() < 0.5 else np.float32(2)
+        surface = Surface(
+            mesh.vertices, mesh.triangles, crease_normals(mesh.vertices, mesh.triangles, cosine), colours,
+            np.where(mesh.cluster == 0, material, 0).astype(np.int8), np.zeros(faces, np.float32),
+        )  # fmt: skip
+        if rng.random() < 0.5:
+            surface = surface.stretched((-1, 1, 1))
+        if rng.random() < 0.06:
+            stretch = rng.choice(list(STRETCHES))
+            surface = surface.stretched(STRETCHES[stretch])
+            words.insert(0, rng.choice(STRETCH_WORDS[stretch]))
+        return Thing(name.caption, " ".join((*words, phrase)), surface.normalized(RADIUS))
+
+    def _made_thing(self, name: Name, rng: random.Random, coloured: float) -> Thing:
+        assert name.made
+        allowed = [c for c in COLOURS if (name.caption, c) not in HELD_COLOURS]
+        colour = rng.choice(allowed) if rng.random() < coloured or name.category == "shape" else None
+        item, look = Item(name.caption, rng.getrandbits(31)), Look((ItemLook(name.caption, colour),))
+        shape = build_item(item, 1).normalized(RADIUS)
+        surface = painted(shape.primitives, shape.smooth, paint(look, rng), [])
+        word = [self._colour_word(colour, rng)] if colour else []
+        phrase = name.caption if rng.random() < 0.7 else rng.choice(spoken(name))
+        return Thing(name.caption, " ".join((*word, phrase)), surface.normalized(RADIUS))
+
+    def _tone(self, colour: str, rng: random.Random) -> Float[np.ndarray, " 3"]:
+        return np.clip([c + rng.uniform(-0.035, 0.035) for c in COLOURS[colour]], 0, 1).astype(np.float32)
+
+    def _colour_word(self, colour: str, rng: random.Random) -> str:
+        return rng.choice((colour, *COLOUR_WORDS.get(colour, ()))) if rng.random() < 0.2 else colour
+
+    def _phrase(self, thing: Thing) -> str:
+        return article(thing.phrase) if self.names[thing.name].article else thing.phrase
+
+    # --- scenes -------------------------------------------------------------------------------------------------------
+
+    def scene(self, rng: random.Random) -> tuple[Surface, str]:
+        """A surface inside a ball of ``RADIUS``, and its caption."""
+        kind = rng.random()
+        if kind < MADE:
+            categories = self.core if rng.random() < 0.6 else CATEGORIES
+            made = sample_scene(rng, categories)
+            look = sample_look(made, rng, named=0.35)
+            primitives, smooth = build_scene(made)
+            return painted(primitives, smooth, paint(look, rng), named_slots(look)), caption(look, rng)
+        if kind < MADE + PAIR:
+            surface, text = self.pair(rng)
+        else:
+            thing = self.thing(rng.choices(self.solids, self.weights)[0], rng, coloured=0.3)
+            surface, text = thing.surface, self._phrase(thing)
+        return surface, in_front_of_articles(text, rng)
+
+    def pair(self, rng: random.Random) -> tuple[Surface, str]:
+        """Two things in a relation."""
+        relation = "on" if rng.random() < 0.55 else "next to"
+        first = self.thing(rng.choices(self.solids, self.weights)[0], rng, coloured=0.6)
+        first = replace(first, surface=replace(first.surface, named=np.ones_like(first.surface.named)))
+        if relation == "on":
+            for _ in range(12):
+                second = self.thing(rng.choice(self.bearers), rng, coloured=0.6)
+                top = heights(second.surface, 0.12)
+                flat = not np.isnan(top).any() and np.ptp(top) < FLAT_TOP
+                if flat and (first.name, relation, second.name) not in HELD_RELATIONS:
+                    break
+            else:
+                return self.pair(rng)
+            size = rng.uniform(0.45, 0.8)
+            low = size * first.surface.vertices[:, 1].min()
+            placed = first.surface.moved(size, (0, top.max() - low - 0.005, 0))
+            phrases = self._phrase(first), self._phrase(second)
+            if rng.random() < 0.12:
+                text = f"{phrases[1]} under {phrases[0]}"
+            else:
+                text = f"{phrases[0]} {rng.choice(RELATION_WORDS['on'])} {phrases[1]}"
+            return placed.joined(second.surface).normalized(RADIUS), text
+        second = self.thing(rng.choices(self.solids, self.weights)[0], rng, coloured=0.6)
+        if first.name == second.name or (first.name, relation, second.name) in HELD_RELATIONS:
+            return self.pair(rng)
+        size, sized = rng.uniform(0.75, 1.1), rng.random() < 0.2
+        if sized:
+            size = rng.choice((0.5, 1.6))
+            big, small = ("large", "big"), ("small", "little")
+            words = (rng.choice(small), rng.choice(big)) if size > 1 else (rng.choice(big), rng.choice(small))
+            first = replace(first, phrase=f"{words[0]} {first.phrase}")
+            second = replace(second, phrase=f"{words[1]} {second.phrase}")
+        other, side, gap = second.surface.moved(size), rng.choice((-1.0, 1.0)), rng.uniform(0.03, 0.1)
+        a, b = first.surface.vertices, other.vertices
+        shift = b[:, 0].max() - a[:, 0].min() + gap if side > 0 else b[:, 0].min() - a[:, 0].max() - gap
+        placed = first.surface.moved(1, (shift, b[:, 1].min() - a[:, 1].min(), 0))
+        text = f"{self._phrase(first)} {rng.choice(RELATION_WORDS['next to'])} {self._phrase(second)}"
+        return placed.joined(other).normalized(RADIUS), text
+
+    # --- pictures -----------------------------------------------------------------------------------------------------
+
+    def solid(self, rng: random.Random) -> Group:
+        """Four orthogonal views of one scene."""
+        surface, text = self.scene(rng)
+        generator = torch.Generator().manual_seed(rng.getrandbits(40))
+        cameras = sample_cameras(rng, self.size)
+        return self.views(surface, text, cameras, sample_light(1, generator)[0], sample_background(1, generator)[0])
+
+    def views(self, surface: Surface, text: str, cameras: Cameras, light: Tensor, background: Tensor) -> Group:
+        """A scene as given cameras see it."""
+        out = draw(surface, cameras.viewmats.numpy(), cameras.Ks.numpy(), self.size, light.numpy())
+        rgb, alpha, named = out[:, :3], out[:, 3:4], out[:, 4:5]
+        images = rgb + (1 - alpha) * background.numpy()[:, None, None]
+        emphasis = emphasis_of(named, alpha)
+        return Group(_bytes(images), _bytes(alpha), _bytes(emphasis, 32), mvdream_cameras(cameras), [text] * len(out))
+
+    def flat(self, rng: random.Random) -> Group:
+        """Four pictures of different things, mirrored, turned, scaled and moved a little."""
+        images, alphas, captions = [], [], []
+        generator = torch.Generator().manual_seed(rng.getrandbits(40))
+        for name in rng.sample(self.flats, VIEWS):
+            ident = rng.choice(name.pictures)
+            picture = Image.fromarray(self.pack.emoji[ident])
+            if rng.random() < 0.5:
+                picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            side = PICTURE / rng.uniform(0.75, 1.0)
+            corner = [PICTURE / 2 - side * rng.uniform(0.45, 0.55) for _ in range(2)]
+            box = (*corner, *(c + side for c in corner))
+            premultiplied = picture.convert("RGBa").rotate(rng.uniform(-8, 8), Image.Resampling.BILINEAR)
+            moved = premultiplied.transform(
+                (self.size, self.size), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR
+            )
+            rgba = np.asarray(moved, np.float32).transpose(2, 0, 1) / 255
+            background = sample_background(1, generator)[0].numpy()
+            images.append(rgba[:3] + (1 - rgba[3:]) * background[:, None, None])
+            alphas.append(rgba[3:])
+            phrase = rng.choice(spoken(name)) if rng.random() < 0.4 else name.caption
+            natural = self.pack.pictures[ident]["colours"].split(",")[0]
+            says_looks = LOOKS & {*phrase.split(), *name.caption.split()}
+            if natural and not says_looks and (name.caption, natural) not in HELD_COLOURS and rng.random() < 0.15:
+                phrase = f"{natural} {phrase}"
+            captions.append(in_front_of_articles(article(phrase) if name.article else phrase, rng))
+        alpha = np.stack(alphas)
+        return Group(
+            _bytes(np.stack(images)), _bytes(alpha), _bytes(np.ones_like(alpha), 32), torch.zeros(VIEWS, 16), captions
+        )  # fmt: skip
+
+
+def _bytes(array: np.ndarray, scale: float = 255) -> UInt8[Tensor, "..."]:
+    return torch.from_numpy(np.clip(array * scale + 0.5, 0, 255).astype(np.uint8))
+
+
+class Groups(Dataset):
+    """Groups by number: the same number always gives the same group, whoever draws it.
+
+    Args:
+        pack: folder of the pack; every worker reads it once.
+        size: pixels per side.
+        batch: so many groups in a row are all sets or all single pictures.
+        flat: share of batches of single pictures.
+        seed: of everything.
+    """
+
+    def __init__(self, pack: Path | str, size: int, batch: int, flat: float, seed: int) -> None:
+        self.pack, self.size, self.batch, self.share, self.seed = pack, size, batch, flat, seed
+        self.world: World | None = None
+
+    def is_flat(self, number: int) -> bool:
+        return random.Random(f"{self.seed}/{number}").random() < self.share
+
+    def __getitem__(self, index: int) -> Group:
+        if self.world is None:
+            torch.set_num_threads(1)
+            self.world = World(Pack(self.pack), self.size)
+        rng = random.Random(f"{self.seed}:{index}")
+        return self.world.flat(rng) if self.is_flat(index // self.batch) else self.world.solid(rng)
