@@ -36,7 +36,6 @@ from mini.scenes import (
 )
 from mini.sdf import BOX, CONE, ELLIPSOID, SDF, TORUS, Primitive, Shape, rotation_matrix, trace
 from mini.tokenizer import LENGTH
-from mini.train_prior import LEAST_SHARE, emphasis_of
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -391,18 +390,6 @@ def test_named_slots_are_those_that_take_the_named_colours():
         palette = paint(look, random.Random(0))
         for slot, colour in zip(named_slots(look), colours, strict=True):
             assert torch.tensor(palette.rgb[slot]) == pytest.approx(torch.tensor(COLOURS[colour]), abs=0.04)
-
-
-def test_named_parts_count_by_the_inverse_root_of_their_share():
-    slots = torch.zeros(4, 10, 10, dtype=torch.int8)
-    slots[:, :5] = 1
-    slots[0, 0, :8] = 2  # 8 of 200 pixels of the object
-    slots[1, 0, 0] = 3  # smaller than what counts most
-    emphasis = emphasis_of(slots, [2, 3])
-    assert emphasis[slots == 2].unique().tolist() == pytest.approx([(8 / 200) ** -0.5])
-    assert emphasis[slots == 3].unique().tolist() == pytest.approx([LEAST_SHARE**-0.5])
-    assert emphasis[slots < 2].unique().tolist() == [1.0]
-    assert bool((emphasis_of(torch.zeros_like(slots), [2]) == 1).all())  # out of sight
 
 
 def test_scenes_survive_json_and_follow_their_seed():

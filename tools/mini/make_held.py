@@ -19,15 +19,17 @@ from mini.scenes import COLOURS, HELD_COLOURS, HELD_RELATIONS, article
 
 SYNONYMS, REPORT_NAMES, REPORT_PROMPTS, DEV_PROMPTS = 200, 100, 60, 16
 HELD_COLOUR_NAMES, HELD_PAIRS = 120, 60
-VAGUE = frozenset(
-    "wood branch block bar ramp container containers bundle mineral trees skip screw spring home jet wide flag "
-    "jewel jewels blade lock gift stack hill arch ruin coach cabinet rogue carp booth tray coat ring".split()
-)
+VAGUE = {
+    "wood", "branch", "block", "bar", "ramp", "container", "containers", "bundle", "mineral", "trees", "skip",
+    "screw", "spring", "home", "jet", "wide", "flag", "jewel", "jewels", "blade", "lock", "gift", "stack", "hill",
+    "arch", "ruin", "coach", "cabinet", "rogue", "carp", "booth", "tray", "coat", "ring",
+}  # fmt: skip
 """Synonyms that mean other things as often, and so have no one right object."""
-QUALITIES = frozenset(
-    (*COLOURS, "small", "large", "big", "tall", "long", "short", "old", "wide", "thin", "flat", "round", "square",
-     "half", "open", "closed", "broken", "empty", "bare", "golden", "wooden", "stone", "metal", "gold", "silver")
-)  # fmt: skip
+QUALITIES = {
+    *COLOURS,
+    "small", "large", "big", "tall", "long", "short", "old", "wide", "thin", "flat", "round", "square", "half",
+    "open", "closed", "broken", "empty", "bare", "golden", "wooden", "stone", "metal", "gold", "silver",
+}  # fmt: skip
 """Names that begin with these say how a thing looks rather than what it is."""
 BASES = ("cube", "table", "wooden crate", "tree stump", "barrel", "desk", "cardboard box", "workbench", "stool")
 """What the second object of a report prompt may be if something stands on it."""
@@ -78,17 +80,25 @@ def plain(name: Name) -> bool:
     return name.solid and name.article and len(words) <= 2 and words[0] not in QUALITIES
 
 
+def words_of(name: Name) -> set[str]:
+    return {word for phrase in (name.caption, *name.synonyms) for word in phrase.split()}
+
+
 def distractors(name: Name, names: dict[str, Name], rng: random.Random, same: int, other: int) -> list[str]:
     """Plain names that share no word with a thing's caption or synonyms, of its category first."""
-    taken = {word for phrase in (name.caption, *name.synonyms) for word in phrase.split()}
-    free = [n for n in names.values() if plain(n) and not taken & {w for p in (n.caption, *n.synonyms) for w in p.split()}]
+    taken = words_of(name)
+    free = [
+        n for n in names.values() if plain(n) and not taken & {w for p in (n.caption, *n.synonyms) for w in p.split()}
+    ]
     near = [n.caption for n in free if n.category == name.category]
     near = rng.sample(near, min(same, len(near)))
     far = rng.sample([n.caption for n in free if n.category != name.category], same + other - len(near))
     return near + far
 
 
-def prompt_rows(names: dict[str, Name], held: dict, pack: Pack, rng: random.Random, n: int, avoid: set[str]) -> list[dict]:
+def prompt_rows(
+    names: dict[str, Name], held: dict, pack: Pack, rng: random.Random, n: int, avoid: set[str]
+) -> list[dict]:
     """Prompts with ten wrong captions each: four objects, three colours, three arrangements."""
     coloured = {tuple(pair) for pair in held["colours"]}
     pool = [name for name in names.values() if plain(name) and name.caption not in avoid]
@@ -106,7 +116,9 @@ def prompt_rows(names: dict[str, Name], held: dict, pack: Pack, rng: random.Rand
         elif kind != "plain":
             colour = rng.choice(free)
         if kind in ("on", "next to"):
-            second = rng.choice([b for b in (BASES if kind == "on" else [p.caption for p in paint]) if b != name.caption])
+            second = rng.choice(
+                [b for b in (BASES if kind == "on" else [p.caption for p in paint]) if b != name.caption]
+            )
             relation = kind
         elif kind == "held on":
             first, relation, second = rng.choice([r for r in held["relations"] if r[0] not in avoid])

@@ -72,6 +72,12 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
+def read_meshes(pack: Path) -> list[dict[str, str]]:
+    """Rows of the kits' meshes, and of our own where ``mini.corgi`` has added them."""
+    ours = pack / "ours.tsv"
+    return read_table(pack / "assets.tsv") + (read_table(ours) if ours.exists() else [])
+
+
 @cache
 def names(pack: Path) -> dict[str, Name]:
     """All names by caption; meshes of doubtful quality are left out.
@@ -86,7 +92,7 @@ def names(pack: Path) -> dict[str, Name]:
         name.synonyms += [s for s in synonyms if s and s not in (caption, *name.synonyms)]
         return name
 
-    for row in read_table(pack / "assets.tsv"):
+    for row in read_meshes(pack):
         if row["quality"] == "1":
             name = add(row["caption"], row["category"], bool(row["article"]), row["synonyms"].split("|"))
             name.meshes.append(row["id"])

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from skimage.color import rgb2lab
 
-from mini.names import Name, names, read_table
+from mini.names import Name, names, read_meshes, read_table
 from mini.raster import face_normals
 
 NEAR_COLOURS = 13.0
@@ -21,6 +21,11 @@ NEAR_COLOURS = 13.0
 PAINTABLE = 0.4
 """Least share of the surface that "a red NAME" must be able to paint."""
 PICTURE = 128
+COLUMNS = (
+    *("id", "caption", "synonyms", "article", "head", "category", "kit", "licence", "faces"),
+    *("has_front", "colours", "quality", "radius", "source"),
+)
+"""Of a table of meshes."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Pack:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.rows = {row["id"]: row for row in read_table(self.folder / "assets.tsv")}
+        self.rows = {row["id"]: row for row in read_meshes(self.folder)}
         self.pictures = {row["id"]: row for row in read_table(self.folder / "emoji.tsv")}
         self._where: dict[str, tuple[dict[str, np.ndarray], int]] = {}
         for path in sorted(self.folder.glob("meshes-*.npz")):
@@ -108,3 +113,30 @@ class Pack:
                 ident: np.asarray(Image.open(io.BytesIO(archive.read(f"{ident}.webp"))).convert("RGBA"))
                 for ident in self.pictures
             }
+
+
+def write_meshes(path: Path, meshes: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    """Several (id, vertices, triangles, sRGB by face) as one file of the pack.
+
+    Args:
+        path: an npz file.
+        meshes: vertices in the unit ball (float) or already times 32767 (int16), colours in [0, 1] or in bytes.
+    """
+    vertices = [v if v.dtype == np.int16 else np.round(v * 32767).astype(np.int16) for _, v, _, _ in meshes]
+    colours = [c if c.dtype == np.uint8 else np.round(c * 255).astype(np.uint8) for *_, c in meshes]
+    kind = np.uint32 if max(map(len, vertices)) > 65535 else np.uint16
+    np.savez_compressed(
+        path,
+        ids=np.array([name for name, *_ in meshes]),
+        vertex_start=np.cumsum([0, *map(len, vertices)]),
+        face_start=np.cumsum([0, *map(len, colours)]),
+        vertices=np.concatenate(vertices),
+        triangles=np.concatenate([t for _, _, t, _ in meshes]).astype(kind),
+        colours=np.concatenate(colours),
+    )
+
+
+def write_table(path: Path, rows: list[dict]) -> None:
+    """Rows of a table of the pack: tabs, one header line, no quoting."""
+    lines = ["\t".join(rows[0]), *("\t".join(map(str, row.values())) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

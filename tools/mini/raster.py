@@ -130,9 +130,24 @@ def _project(vertices, viewmat, K):
     """Pixel coordinates and inverse depth of every vertex; 0 for those behind the near plane."""
     out = np.empty((len(vertices), 3), np.float32)
     for i in range(len(vertices)):
-        x = viewmat[0, 0] * vertices[i, 0] + viewmat[0, 1] * vertices[i, 1] + viewmat[0, 2] * vertices[i, 2] + viewmat[0, 3]
-        y = viewmat[1, 0] * vertices[i, 0] + viewmat[1, 1] * vertices[i, 1] + viewmat[1, 2] * vertices[i, 2] + viewmat[1, 3]
-        z = viewmat[2, 0] * vertices[i, 0] + viewmat[2, 1] * vertices[i, 1] + viewmat[2, 2] * vertices[i, 2] + viewmat[2, 3]
+        x = (
+            viewmat[0, 0] * vertices[i, 0]
+            + viewmat[0, 1] * vertices[i, 1]
+            + viewmat[0, 2] * vertices[i, 2]
+            + viewmat[0, 3]
+        )
+        y = (
+            viewmat[1, 0] * vertices[i, 0]
+            + viewmat[1, 1] * vertices[i, 1]
+            + viewmat[1, 2] * vertices[i, 2]
+            + viewmat[1, 3]
+        )
+        z = (
+            viewmat[2, 0] * vertices[i, 0]
+            + viewmat[2, 1] * vertices[i, 1]
+            + viewmat[2, 2] * vertices[i, 2]
+            + viewmat[2, 3]
+        )
         if z < NEAR:
             out[i] = 0
             continue

@@ -39,7 +39,9 @@ def turned(profile: Float[np.ndarray, "P 2"], around: int = AROUND) -> Triangles
     angle = np.arange(around) * (2 * np.pi / around)
     radius, height = profile[:, :1], profile[:, 1:]
     points = np.stack([radius * np.sin(angle), np.broadcast_to(height, (len(profile), around)), radius * np.cos(angle)])
-    return np.moveaxis(points, 0, -1).reshape(-1, 3), grid(len(profile), around, wraps=True)
+    points, triangles = np.moveaxis(points, 0, -1).reshape(-1, 3), grid(len(profile), around, wraps=True)
+    a, b, c = (points[triangles[:, k]] for k in range(3))
+    return points, triangles[np.linalg.norm(np.cross(b - a, c - a), axis=1) > 1e-9]  # none at the poles
 
 
 def ellipsoid(primitive: Primitive) -> Triangles:

@@ -1,8 +1,8 @@
 """Train the embedded prior: text and cameras to four views of an everyday thing.
 
     cd tools
-    python -m mini.train_text --pack PACK --out ../runs/text --init ../src/psd_gs/assets/mini/prior
-    python -m mini.train_prior --pack PACK --out ../runs/prior --text ../runs/text --init ../src/psd_gs/assets/mini/prior
+    python -m mini.train_text --pack PACK --out ../runs/text --init PIPELINE
+    python -m mini.train_prior --pack PACK --out ../runs/prior --text ../runs/text --init PIPELINE
 
 Stop it whenever you like: the same command goes on from the last checkpoint. ``--init FOLDER`` starts from published
 weights instead: of this layout, or of the one with 32 pixels and without patches, which is taken over as far as it

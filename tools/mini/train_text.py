@@ -24,7 +24,7 @@ from mini.networks import TEXT_WIDTH, make_text_encoder
 from mini.objects import CATEGORIES
 from mini.pack import Pack
 from mini.scenes import COLOURS, article, caption, sample_look, sample_scene
-from mini.words import SPECIAL, known_words, make_tokenizer, sentence_vectors, word_vectors
+from mini.words import known_words, make_tokenizer, sentence_vectors, word_vectors
 from psd_gs.priors.multiview import MultiViewPipeline, encode_prompts
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,9 +25,27 @@ from mini.objects import CATEGORIES
 from mini.pack import PAINTABLE, PICTURE, Mesh, Pack
 from mini.raster import Surface, crease_normals, draw, z_buffer
 from mini.scenes import (
-    COLOUR_WORDS, COLOURS, MATERIAL_WORDS, MATERIALS, RADIUS, RELATION_WORDS, STRETCH_WORDS, STRETCHES, TEMPLATES,
-    WOOD_COLOURS, Item, ItemLook, Look, Scene, article, build_item, build_scene, caption, named_slots, paint,
-    sample_look, sample_scene,
+    COLOUR_WORDS,
+    COLOURS,
+    MATERIAL_WORDS,
+    MATERIALS,
+    RADIUS,
+    RELATION_WORDS,
+    STRETCH_WORDS,
+    STRETCHES,
+    TEMPLATES,
+    WOOD_COLOURS,
+    Item,
+    ItemLook,
+    Look,
+    article,
+    build_item,
+    build_scene,
+    caption,
+    named_slots,
+    paint,
+    sample_look,
+    sample_scene,
 )  # fmt: skip
 from mini.tessellate import CREASE, painted
 from psd_gs.cameras import Cameras, mvdream_cameras
@@ -45,8 +64,11 @@ LOOKS = frozenset(
      "colorful", "chocolate", "fire", "ripe", "dead", "police", "zebra", "lava", "ice", "striped", "two-colored")
 )  # fmt: skip
 """Words of a name that already say what it looks like: no other colour is named."""
+REPLACED = frozenset({"corgi"})
+"""Procedural categories of which there are better meshes: only what wears something or has named parts is made."""
 HELD_COLOURS = {tuple(pair) for pair in HELD["colours"]}
 HELD_RELATIONS = {tuple(triple) for triple in HELD["relations"]}
+HELD_SYNONYMS = re.compile(r"\b(" + "|".join(map(re.escape, HELD["synonyms"])) + r")\b")
 
 
 @dataclass(frozen=True)
@@ -87,9 +109,7 @@ def repainted(mesh: Mesh, tone: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "F
     return colours
 
 
-def emphasis_of(
-    named: Float[np.ndarray, "V H W"], alpha: Float[np.ndarray, "V H W"]
-) -> Float[np.ndarray, "V H W"]:
+def emphasis_of(named: Float[np.ndarray, "V H W"], alpha: Float[np.ndarray, "V H W"]) -> Float[np.ndarray, "V H W"]:
     """What each pixel counts: more on what the caption names, by the inverse root of its share of the object.
 
     A scarf or the wheels of a bus are a tenth of the object's pixels, but half of what the caption says.
@@ -139,12 +159,17 @@ class World:
     # --- things -------------------------------------------------------------------------------------------------------
 
     def thing(self, name: Name, rng: random.Random, coloured: float) -> Thing:
-        """A variant of a named thing, normalized; its phrase has no article.
+        """A variant of a named thing, normalized; its phrase has no article and is no held-out synonym.
 
         Args:
             coloured: how often a colour is named.
         """
-        if name.made and (not name.meshes or rng.random() < 0.5):
+        thing = self._thing(name, rng, coloured)
+        return self.thing(name, rng, coloured) if HELD_SYNONYMS.search(thing.phrase) else thing
+
+    def _thing(self, name: Name, rng: random.Random, coloured: float) -> Thing:
+        made_too = name.made and name.caption not in REPLACED
+        if name.made and (not name.meshes or (made_too and rng.random() < 0.5)):
             return self._made_thing(name, rng, coloured)
         ident = rng.choice(name.meshes)
         mesh = self.pack.mesh(ident)
@@ -211,6 +236,8 @@ class World:
             categories = self.core if rng.random() < 0.6 else CATEGORIES
             made = sample_scene(rng, categories)
             look = sample_look(made, rng, named=0.35)
+            if any(i.category in REPLACED and not i.part and not i.accessory for i in look.items):
+                return self.scene(rng)
             primitives, smooth = build_scene(made)
             return painted(primitives, smooth, paint(look, rng), named_slots(look)), caption(look, rng)
         if kind < MADE + PAIR:
@@ -300,7 +327,8 @@ class World:
             phrase = rng.choice(spoken(name)) if rng.random() < 0.4 else name.caption
             natural = self.pack.pictures[ident]["colours"].split(",")[0]
             says_looks = LOOKS & {*phrase.split(), *name.caption.split()}
-            if natural and not says_looks and (name.caption, natural) not in HELD_COLOURS and rng.random() < 0.15:
+            free = (name.caption, natural) not in HELD_COLOURS and not HELD_SYNONYMS.search(f"{natural} {phrase}")
+            if natural and not says_looks and free and rng.random() < 0.15:
                 phrase = f"{natural} {phrase}"
             captions.append(in_front_of_articles(article(phrase) if name.article else phrase, rng))
         alpha = np.stack(alphas)
@@ -309,7 +337,7 @@ class World:
         )  # fmt: skip
 
 
-def _bytes(array: np.ndarray, scale: float = 255) -> UInt8[Tensor, "..."]:
+def _bytes(array: np.ndarray, scale: float = 255) -> UInt8[Tensor, ...]:
     return torch.from_numpy(np.clip(array * scale + 0.5, 0, 255).astype(np.uint8))
 
 
