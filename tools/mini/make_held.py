@@ -142,9 +142,8 @@ def prompt_rows(
         else:
             near = [article(f"{tone} {base}") for tone, base in zip(tones, ("cube", "table", "barrel"), strict=True)]
             arranged = [f"{text(what)} {rel} {base}" for rel, base in zip(("on", "on", "next to"), near, strict=True)]
-        rows.append(
-            {"prompt": text(what), "held_out": kind.startswith("held"), "objects": objects, "colours": colours, "arrangements": arranged}
-        )  # fmt: skip
+        wrong = {"objects": objects, "colours": colours, "arrangements": arranged}
+        rows.append({"prompt": text(what), "held_out": kind.startswith("held"), **wrong})
         avoid = avoid | {what}
         pool, paint, held_names = ([n for n in group if n.caption != what] for group in (pool, paint, held_names))
     return rows

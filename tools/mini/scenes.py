@@ -293,6 +293,11 @@ def _word(canonical: str, synonyms: tuple[str, ...], rng: random.Random | None, 
     return rng.choice(synonyms) if rng and synonyms and rng.random() < chance else canonical
 
 
+def spoken_names(category: Category) -> tuple[str, ...]:
+    """The noun and its synonyms, but those that no caption may say."""
+    return tuple(name for name in category.names if name not in HELD.get("synonyms", {}))
+
+
 def item_caption(item: ItemLook, rng: random.Random | None = None) -> str:
     """A noun phrase; without ``rng`` the canonical words are taken."""
     category = BY_NAME[item.category]
@@ -307,8 +312,7 @@ def item_caption(item: ItemLook, rng: random.Random | None = None) -> str:
         words.append(_word(item.material, MATERIAL_WORDS[item.material], rng, 0.4))
     if item.colour:
         words.append(colour(item.colour))
-    synonyms = tuple(name for name in category.names[1:] if name not in HELD.get("synonyms", {}))
-    words.append(_word(category.name, synonyms, rng, 0.3))
+    words.append(_word(category.name, spoken_names(category)[1:], rng, 0.3))
     phrase = article(" ".join(words))
     if item.part and item.part_colour:
         noun = f"{colour(item.part_colour)} {category.parts[item.part]}"
@@ -361,7 +365,7 @@ def vocabulary(categories: tuple[Category, ...] = CATEGORIES) -> list[str]:
             words.update(phrase.replace("{}", " ").replace(",", " ").split())
 
     for category in categories:
-        add(*category.names, *category.parts.values())
+        add(*spoken_names(category), *category.parts.values())
     add(*COLOURS, *(w for group in COLOUR_WORDS.values() for w in group))
     for table in (STRETCH_WORDS, MATERIAL_WORDS, RELATION_WORDS):
         add(*table, *(w for group in table.values() for w in group))

@@ -106,7 +106,7 @@ def make_tokenizer(words: list[str], folder: Path) -> PreTrainedTokenizerFast:
 
 
 def word_vectors(words: list[str], width: int) -> Float[Tensor, "N width"]:
-    """The words' vectors on the ``width`` strongest principal axes, after the mean; the special tokens come first.
+    """The words' vectors on their ``width`` strongest principal axes, after those of the special tokens.
 
     The axes are weakened by the fourth root of their variance, so that what tells one chair from another is heard.
     Start and end get fixed random vectors, the unknown word none.
@@ -115,10 +115,27 @@ def word_vectors(words: list[str], width: int) -> Float[Tensor, "N width"]:
     vectors = vectors - vectors.mean(0)
     variance, axes = torch.linalg.eigh(vectors.T @ vectors / len(vectors))
     turned = vectors @ axes[:, -width:] / variance[-width:] ** 0.25
-    turned = turned * (SPREAD / turned.std())
     special = SPREAD * torch.randn(len(SPECIAL), width, generator=torch.Generator().manual_seed(0))
     special[SPECIAL.index(UNKNOWN)] = 0
-    return torch.cat([special, turned])
+    return torch.cat([special, turned * (SPREAD / turned.std())])
+
+
+def phrase_vectors(
+    phrases: list[str], words: list[str], vectors: Float[Tensor, "N D"], sample: int = 4000
+) -> Float[Tensor, "P D"]:
+    """Unit vectors of phrases in the space of given word vectors, which may have been made on another machine.
+
+    Args:
+        phrases: any texts.
+        words: the vocabulary.
+        vectors: of the words, as ``word_vectors`` made them, without the special tokens.
+        sample: how many words the map from sentence vectors is found from, by least squares.
+    """
+    step = max(1, len(words) // sample)
+    known = torch.nn.functional.pad(sentence_vectors(words[::step]), (0, 1), value=1.0)
+    weights = torch.linalg.lstsq(known.double(), vectors[::step].double()).solution.float()
+    turned = torch.nn.functional.pad(sentence_vectors(phrases), (0, 1), value=1.0) @ weights
+    return torch.nn.functional.normalize(turned, dim=-1)
 
 
 def main() -> None:

@@ -57,6 +57,7 @@ LEAST_SHARE = 0.04
 """Named parts smaller than this share of the object count no more per pixel than one of this share."""
 FLAT_TOP = 0.03
 """A thing can be stood on if the middle of its top is even to this (its radius is ``RADIUS``)."""
+SIZE_WORDS = ("large", "big", "small", "little")
 BEARERS = ("furniture", "container", "shape", "appliance", "nature", "structure", "machine")
 """Categories of things that others stand on."""
 LOOKS = frozenset(
@@ -276,7 +277,7 @@ class World:
         size, sized = rng.uniform(0.75, 1.1), rng.random() < 0.2
         if sized:
             size = rng.choice((0.5, 1.6))
-            big, small = ("large", "big"), ("small", "little")
+            big, small = SIZE_WORDS[:2], SIZE_WORDS[2:]
             words = (rng.choice(small), rng.choice(big)) if size > 1 else (rng.choice(big), rng.choice(small))
             first = replace(first, phrase=f"{words[0]} {first.phrase}")
             second = replace(second, phrase=f"{words[1]} {second.phrase}")

@@ -1,0 +1,198 @@
+"""The prior on patches: warm start, schedule, saving, and a few steps of training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mini.networks import Model, inflated, make_text_encoder, make_unet, warm_start, widened
+from mini.train_prior import LEAST_NOISE, Checkpoint, collate, loss_of, make_optimizers, share_gradients
+from mini.words import make_tokenizer
+from mini.world import Group
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from psd_gs.cameras import mvdream_cameras, turntable
+from psd_gs.priors import load_prior
+from psd_gs.priors.multiview import MultiViewPipeline, MultiViewPrior, cosine_scheduler, encode_prompts, set_views
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CHANNELS = (32, 64, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Model:
+    """Sixteen pixels in patches of two."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(["a", "corgi", "red", "cube"], tmp_path_factory.mktemp("tokenizer"))
+    vectors = torch.randn(len(tokenizer), 192, generator=torch.Generator().manual_seed(1))
+    return Model(tokenizer, make_text_encoder(tokenizer, vectors), make_unet(16, 2, CHANNELS), 2)
+
+
+def enlarged(x, factor: int):
+    return x.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def conditions(rows: int) -> dict:
+    generator = torch.Generator().manual_seed(2)
+    return {
+        "timestep": torch.full((rows,), 600),
+        "encoder_hidden_states": torch.randn(rows, 5, 192, generator=generator),
+        "class_labels": torch.randn(rows, 16, generator=generator),
+        "return_dict": False,
+    }
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_the_inflated_network_answers_what_the_old_one_did_enlarged(patch):
+    torch.manual_seed(0)
+    old = make_unet(16, 1, CHANNELS)
+    new = inflated(old, patch)
+    x = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        expected = old(x, **conditions(4))[0]
+        received = pixel_shuffle(new(pixel_unshuffle(enlarged(x, patch), patch), **conditions(4))[0], patch)
+    torch.testing.assert_close(received, enlarged(expected, patch), atol=2e-5, rtol=1e-4)
+
+
+def test_a_wider_first_level_answers_nearly_the_same():
+    torch.manual_seed(0)
+    old, new = make_unet(16, 1, CHANNELS), make_unet(16, 1, (48, *CHANNELS[1:]))
+    x = torch.randn(4, 3, 16, 16)
+    widened(old, new)
+    with torch.no_grad():
+        a, b = old(x, **conditions(4))[0], new(x, **conditions(4))[0]
+    assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.9
+
+
+def test_a_warm_start_paints_the_clean_picture_at_high_noise(model):
+    """A velocity is the clean picture with another sign there."""
+    torch.manual_seed(0)
+    old = MultiViewPipeline(model.tokenizer, model.text_encoder, make_unet(8, 1, CHANNELS), cosine_scheduler())
+    torch.nn.init.normal_(old.unet.conv_out.weight)
+    new = Model(model.tokenizer, model.text_encoder, make_unet(16, 2, CHANNELS), 2)
+    warm_start(new, old)
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        velocity = old.unet(2 * x, **conditions(4))[0]
+        clean = pixel_shuffle(new.unet(pixel_unshuffle(enlarged(x, 2), 2), **conditions(4))[0], 2)
+    torch.testing.assert_close(clean, -enlarged(velocity, 2), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_the_mean_over_a_patch_has_the_signal_to_noise_ratio_of_a_pixel_without_patches(patch):
+    plain, shifted = cosine_scheduler().alphas_cumprod, cosine_scheduler(patch).alphas_cumprod
+    ratio = lambda a: a / (1 - a)  # noqa: E731
+    torch.testing.assert_close(ratio(shifted)[:990] * patch**2, ratio(plain)[:990], rtol=2e-3, atol=1e-6)
+    assert (shifted.diff() < 0).all()
+
+
+def test_patches_are_nobodys_business_outside(model, tmp_path):
+    """Saved and loaded as any pipeline; pixels go in and clean pixels come out."""
+    model.pipeline().save_pretrained(tmp_path / "saved")
+    prior = load_prior(str(tmp_path / "saved"))
+    assert isinstance(prior, MultiViewPrior)
+    assert (prior.family, prior.image_size, prior.latent_shape) == ("mini", 16, (3, 16, 16))
+    cameras = turntable(4, elevation=15.0)
+    images = torch.rand(1, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    x0, t = prior.encode(images), torch.tensor([0.6])
+    torch.testing.assert_close(prior.decode(x0), images)
+    x_t = prior.add_noise(x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(1)), t)
+    text, empty = prior.embed(["a corgi"]), prior.embed([""])
+    cond, neg = prior.predict(x_t, t, text, empty, cameras)
+    assert cond.shape == neg.shape == x0.shape
+    with torch.no_grad():
+        set_views(model.unet, 4)
+        expected = model.unet(
+            pixel_unshuffle(x_t[0], 2),
+            prior.timesteps(t).repeat(4),
+            encoder_hidden_states=encode_prompts(model.tokenizer, model.text_encoder, ["a corgi"]).expand(4, -1, -1),
+            class_labels=mvdream_cameras(cameras),
+            return_dict=False,
+        )[0]
+    torch.testing.assert_close(cond[0], pixel_shuffle(expected, 2), atol=1e-4, rtol=1e-3)
+    views = prior.pipeline("a red cube", cameras, num_inference_steps=2, output_type="pt").images
+    assert views.shape == (1, 4, 3, 16, 16)
+
+
+def group(flat: bool, seed: int = 0) -> Group:
+    generator = torch.Generator().manual_seed(seed)
+    picture = torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    alpha = torch.zeros(4, 1, 16, 16, dtype=torch.uint8)
+    alpha[..., 4:12, 4:12] = 255
+    cameras = torch.zeros(4, 16) if flat else mvdream_cameras(turntable(4, elevation=15.0))
+    texts = ["a corgi", "a red cube", "corgi", "a cube"] if flat else ["a corgi"] * 4
+    return Group(picture, alpha, torch.full_like(alpha, 32), cameras, texts)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_single_pictures_do_not_see_each_other(model, flat):
+    """Changing one picture changes the answers of its own set alone."""
+    batch = collate([group(flat), group(flat, 1)])
+    assert batch.flat == flat
+    alone = 1 if flat else 4
+    set_views(model.unet, alone)
+    x = torch.randn(8, 12, 8, 8, generator=torch.Generator().manual_seed(0))
+    other = x.clone()
+    other[0] += 1
+    kwargs = conditions(8)
+    with torch.no_grad():
+        a, b = model.unet(x, **kwargs)[0], model.unet(other, **kwargs)[0]
+    changed = (a - b).abs().amax((1, 2, 3)) > 1e-6
+    assert changed.tolist() == [True] * alone + [False] * (8 - alone)
+
+
+def test_the_loss_is_that_of_the_velocity_and_counts_emphasis(model):
+    """For an estimate of zero: the mean of clean^2 / sigma^2, but no more than that at little noise."""
+    for parameter in model.unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    scheduler, batch = cosine_scheduler(2), collate([group(False)])
+    batch.alpha.fill_(255)
+    generator = torch.Generator().manual_seed(3)
+    t = (torch.rand(1, generator=torch.Generator().manual_seed(3)).sqrt() * 1000).long()
+    loss = loss_of(model, batch, scheduler, generator, torch.float32)
+    sigma = max(float(1 - scheduler.alphas_cumprod[t]), LEAST_NOISE)
+    clean = batch.images.float() / 127.5 - 1
+    assert float(loss.detach()) == pytest.approx(float(clean.square().mean()) / sigma, 1e-4)
+    halves = batch.images.clone()
+    halves[..., 8:] = 128  # nearly no error there
+    batch.images, batch.emphasis[..., :8] = halves, 96  # three times as much, so 6/4 of the mean over both halves
+    error = (halves.float() / 127.5 - 1).square().mean()
+    scattered = loss_of(model, batch, scheduler, torch.Generator().manual_seed(3), torch.float32)
+    assert float(scattered.detach()) == pytest.approx(1.5 * float(error) / sigma, rel=0.12)  # spread by a patch
+
+
+def test_training_learns_and_goes_on_from_its_checkpoint(model, tmp_path):
+    from diffusers.training_utils import EMAModel
+
+    scheduler, batch = cosine_scheduler(2), collate([group(False), group(False, 1)])
+
+    def start() -> tuple:
+        torch.manual_seed(0)
+        fresh = Model(model.tokenizer, model.text_encoder, make_unet(16, 2, CHANNELS), 2)
+        inner, *optimizers = make_optimizers(fresh, 2e-3)
+        return fresh, inner, optimizers, EMAModel(fresh.trained(), decay=0.9)
+
+    def run(state, steps: range) -> list[float]:
+        net, inner, optimizers, ema = state
+        losses = []
+        for step in steps:
+            loss = loss_of(net, batch, scheduler, torch.Generator().manual_seed(step % 3), torch.float32)
+            loss.backward()
+            share_gradients(optimizers[0], inner)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            ema.step(net.trained())
+            losses.append(float(loss.detach()))
+        return losses
+
+    table = model.text_encoder.get_input_embeddings().weight.clone()
+    one = start()
+    losses = run(one, range(6))
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    Checkpoint(tmp_path / "c.safetensors", one[0], one[3], one[2]).save(6)
+    more = run(one, range(6, 8))
+    two = start()
+    assert Checkpoint(tmp_path / "c.safetensors", two[0], two[3], two[2]).load("cpu") == 6
+    assert run(two, range(6, 8)) == pytest.approx(more, rel=1e-4)
+    assert torch.equal(model.text_encoder.get_input_embeddings().weight, table)  # word vectors are fixed
