@@ -350,7 +350,7 @@ DAMAGES = {
     "unet of another depth": lambda f: edit(f / "unet" / "config.json", layers_per_block=2),
     "text encoder of another depth": lambda f: edit(f / "text_encoder" / "config.json", num_hidden_layers=3),
     "text encoder of another width": lambda f: edit(f / "text_encoder" / "config.json", hidden_size=64),
-    "prediction of another kind": lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="sample"),
+    "prediction of another kind": lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="flow"),
 }
 
 
