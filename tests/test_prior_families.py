@@ -365,7 +365,7 @@ DAMAGES = {
     "remote code": (lambda f: edit(f / "model_index.json", unet=["evil", "Net"]), "Remote code is never run"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "expected a diffusers pipeline with model_index.json"),
     "broken index": (lambda f: (f / "model_index.json").write_text("{"), "received invalid JSON"),
-    "other levels": (lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="flow"), "v_prediction or s"),
+    "other levels": (lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="flow"), "v_prediction or"),
 }  # fmt: skip
 
 

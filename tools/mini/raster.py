@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
+
+from psd_gs.kernels import njit
 
 AMBIENT, SKY, KEY = 0.62, 0.16, 0.30
 GLOSS = np.array([0.04, 0.55, 0.75, 0.04], np.float32)
@@ -66,7 +67,7 @@ class Surface:
         return Surface(**out)
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(fastmath=True, nogil=True)
 def face_normals(vertices, triangles):
     """Outward normals, twice the area long."""
     out = np.empty((len(triangles), 3), np.float32)
@@ -88,7 +89,7 @@ def face_normals(vertices, triangles):
     return out
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(fastmath=True, nogil=True)
 def crease_normals(vertices, triangles, cosine):
     """Corner normals: the mean over the faces around a vertex that lean less than a crease, by area.
 
@@ -125,7 +126,7 @@ def crease_normals(vertices, triangles, cosine):
     return out
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(fastmath=True, nogil=True)
 def _project(vertices, viewmat, K):
     """Pixel coordinates and inverse depth of every vertex; 0 for those behind the near plane."""
     out = np.empty((len(vertices), 3), np.float32)
@@ -157,7 +158,7 @@ def _project(vertices, viewmat, K):
     return out
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(fastmath=True, nogil=True)
 def z_buffer(vertices, triangles, viewmat, K, size):
     """The nearest face at every pixel centre (-1 where there is none), and its perspective-correct weights.
 
@@ -205,7 +206,7 @@ def z_buffer(vertices, triangles, viewmat, K, size):
     return faces, weights
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@njit(fastmath=True, nogil=True)
 def _shade(faces, weights, vertices, triangles, normals, colours, materials, named, eye, light, fine, out):
     """Adds the shaded pixels of a fine buffer to ``out [5, H, W]``, averaged over ``fine x fine``.
 
