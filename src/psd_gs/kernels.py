@@ -63,5 +63,5 @@ def temporary_cache() -> Path | None:
     private = stat.S_ISDIR(found.st_mode) and (os.name == "nt" or (found.st_uid == user and not found.st_mode & 0o077))
     if not private or not os.access(folder, os.W_OK):
         return None
-    numba.config.CACHE_DIR = str(folder)
+    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     return folder
