@@ -1,14 +1,38 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and reading those of strangers within bounds."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import io
+import json
 import os
+import reprlib
 import secrets
+import stat
+import types
+import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from psd_gs.errors import OutputError
+from psd_gs.errors import FormatError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+T = TypeVar("T")
+
+JSON_BYTES = 4 << 20
+"""Largest JSON file; in memory it can become 25 times as large."""
+JSON_DEPTH = 32
+"""Deepest nesting of JSON."""
+PICTURE_BYTES = 64 << 20
+PICTURE_PIXELS = 1 << 25
+"""Largest picture, compressed and decoded: 8192 x 4096."""
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF")
+"""Formats that are decoded; Pillow has others, some of which run programs."""
 
 
 @contextlib.contextmanager
@@ -67,3 +91,206 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def locked(file: BinaryIO) -> Iterator[None]:
+    """Hold an open file against all other processes that do so, and wait for those that hold it now.
+
+    Raises:
+        OSError: the file system knows no locks.
+    """
+    if os.name == "nt":
+        import msvcrt
+
+        def lock(mode: int) -> None:
+            file.seek(0)  # its locks are of bytes from here on
+            msvcrt.locking(file.fileno(), mode, 1)  # type: ignore[attr-defined]
+
+        take, leave = msvcrt.LK_LOCK, msvcrt.LK_UNLCK  # type: ignore[attr-defined]
+    else:
+        import fcntl
+
+        def lock(mode: int) -> None:
+            fcntl.flock(file, mode)
+
+        take, leave = fcntl.LOCK_EX, fcntl.LOCK_UN
+    lock(take)
+    try:
+        yield
+    finally:
+        lock(leave)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The whole of a regular file.
+
+    Args:
+        path: of the file; links are followed.
+        limit: most bytes.
+
+    Raises:
+        FormatError: a larger file.
+        InputError: it cannot be opened, or is a folder, device or pipe.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError(f"{path}: expected a regular file, received a folder, device or pipe. Copy the file first.")
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {reason}. Check the path.") from error
+    if len(data) > limit:
+        raise FormatError(f"{path}: expected at most {limit:,} bytes, received more. This is no such file.")
+    return data
+
+
+def read_json(path: str | os.PathLike[str], shape: type[T], *, limit: int = JSON_BYTES) -> T:
+    """A JSON file, checked against what it should hold, see :func:`loads`.
+
+    Raises:
+        FormatError: not JSON, another shape, too large or too deep.
+        InputError: it cannot be opened, or is a folder, device or pipe.
+    """
+    data = read_bounded(path, limit)
+    try:
+        return loads(data, shape)
+    except ValueError as error:
+        raise FormatError(f"{path}: {error}. The file is damaged or of another kind; copy or make it again.") from error
+
+
+def loads(text: str | bytes, shape: type[T]) -> T:
+    """JSON, checked against what it should hold.
+
+    Args:
+        text: the JSON; NaN and infinities, which are not JSON, become null.
+        shape: a TypedDict, whose further fields may hold anything; a dataclass, whose further fields are dropped;
+            or str, int (of 64 bits), float (finite), bool, None, Literal, Any, and lists, dicts and unions of them.
+
+    Raises:
+        ValueError: one line about what is wrong.
+    """
+    try:
+        return conform(json.loads(text, object_pairs_hook=_distinct, parse_constant=lambda name: None), shape)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {JSON_DEPTH} levels") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        raise ValueError("a name that occurs twice in one object")
+    return out
+
+
+def conform(value: Any, shape: Any, depth: int = 0) -> Any:
+    """A parsed ``value`` as ``shape`` wants it, see :func:`loads`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if depth > JSON_DEPTH:
+        raise ValueError(f"nested deeper than {JSON_DEPTH} levels")
+    origin, args = get_origin(shape), get_args(shape)
+    if shape is Any:
+        kinds = {dict: dict[str, Any], list: list[Any]}
+        shape = kinds.get(type(value), type(value))
+        origin, args = get_origin(shape), get_args(shape)
+    if origin in (Union, types.UnionType):
+        for arg in args:
+            with contextlib.suppress(ValueError):
+                return conform(value, arg, depth)
+    elif origin is Literal:
+        if any(type(value) is type(arg) and value == arg for arg in args):
+            return value
+    elif origin is list and isinstance(value, list):
+        return [_inside(i, item, args[0], depth) for i, item in enumerate(value)]
+    elif origin is dict and isinstance(value, dict):
+        return {conform(name, args[0]): _inside(name, item, args[1], depth) for name, item in value.items()}
+    elif isinstance(shape, type) and isinstance(value, dict) and (is_typeddict(shape) or dataclasses.is_dataclass(shape)):
+        hints, required = _fields(shape)
+        if missing := [name for name in required if name not in value]:
+            raise ValueError(f"{missing[0]} is missing")
+        known = {name: _inside(name, value[name], hint, depth) for name, hint in hints.items() if name in value}
+        if dataclasses.is_dataclass(shape):
+            return shape(**known)
+        return {name: known[name] if name in known else _inside(name, item, Any, depth) for name, item in value.items()}
+    elif shape is float and type(value) in (int, float) and abs(value) < 2.0**1023:
+        return float(value)
+    elif shape is int and type(value) is int and -(1 << 63) <= value < 1 << 63:
+        return value
+    elif shape is str and isinstance(value, str):
+        if not any("\ud800" <= c <= "\udfff" for c in value):
+            return value
+        raise ValueError("a text with half a surrogate pair")
+    elif shape in (bool, None, type(None)) and (value is None if shape is not bool else isinstance(value, bool)):
+        return value
+    raise ValueError(f"expected {_called(shape)}, received {short(value)}")
+
+
+def _inside(name: object, value: Any, shape: Any, depth: int) -> Any:
+    try:
+        return conform(value, shape, depth + 1)
+    except ValueError as error:
+        raise ValueError(f"{short(name)}: {error}" if depth < 3 else str(error)) from None
+
+
+@lru_cache
+def _fields(shape: type) -> tuple[dict[str, Any], frozenset[str]]:
+    """Annotations of a TypedDict or dataclass, and which of its fields must be there."""
+    if is_typeddict(shape):
+        return get_type_hints(shape), frozenset(shape.__required_keys__)  # type: ignore[attr-defined]
+    missing = dataclasses.MISSING
+    needed = (f.name for f in dataclasses.fields(shape) if f.default is missing and f.default_factory is missing)
+    return get_type_hints(shape), frozenset(needed)
+
+
+def _called(shape: Any) -> str:
+    names = {int: "an integer of 64 bits", float: "a finite number", str: "a text", bool: "true or false"}
+    if get_origin(shape) in (Union, types.UnionType):
+        return " or ".join(map(_called, get_args(shape)))
+    if get_origin(shape) is Literal:
+        return " or ".join(map(repr, get_args(shape)))
+    if get_origin(shape) is list:
+        return "a list"
+    return "null" if shape in (None, type(None)) else names.get(shape, "fields by name")
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+_REPR.maxlevel = 2
+
+
+def short(value: object) -> str:
+    """What a message says of a value that may be huge, or hold anything."""
+    return _REPR.repr(value)
+
+
+def read_picture(source: str | os.PathLike[str] | bytes, mode: Literal["RGB", "RGBA"] = "RGB") -> Image.Image:
+    """A picture, decoded only if its file and its pixels are within :data:`PICTURE_BYTES` and :data:`PICTURE_PIXELS`.
+
+    Args:
+        source: a file of one of :data:`PICTURES`, or what it holds.
+        mode: of the result; the first frame of a film.
+
+    Raises:
+        FormatError: no such picture, a damaged or a larger one.
+        InputError: it cannot be opened, or is a folder, device or pipe.
+    """
+    from PIL import Image
+
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else read_bounded(source, PICTURE_BYTES)
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=PICTURES) as picture:
+            width, height = picture.size
+            if width * height <= PICTURE_PIXELS:
+                return picture.convert(mode)
+    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them into
+        reason = " ".join(str(error).split())[:100]
+        raise FormatError(f"{name}: expected a sound {', '.join(PICTURES)} file ({reason}). Make it again.") from error
+    raise FormatError(f"{name}: expected a picture of at most {PICTURE_PIXELS:,} pixels, received {width} x {height}.")
