@@ -17,6 +17,10 @@ class FormatError(InputError):
     """A file that is not what its name says, is truncated, or holds non-finite data."""
 
 
+class UnsupportedError(FormatError):
+    """A sound file that uses something known that is not read here; the message names the thing and the way out."""
+
+
 class ModelError(PsdGsError):
     """Weights that are missing, truncated or of another architecture."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,6 +12,12 @@ from torch import Tensor
 
 SH_C0 = 0.28209479177387814
 """Value of the degree-0 real spherical harmonic: rgb = 0.5 + SH_C0 * sh0."""
+
+RenderMode = Literal["default", "antialiased", "2dgs"]
+"""How Gaussians were trained, and so are to be rendered: as 3DGS does; with opacities that make up for the blur on the
+screen (Mip-Splatting, Yu et al. 2024); or as flat discs (2DGS, Huang et al. 2024), whose third axis is nearly zero."""
+
+_TENSORS = ("means", "quats", "scales", "opacities", "sh0", "shN")
 
 
 @dataclass
@@ -24,6 +31,9 @@ class Gaussians:
         opacities: logits of the opacity.
         sh0: degree-0 spherical-harmonics coefficients of the sRGB colour.
         shN: the remaining coefficients, K = (degree + 1)**2 of them with sh0; K - 1 may be 0.
+        mode: how they are to be rendered.
+        origin: where the origin of ``means`` lies in the world that a file was measured in, x, y, z in double
+            precision: zero but for assets so far out (UTM coordinates) that float32 would be too coarse.
     """
 
     means: Float[Tensor, "N 3"]
@@ -32,6 +42,8 @@ class Gaussians:
     opacities: Float[Tensor, " N"]
     sh0: Float[Tensor, "N 1 3"]
     shN: Float[Tensor, "N K-1 3"]
+    mode: RenderMode = "default"
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __len__(self) -> int:
         return self.means.shape[0]
@@ -52,7 +64,7 @@ class Gaussians:
 
     def params(self) -> dict[str, Tensor]:
         """The tensors by name, in the order of the fields; the same tensors, not copies."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: getattr(self, name) for name in _TENSORS}
 
     def map(self, function) -> Gaussians:
         """Apply ``function`` to every tensor."""

@@ -1,4 +1,7 @@
-"""What all splat formats share: Gaussians go to files and come from them in blocks.
+"""What all splat formats share: what a value is and what damage, and Gaussians in blocks on their way to files and back.
+
+Infinite opacities are opaque or invisible and a log scale of minus infinity is flat: values. NaN anywhere, an infinite
+position, size or colour, and a rotation of zero are damage. Both readers and writers come here for it.
 
 A block is small enough for the cache, so a few million splats with all their harmonics are converted
 without a second copy of them in memory.
@@ -6,8 +9,11 @@ without a second copy of them in memory.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,19 +23,35 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psd_gs.errors import FormatError, InputError
-from psd_gs.export.frames import Frame, turn_x180
-from psd_gs.gaussians import Gaussians, usable
+from psd_gs.export.frames import Frame, near_the_others, robust_box, turn_x180
+from psd_gs.gaussians import Gaussians, RenderMode, usable
+
+logger = logging.getLogger(__name__)
 
 MAX_LOGIT = 15.0
 MAX_LOG_SCALE = 20.0
 BLOCK = 1 << 16
 """Rows of a block; a multiple of 256, the chunk of the compressed PLY."""
-MAX_RATIO = 1000
-"""A compressed file that would unpack to more than so many times its size is refused: no asset compresses like that."""
+SMALL = 32 << 20
+RATIO = 100
+LARGEST = 8 << 30
+"""A compressed file may fill :data:`SMALL` bytes of memory, or :data:`RATIO` times its size (assets reach 50) and not
+more than :data:`LARGEST`, unless the caller knows that it is sound."""
+_BROKEN = "hold NaN, an infinite position, size or colour, or a zero rotation"
+
+
+def saturated(gaussians: Gaussians) -> Gaussians:
+    """Opacity logits within +-15 and log scales within +-20, infinities too; log scales of +infinity become NaN."""
+    scales = gaussians.scales.where(gaussians.scales < math.inf, math.nan)
+    return replace(
+        gaussians,
+        opacities=gaussians.opacities.clamp(-MAX_LOGIT, MAX_LOGIT),
+        scales=scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE),
+    )
 
 
 def usable_rows(gaussians: Gaussians, path: str | os.PathLike[str]) -> Int[Tensor, " M"]:
-    """Indices of the rows that can be written.
+    """Indices of the rows that can be written; the number of the others is logged.
 
     Raises:
         InputError: there is none.
@@ -40,14 +62,15 @@ def usable_rows(gaussians: Gaussians, path: str | os.PathLike[str]) -> Int[Tenso
             f"cannot write {path}: expected finite Gaussians, received {len(gaussians)} of which none is usable. "
             "The optimization diverged; lower the learning rates or start from an earlier checkpoint."
         )
+    if len(rows) < len(gaussians):
+        logger.warning("%s: left out %d of %d Gaussians, which %s", path, len(gaussians) - len(rows), len(gaussians), _BROKEN)
     return rows
 
 
 def usable_mask(gaussians: Gaussians) -> Bool[Tensor, " N"]:
-    """:func:`psd_gs.gaussians.usable` block by block, because its temporaries are as large as its input."""
-    if len(gaussians) == 0:
-        return usable(gaussians)
-    return torch.cat([usable(gaussians.map(lambda t, a=a, b=b: t[a:b])) for a, b in ranges(len(gaussians))])
+    """Which rows are values in the sense of this module, block by block, because the temporaries are large."""
+    parts = [gaussians.map(lambda t, a=a, b=b: t[a:b]) for a, b in ranges(len(gaussians))] or [gaussians]
+    return torch.cat([usable(saturated(part).map(torch.Tensor.float)) for part in parts])
 
 
 def blocks(gaussians: Gaussians, rows: Int[Tensor, " M"], frame: Frame) -> Iterator[Gaussians]:
@@ -56,24 +79,28 @@ def blocks(gaussians: Gaussians, rows: Int[Tensor, " M"], frame: Frame) -> Itera
     """
     gaussians = gaussians.detach()
     for part in rows.split(BLOCK):
-        block = gaussians.select(part).to("cpu").map(torch.Tensor.float)
-        block.opacities = block.opacities.clamp(-MAX_LOGIT, MAX_LOGIT)
-        block.scales = block.scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
+        block = saturated(gaussians.select(part).to("cpu").map(torch.Tensor.float))
         block.quats = torch.nn.functional.normalize(block.quats, dim=1)
         yield turn_x180(block) if frame == "rdf" else block
 
 
 def gather(
-    parts: Iterable[Gaussians], count: int, path: str | os.PathLike[str], frame: Frame, lenient: bool
+    parts: Iterable[Gaussians],
+    count: int,
+    path: str | os.PathLike[str],
+    frame: Frame,
+    lenient: bool,
+    mode: RenderMode = "default",
 ) -> Gaussians:
     """The Gaussians of a file in the world frame, from blocks in the file's frame.
 
     Args:
-        parts: blocks, together ``count`` rows.
+        parts: blocks, together ``count`` rows, all with as many harmonics; means may be double.
         count: rows of the file; the caller has checked that the file is large enough for them.
         path: of the file, for messages.
         frame: of the blocks.
-        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
+        lenient: leave out broken rows, and log how many, instead of refusing the file.
+        mode: what the file says of how it is to be rendered.
 
     Raises:
         FormatError: such rows, or no others.
@@ -82,8 +109,9 @@ def gather(
         raise FormatError(f"{path} holds no Gaussians. Export the asset again.")
     out: Gaussians | None = None
     filled = broken = 0
-    for block in parts:
-        good = usable(block)
+    for raw in parts:
+        block = saturated(raw)
+        good = usable(replace(block, means=block.means.float()))
         if not good.all():
             broken += int((~good).sum())
             block = block.select(good)
@@ -95,12 +123,97 @@ def gather(
         filled += len(block)
     if (broken and not lenient) or out is None or filled == 0:
         raise FormatError(
-            f"{path}: expected finite Gaussians, received {count} of which {broken} hold NaN, infinity or a zero "
-            "rotation. Export it again, or drop these rows with psd-gs export --prune."
+            f"{path}: expected finite Gaussians, received {count} of which {broken} {_BROKEN}. "
+            "Export it again, or drop these rows with psd-gs export --prune."
         )
-    out.opacities.clamp_(-MAX_LOGIT, MAX_LOGIT)
-    out.scales.clamp_(-MAX_LOG_SCALE, MAX_LOG_SCALE)
-    return out if filled == count else out.map(lambda tensor: tensor[:filled])
+    if broken:
+        logger.warning("%s: left out %d of %d Gaussians, which %s", path, broken, count, _BROKEN)
+    out = out if filled == count else out.map(lambda tensor: tensor[:filled])
+    return localized(replace(out, mode=mode))
+
+
+def localized(gaussians: Gaussians) -> Gaussians:
+    """The asset near the origin if float32 is too coarse where it lies, as in UTM coordinates: its ``origin`` tells
+    where it was. ``means`` become float32.
+
+    Too coarse is a rounding of more than a hundredth of the median Gaussian, or of a 100 000th of the asset.
+    """
+    place = gaussians.means.double().median(dim=0).values
+    rounding = float(place.abs().max()) * 2.0**-24
+    size = float(gaussians.scales.amax(1).exp().median())
+    if rounding > 0.01 * size:
+        low, high = robust_box(gaussians.means.double())
+        extent = float((high - low).max())
+        if rounding > 1e-5 * extent and float(place.abs().max()) > 8 * extent:
+            grid = 2.0 ** math.floor(math.log2(max(extent, size)))
+            origin = ((low + high) / (2 * grid)).round() * grid
+            x, y, z = (origin + torch.tensor(gaussians.origin, dtype=torch.float64)).tolist()
+            gaussians = replace(gaussians, means=gaussians.means.double() - origin, origin=(x, y, z))
+    return replace(gaussians, means=gaussians.means.float())
+
+
+def held(gaussians: Gaussians, centre: Float[Tensor, " 3"], reach: float) -> Gaussians:
+    """The asset with its strays moved in, along the line to ``centre`` and made smaller by as much, so that they look
+    from there as they did; for formats whose precision is the smaller the farther the farthest Gaussian is."""
+    offset = gaussians.means - centre
+    factor = (reach / offset.abs().amax(1)).clamp(max=1)
+    if (factor == 1).all():
+        return gaussians
+    return replace(
+        gaussians,
+        means=torch.where(factor[:, None] < 1, centre + offset * factor[:, None], gaussians.means),
+        scales=(gaussians.scales + factor.log()[:, None]).clamp_min(-MAX_LOG_SCALE),
+    )
+
+
+def extent(
+    gaussians: Gaussians, rows: Int[Tensor, " M"], times: float, path: str | os.PathLike[str]
+) -> tuple[Float[Tensor, " 3"], float, float]:
+    """Where the asset without its strays lies, and how far out strays may stay; how many are farther is logged.
+
+    Args:
+        gaussians: the asset.
+        rows: that are written.
+        times: half the asset's extent, that strays may be away.
+        path: of what is written, for the message.
+
+    Returns:
+        Centre, half the extent along its longest axis, and the reach for :func:`held`, world units.
+    """
+    means = gaussians.means.detach()[rows].float().cpu()
+    low, high = robust_box(means)
+    centre = (low + high) / 2
+    size = gaussians.scales.detach()[rows].amax(1).float().median().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
+    half = max(float((high - low).max()) / 2, float(size))
+    far = int(((means - centre).abs().amax(1) > times * half).sum())
+    if far:
+        logger.warning(
+            "%s: moved %d stray of %d Gaussians in to %.3g units, because the format holds the others the worse the "
+            "farther one is away; --prune drops them",
+            path, far, len(rows), times * half,
+        )  # fmt: skip
+    return centre, half, times * half
+
+
+def check_unpacked(path: str | os.PathLike[str], count: int, degree: int, packed: int, large: bool) -> None:
+    """Refuse a file that would become far larger in memory than any asset does.
+
+    Args:
+        path: of the file.
+        count: Gaussians that it promises.
+        degree: of their harmonics.
+        packed: bytes of the file.
+        large: the caller knows that the file is sound.
+
+    Raises:
+        FormatError: it would.
+    """
+    size = count * 4 * (11 + 3 * (min(degree, 3) + 1) ** 2)
+    if not large and size > min(max(SMALL, RATIO * packed), LARGEST):
+        raise FormatError(
+            f"{path}: it promises {count} Gaussians in {packed} bytes, expected at most {RATIO} times its size and "
+            f"{LARGEST >> 30} GiB of memory. It is damaged or made to fill the memory; if you trust it, pass --large."
+        )
 
 
 def ranges(count: int) -> Iterator[tuple[int, int]]:
@@ -111,11 +224,23 @@ def ranges(count: int) -> Iterator[tuple[int, int]]:
 def tensors(
     means: np.ndarray, quats: np.ndarray, scales: np.ndarray, opacities: np.ndarray, sh0: np.ndarray, shN: np.ndarray
 ) -> Gaussians:
-    """Gaussians of NumPy arrays of any float type: [N, 3], [N, 4], [N, 3], [N], [N, 3] and [N, K - 1, 3]."""
-    arrays = (means, quats, scales, opacities, sh0[:, None], shN)
+    """Gaussians of NumPy arrays of any float type: [N, 3], [N, 4], [N, 3], [N], [N, 3] and [N, K - 1, 3]; means stay
+    double if they are."""
+    arrays = (quats, scales, opacities, sh0[:, None], shN)
+    place = np.array(means, np.float64 if means.dtype.itemsize == 8 else np.float32, order="C")
     # A double beyond float32 becomes infinite here, which is refused later.
     with np.errstate(over="ignore", invalid="ignore"):
-        return Gaussians(*(torch.from_numpy(np.array(array, np.float32, order="C")) for array in arrays))
+        rest = (torch.from_numpy(np.array(array, np.float32, order="C")) for array in arrays)
+        return Gaussians(torch.from_numpy(place), *rest)
+
+
+def with_degree(gaussians: Gaussians, degree: int) -> Gaussians:
+    """The asset with harmonics up to ``degree``: those beyond it left out, those that it lacks zero."""
+    missing = (degree + 1) ** 2 - 1 - gaussians.shN.shape[1]
+    if missing <= 0:
+        return replace(gaussians, shN=gaussians.shN[:, : gaussians.shN.shape[1] + missing])
+    zeros = gaussians.shN.new_zeros(len(gaussians), missing, 3)
+    return replace(gaussians, shN=torch.cat([gaussians.shN, zeros], dim=1))
 
 
 def logit(probability: np.ndarray) -> np.ndarray:
@@ -136,15 +261,18 @@ def sigmoid(block: Gaussians) -> Float[np.ndarray, " N"]:
 
 
 def morton_order(points: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
-    """Indices that sort points along a Z-curve, so that neighbours in the file are neighbours in space."""
-    low, high = points.amin(0), points.amax(0)
-    cells = ((points - low) / (high - low).clamp_min(1e-20) * (2**21 - 1)).long().clamp(0, 2**21 - 1)
+    """Indices that sort points along a Z-curve, so that neighbours in the file are neighbours in space; strays last."""
+    low, high = robust_box(points)
+    unit = ((points - low) / (high - low).clamp_min(1e-20)).clamp(0, 1)
+    cells = (unit * (2**21 - 1)).long()
     for shift, mask in (
         *((32, 0x1F00000000FFFF), (16, 0x1F0000FF0000FF), (8, 0x100F00F00F00F00F)),
         *((4, 0x10C30C30C30C30C3), (2, 0x1249249249249249)),
     ):
         cells = (cells | (cells << shift)) & mask  # moves the bits apart until two zeros follow each
-    return (cells[:, 0] | cells[:, 1] << 1 | cells[:, 2] << 2).argsort(stable=True)
+    keys = cells[:, 0] | cells[:, 1] << 1 | cells[:, 2] << 2
+    keys[~near_the_others(points)] = torch.iinfo(torch.int64).max
+    return keys.argsort(stable=True)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -161,12 +289,15 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """The file, opened for reading.
 
     Raises:
-        InputError: it cannot be.
+        InputError: it cannot be, or is a device or pipe, which may never end.
     """
     try:
+        if not Path(path).is_file() and Path(path).exists() and not Path(path).is_dir():
+            raise InputError(f"cannot read {path}: expected a file, received a device or pipe. Copy the file first.")
         return Path(path).open("rb")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {reason}. Check the path.") from error
 
 
 def damaged(path: str | os.PathLike[str], what: str) -> FormatError:

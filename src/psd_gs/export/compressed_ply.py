@@ -16,10 +16,23 @@ from collections.abc import Iterator
 import numpy as np
 
 from psd_gs.errors import FormatError
-from psd_gs.export.blocks import blocks, gather, logit, morton_order, ranges, sigmoid, tensors, usable_rows
-from psd_gs.export.frames import Frame
+from psd_gs.export.blocks import (
+    blocks,
+    check_unpacked,
+    extent,
+    gather,
+    held,
+    logit,
+    morton_order,
+    ranges,
+    sigmoid,
+    tensors,
+    usable_rows,
+)
+from psd_gs.export.frames import Frame, turn_x180
 from psd_gs.export.metadata import Metadata
-from psd_gs.export.ply import columns, make_ply_header, read_ply_blocks, read_ply_header
+from psd_gs.export.ply import make_ply_header, stored_mode
+from psd_gs.export.ply_table import columns, read_ply_blocks, read_ply_header
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path
 from psd_gs.gaussians import SH_C0, Gaussians, sh0_to_rgb
@@ -32,7 +45,8 @@ _BOUNDS = [
     *(f"{side}_{channel}" for side in ("min", "max") for channel in _RGB),
 ]
 _PACKED = ["packed_position", "packed_rotation", "packed_scale", "packed_color"]
-_FLAT = 1e-5  # bounds nearer to each other than this count as equal; upstream's constant
+_RGB_RANGE = (-2.0, 3.0)  # of the colours; what is beyond would spoil the 255 others of its chunk
+_REACH = 4.0  # half the asset's extent, that a stray may be away, for the same reason
 
 
 def write_compressed_ply(
@@ -52,9 +66,12 @@ def write_compressed_ply(
     """
     rows = usable_rows(gaussians, path)
     rows = rows[morton_order(gaussians.means.detach()[rows])]
+    centre, _, reach = extent(gaussians, rows, _REACH, path)
     chunks, vertices, harmonics = [], [], []
-    for g in blocks(gaussians, rows, frame):
-        rgb = sh0_to_rgb(g.sh0[:, 0]).numpy()
+    for world in blocks(gaussians, rows, "gltf"):
+        g = held(world, centre, reach)
+        g = turn_x180(g) if frame == "rdf" else g
+        rgb = sh0_to_rgb(g.sh0[:, 0]).clamp(*_RGB_RANGE).numpy()
         bounds, units = zip(*(_normalize(values) for values in (g.means.numpy(), g.scales.numpy(), rgb)), strict=True)
         chunks.append(np.concatenate([side for pair in bounds for side in pair], axis=1))
         place, three = smallest_three(g.quats.numpy())
@@ -75,21 +92,24 @@ def write_compressed_ply(
     if rest:
         elements["sh"] = (len(rows), {f"f_rest_{i}": "uchar" for i in range(rest)})
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(make_ply_header(elements, metadata))
+        file.write(make_ply_header(elements, metadata, gaussians.mode))
         for part in (*(chunk.astype("<f4") for chunk in chunks), *vertices, *harmonics):
             file.write(part.tobytes())
 
 
-def read_compressed_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False) -> Gaussians:
+def read_compressed_ply(
+    path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False, large: bool = False
+) -> Gaussians:
     """Read a compressed PLY, also the early kind whose colours have no bounds.
 
     Args:
         path: of the file.
         frame: axes of the file.
-        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
+        lenient: leave out broken rows, and log how many, instead of refusing the file.
+        large: read it whatever it becomes in memory.
 
     Raises:
-        FormatError: another kind of file, a truncated one, or one with non-finite values.
+        FormatError: another kind of file, a truncated one, or one with broken rows.
         InputError: the file cannot be opened.
     """
     header = read_ply_header(path)
@@ -97,10 +117,9 @@ def read_compressed_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", l
     count, packed = elements.get("vertex", (0, {}))
     chunk_count, bounds = elements.get("chunk", (0, {}))
     sh_count, rest = elements.get("sh", (count, {}))
-    wanted = {**dict.fromkeys(_BOUNDS[:12], "f4"), **dict.fromkeys(_PACKED, "u4")}
-    kinds = {**bounds, **packed}
     if (
-        any(kinds.get(name) != kind for name, kind in wanted.items())
+        any(bounds.get(name) != "f4" for name in _BOUNDS[:12])
+        or any(packed.get(name) != "u4" for name in _PACKED)
         or chunk_count < -(-count // CHUNK)
         or sh_count != count
         or list(rest.items()) != [(f"f_rest_{i}", "u1") for i in range(len(rest))]
@@ -110,6 +129,7 @@ def read_compressed_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", l
             f"{path} is not a compressed PLY: expected elements chunk, vertex and sh of the PlayCanvas layout. "
             "Export it again, or name a 3DGS PLY .ply."
         )
+    check_unpacked(path, count, round((len(rest) / 3 + 1) ** 0.5) - 1, os.path.getsize(path), large)
     names = [name for name in _BOUNDS if bounds.get(name) == "f4"]
     if len(names) != len(_BOUNDS):
         names = _BOUNDS[:12]
@@ -126,7 +146,7 @@ def read_compressed_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", l
             rgba = _unpack(color, 8, 8, 8, 8)
             rgb = _expand(rgba[:, :3], low_high[:, 2]) if len(names) > 12 else rgba[:, :3]
             three = (_unpack(rotation << 2, 10, 10, 10) - 0.5) * np.sqrt(2)
-            steps = np.zeros((n, 0)) if sh is None else columns(sh, rest)
+            steps = np.zeros((n, 0)) if sh is None else columns(sh, rest).astype(np.float64)
             steps = np.where(steps == 0, 0, np.where(steps == 255, 256, steps + 0.5))
             yield tensors(
                 means=_expand(_unpack(position, 11, 10, 11), low_high[:, 0]),
@@ -137,7 +157,7 @@ def read_compressed_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", l
                 shN=((steps / 256 - 0.5) * 8).reshape(n, 3, len(rest) // 3).swapaxes(1, 2),
             )
 
-    return gather(parts(), count, path, frame, lenient)
+    return gather(parts(), count, path, frame, lenient, stored_mode(header))
 
 
 def _normalize(values: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
@@ -145,7 +165,7 @@ def _normalize(values: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.nd
     starts = np.arange(0, len(values), CHUNK)
     low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
     below, size = (side.repeat(CHUNK, axis=0)[: len(values)] for side in (low, high - low))
-    return (low, high), np.where(size < _FLAT, 0, (values - below) / np.maximum(size, _FLAT))
+    return (low, high), (values - below) / np.where(size > 0, size, 1)
 
 
 def _expand(unit: np.ndarray, low_high: np.ndarray) -> np.ndarray:

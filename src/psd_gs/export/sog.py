@@ -1,9 +1,10 @@
-"""SOG, version 2, of the PlayCanvas tools: a zip of lossless WebP pictures with one texel per Gaussian.
+"""SOG of the PlayCanvas tools: lossless WebP pictures with one texel per Gaussian, in a zip or beside ``meta.json``.
 
 Gaussians are sorted along a Z-curve and fill the pictures row by row. Positions take 16 bits per axis
 of ``sign(v) log(1 + |v|)``, in two pictures; rotations the three smaller components of wxyz; scales and
 colours indices into codebooks of 256 values; harmonics an index into a palette of at most 65536
-vectors, whose elements again are indices into a codebook. ``meta.json`` holds bounds and codebooks.
+vectors, whose elements again are indices into a codebook. ``meta.json`` holds bounds and codebooks. Version 1, which is
+only read, has bounds in place of codebooks.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from psd_gs import __version__
-from psd_gs.errors import FormatError
+from psd_gs.errors import FormatError, UnsupportedError
 from psd_gs.export.blocks import (
-    MAX_RATIO,
     blocks,
+    check_unpacked,
     damaged,
+    extent,
     gather,
+    held,
     logit,
     morton_order,
+    open_file,
     ranges,
     read_bytes,
     sigmoid,
@@ -36,15 +41,18 @@ from psd_gs.export.blocks import (
     usable_rows,
 )
 from psd_gs.export.codebooks import codebook, nearest_code, palette
-from psd_gs.export.frames import Frame
+from psd_gs.export.frames import Frame, turn_x180
 from psd_gs.export.metadata import Metadata, jsonable
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
-from psd_gs.files import atomic_path
-from psd_gs.gaussians import Gaussians
+from psd_gs.files import atomic_path, loads, open_picture, read_bounded, read_picture, short
+from psd_gs.gaussians import Gaussians, RenderMode
 
+META = "meta.json"
 _PALETTE = 1 << 16  # labels have 16 bits
 _ACROSS = 64  # palette entries in a row of the picture of centroids
-_META_LIMIT = 1 << 24
+_META_LIMIT = 1 << 20
+_REACH = 32.0  # half the asset's extent, that a stray may be away
+_MODES: tuple[RenderMode, ...] = ("antialiased", "2dgs")
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, NotImplementedError, RuntimeError),
     *(KeyError, TypeError, ValueError, SyntaxError, OverflowError, IndexError, AttributeError),
@@ -70,7 +78,9 @@ def write_sog(
     """
     rows = usable_rows(gaussians, path)
     rows = rows[morton_order(gaussians.means.detach()[rows])]
-    columns = zip(*(_columns(g) for g in blocks(gaussians, rows, frame)), strict=True)
+    centre, _, reach = extent(gaussians, rows, _REACH, path)
+    near = (held(block, centre, reach) for block in blocks(gaussians, rows, "gltf"))
+    columns = zip(*(_columns(turn_x180(g) if frame == "rdf" else g) for g in near), strict=True)
     means, quats, scales, opacities, sh0, shN = (np.concatenate(column) for column in columns)
     low, high = means.min(axis=0), means.max(axis=0)
     fixed = np.rint((means - low) / np.maximum(high - low, 1e-12) * 65535).astype(np.uint16)
@@ -82,6 +92,8 @@ def write_sog(
         "means": {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]},
         "quats": {"files": ["quats.webp"]},
     }
+    if gaussians.mode != "default":
+        meta["model"] = gaussians.mode
     if metadata is not None:
         meta["asset"]["psd_gs"] = jsonable(metadata)
     for name, values in (("scales", scales), ("sh0", sh0)):
@@ -106,7 +118,7 @@ def write_sog(
         }
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         # A fixed date, so that the same asset gives the same bytes.
-        archive.writestr(zipfile.ZipInfo("meta.json"), json.dumps(meta, separators=(",", ":"), allow_nan=False))
+        archive.writestr(zipfile.ZipInfo(META), json.dumps(meta, separators=(",", ":"), allow_nan=False))
         for name, data in files.items():
             archive.writestr(zipfile.ZipInfo(f"{name}.webp"), data)
 
@@ -140,77 +152,130 @@ def _webp(texels: np.ndarray, width: int, height: int) -> bytes:
     return out.getvalue()
 
 
-def read_sog(path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False) -> Gaussians:
-    """Read a SOG of version 2.
+def read_sog(
+    path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False, large: bool = False
+) -> Gaussians:
+    """Read a SOG of version 1 or 2: a zip, whose members may lie in a folder, or a ``meta.json`` beside its pictures.
 
     Args:
         path: of the file.
         frame: axes of the file.
-        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
+        lenient: leave out broken rows, and log how many, instead of refusing the file.
+        large: read it whatever it becomes in memory.
 
     Raises:
-        FormatError: another kind of file, a damaged or truncated one, or one with non-finite values.
+        FormatError: another kind of file, a damaged or truncated one, or one with broken rows.
         InputError: the file cannot be opened.
     """
-    from PIL import Image
-
-    data = read_bytes(path)
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            meta = _read_meta(archive)
-            if meta.get("version") != 2:
-                raise FormatError(
-                    f"{path}: expected a SOG of version 2, received version {meta.get('version')!r}. "
-                    "Convert it with the tool that wrote it."
-                )
-            count = meta["count"]
-            if type(count) is not int or count < 1 or 20 * count > MAX_RATIO * len(data):
-                raise damaged(path, f"it promises {count!r} Gaussians in {len(data)} bytes")
-            decoded = _decode(archive, meta, count, 20 * len(data))
+        meta, member, size = _opened(path)
+        if "lodLevels" in meta or "tree" in meta:
+            raise UnsupportedError(
+                f"{path}: a streamed SOG of several levels of detail, which is not read. Convert it into one .ply or "
+                ".sog with splat-transform."
+            )
+        version = meta.get("version", 1)
+        if version not in (1, 2):
+            raise UnsupportedError(
+                f"{path}: expected a SOG of version 1 or 2, received version {short(version)}. "
+                "Convert it with the tool that wrote it."
+            )
+        count = meta["count"] if version == 2 else meta["means"]["shape"][0]
+        if type(count) is not int or count < 1:
+            raise damaged(path, f"it promises {short(count)} Gaussians")
+        degree = _degree(meta)
+        check_unpacked(path, count, degree, size, large)
+        decoded = _decode(meta, member, count, degree, version)
     except FormatError:
         raise
-    except (*_UNREADABLE, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise damaged(path, f"no sound SOG archive ({reason[:100]})") from error
-    return gather(decoded, count, path, frame, lenient)
+        raise damaged(path, f"no sound SOG ({reason[:100]})") from error
+    mode = next((mode for mode in _MODES if mode == meta.get("model")), "default")
+    if meta.get("antialias") is True:
+        mode = "antialiased"
+    return gather(decoded, count, path, frame, lenient, mode)
 
 
-def _read_meta(archive: zipfile.ZipFile) -> dict[str, Any]:
-    with archive.open("meta.json") as file:
-        meta = json.loads(file.read(_META_LIMIT))
-    if not isinstance(meta, dict):
-        raise ValueError("meta.json is no object")
-    return meta
+Member = Callable[[str, int], bytes]
+"""Reads what ``meta.json`` names, up to a number of bytes."""
 
 
-def _decode(archive: zipfile.ZipFile, meta: dict[str, Any], count: int, limit: int) -> Iterator[Gaussians]:
+def _opened(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Member, int]:
+    """``meta.json``, what reads the pictures that it names, and the size of all."""
+    if Path(path).name.lower().endswith(".json"):
+        folder = Path(path).parent
+
+        def beside(name: str, limit: int) -> bytes:
+            """Only from the folder of ``meta.json`` itself."""
+            if not isinstance(name, str) or name in ("", ".", "..") or PurePosixPath(name).name != name or "\\" in name:
+                raise ValueError(f"expected the name of a picture in the same folder, received {short(name)}")
+            if (folder / name).resolve().parent != folder.resolve():
+                raise ValueError(f"{short(name)} leads out of its folder")
+            return read_bounded(folder / name, limit)
+
+        open_file(path).close()
+        meta = loads(read_bounded(path, _META_LIMIT), dict[str, Any])
+        pictures = {name for section in meta.values() if isinstance(section, dict) for name in section.get("files", ())}
+        return meta, beside, sum((folder / str(name)).stat().st_size for name in sorted(map(str, pictures)))
+    data = read_bytes(path)
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    inner = [name for name in archive.namelist() if PurePosixPath(name).name == META and "__MACOSX" not in name]
+    if not inner:
+        raise ValueError(f"no {META} in it")
+    prefix = min(inner, key=len).removesuffix(META)
+
+    def member(name: str, limit: int) -> bytes:
+        with archive.open(prefix + name) as file:
+            found = file.read(limit + 1)
+        if len(found) > limit:
+            raise ValueError(f"{short(name)} unpacks to an absurd size")
+        return found
+
+    return loads(member(META, _META_LIMIT), dict[str, Any]), member, len(data)
+
+
+def _degree(meta: dict[str, Any]) -> int:
+    """Of the harmonics; 3 where only the pictures of version 1 tell."""
+    if "shN" not in meta:
+        return 0
+    bands = meta["shN"].get("bands", 3)
+    if type(bands) is not int or not 1 <= bands <= 3:
+        raise ValueError(f"a palette of degree {short(bands)}")
+    return bands
+
+
+def _decode(meta: dict[str, Any], member: Member, count: int, degree: int, version: int) -> Iterator[Gaussians]:
     """Reads and checks everything; the blocks that it returns are made as they are taken."""
 
-    def picture(section: str, i: int, rows: int = count, width: int | None = None) -> np.ndarray:
-        return _texels(archive, meta[section]["files"][i], rows, width, limit)
+    def picture(section: str, i: int) -> np.ndarray:
+        return _texels(member, meta[section]["files"][i], count)
 
-    def codes(section: str) -> np.ndarray:
+    def bounds(section: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+        low, high = (np.asarray(meta[section][name], np.float64) for name in ("mins", "maxs"))
+        return low.reshape(size), high.reshape(size)
+
+    def lookup(section: str, channels: int) -> Callable[[np.ndarray], np.ndarray]:
+        """Values of bytes [N, channels]: from a codebook, or in version 1 between bounds."""
+        if version == 1:
+            low, high = bounds(section, channels if section != "shN" else 1)
+            return lambda texels: low + (high - low) * (texels / 255.0)
         values = np.asarray(meta[section]["codebook"], np.float64)
-        if values.ndim != 1 or len(values) > 256:
+        if values.ndim != 1 or not 1 <= len(values) <= 256:
             raise ValueError(f"a codebook of shape {values.shape}")
-        return np.concatenate([values, np.full(256 - len(values), np.nan)])  # what is missing makes rows unusable
+        padded = np.concatenate([values, np.full(256 - len(values), np.nan)])  # what is missing makes rows unusable
+        return lambda texels: padded[texels]
 
-    low, high = (np.asarray(meta["means"][name], np.float64).reshape(3) for name in ("mins", "maxs"))
+    low, high = bounds("means", 3)
     means_l, means_u, quats = picture("means", 0), picture("means", 1), picture("quats", 0)
     scales, sh0 = picture("scales", 0), picture("sh0", 0)
-    scale_codes, color_codes = codes("scales"), codes("sh0")
+    scale_of, color_of = lookup("scales", 3), lookup("sh0", 4 if version == 1 else 3)
     harmonics, labels = np.zeros((1, 0, 3)), np.zeros(count, np.int64)
-    if "shN" in meta:
-        size, bands = int(meta["shN"]["count"]), int(meta["shN"]["bands"])
-        if not (1 <= size <= _PALETTE and 1 <= bands <= 3):
-            raise ValueError(f"a palette of {size} entries of degree {bands}")
-        k = (bands + 1) ** 2 - 1
-        rows = math.ceil(size / _ACROSS) * _ACROSS * k
-        texels = picture("shN", 0, rows, _ACROSS * k)
-        harmonics = codes("shN")[texels[: size * k, :3]].reshape(size, k, 3)
+    if degree:
+        harmonics = _palette_of(meta["shN"], member, degree, lookup("shN", 3))
         rg = picture("shN", 1).astype(np.int64)
         labels = rg[:, 0] | rg[:, 1] << 8
-        if labels.max() >= size:
+        if labels.max() >= len(harmonics):
             raise ValueError("a label beyond the palette")
 
     def parts() -> Iterator[Gaussians]:
@@ -223,31 +288,55 @@ def _decode(archive: zipfile.ZipFile, meta: dict[str, Any], count: int, limit: i
             place = quats[block, 3].astype(np.int64) - 252
             three = (quats[block, :3] / 255 - 0.5) * np.sqrt(2)
             three[place < 0] = np.nan
+            colors = color_of(sh0[block] if version == 1 else sh0[block, :3])
             yield tensors(
                 means=means,
                 quats=from_smallest_three(np.maximum(place, 0), three),
-                scales=scale_codes[scales[block, :3]],
-                opacities=logit(sh0[block, 3] / 255),
-                sh0=color_codes[sh0[block, :3]],
+                scales=scale_of(scales[block, :3]),
+                opacities=colors[:, 3] if version == 1 else logit(sh0[block, 3] / 255),
+                sh0=colors[:, :3],
                 shN=harmonics[labels[block]],
             )
 
     return parts()
 
 
-def _texels(archive: zipfile.ZipFile, name: str, rows: int, width: int | None, limit: int) -> np.ndarray:
-    """The first ``rows`` texels of a picture as bytes [rows, 4]."""
-    from PIL import Image
+def _palette_of(
+    section: dict[str, Any], member: Member, degree: int, values: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """The vectors of the palette, [size, K - 1, 3]; those of version 1 tell their number by the size of the picture."""
+    if "bands" in section:
+        size, k = section["count"], (degree + 1) ** 2 - 1
+        if type(size) is not int or not 1 <= size <= _PALETTE:
+            raise ValueError(f"a palette of {short(size)} entries")
+        texels = _texels(member, section["files"][0], math.ceil(size / _ACROSS) * _ACROSS * k, _ACROSS * k)
+        return values(texels[: size * k, :3]).reshape(size, k, 3)
+    across, down = _size(member(section["files"][0], _PALETTE * 15 * 4))
+    k = across // _ACROSS
+    if (across % _ACROSS, k in (3, 8, 15), down <= _PALETTE // _ACROSS) != (0, True, True):
+        raise ValueError(f"a palette of {across}x{down} texels")
+    texels = _texels(member, section["files"][0], across * down, across)
+    return values(texels[:, :3]).reshape(down * _ACROSS, k, 3)
 
-    with archive.open(name) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"{name} unpacks to an absurd size")
-    with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
-        across, down = image.size
-        if not rows <= across * down <= 2 * rows + 4096 or width not in (None, across):
-            raise ValueError(f"{name} has {across}x{down} texels for {rows}")
-        return np.asarray(image.convert("RGBA")).reshape(-1, 4)[:rows]
+
+def _texels(member: Member, name: str, rows: int, width: int | None = None) -> np.ndarray:
+    """The first ``rows`` texels of a picture as bytes [rows, 4]; nothing is decoded before its size is checked."""
+    data = member(name, (1 << 16) + 8 * rows)
+    across, down = _size(data)
+    if not rows <= across * down <= 2 * rows + 4096 or width not in (None, across):
+        raise ValueError(f"{short(name)} has {across}x{down} texels for {rows}")
+    try:
+        return np.asarray(read_picture(data, "RGBA")).reshape(-1, 4)[:rows]
+    except FormatError as error:
+        raise ValueError(f"{short(name)}: {error}") from error
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    try:
+        with open_picture(data, "a picture") as image:
+            return image.size
+    except FormatError as error:
+        raise ValueError(str(error)) from error
 
 
 def read_sog_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -256,9 +345,9 @@ def read_sog_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises:
         InputError: the file cannot be opened.
     """
+    open_file(path).close()
     try:
-        with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as archive:
-            found = _read_meta(archive)["asset"]["psd_gs"]
-    except _UNREADABLE:
+        found = _opened(path)[0]["asset"]["psd_gs"]
+    except (*_UNREADABLE, FormatError):
         return None
     return found if isinstance(found, dict) else None

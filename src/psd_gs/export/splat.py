@@ -50,16 +50,19 @@ def write_splat(
             file.write(table.tobytes())
 
 
-def read_splat(path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False) -> Gaussians:
+def read_splat(
+    path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False, large: bool = False
+) -> Gaussians:
     """Read a ``.splat``.
 
     Args:
         path: of the file.
         frame: axes of the file.
-        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
+        lenient: leave out broken rows, and log how many, instead of refusing the file.
+        large: no difference; a ``.splat`` is not compressed.
 
     Raises:
-        FormatError: a size that is no multiple of 32 bytes, or non-finite values.
+        FormatError: a size that is no multiple of 32 bytes, or broken rows.
         InputError: the file cannot be opened.
     """
     data = read_bytes(path)

@@ -3,25 +3,34 @@
 One stream per attribute: positions (24-bit fixed point), opacities, colours, log scales, rotations
 (smallest three of xyzw, 10 bits each) and harmonics (basis-major, a byte each over [-1, 1)). Version 3
 is a gzip of a 16-byte header and the streams, version 4 a plain 32-byte header, a table of contents
-and one zstd frame per stream. Version 3 is what viewers read.
+and one zstd frame per stream. Version 3 is what viewers read. Records of extensions follow the streams, or in
+version 4 the header; one of them names the axes.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from psd_gs.errors import FormatError, InputError
+from psd_gs.errors import FormatError
 from psd_gs.export.blocks import (
-    MAX_RATIO,
     blocks,
+    check_unpacked,
     damaged,
+    extent,
     gather,
+    held,
     logit,
     ranges,
     read_bytes,
@@ -29,18 +38,33 @@ from psd_gs.export.blocks import (
     tensors,
     usable_rows,
 )
-from psd_gs.export.frames import Frame
+from psd_gs.export.frames import Frame, robust_box, scaled, transform, turn_x180
 from psd_gs.export.metadata import Metadata
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path
-from psd_gs.gaussians import Gaussians
+from psd_gs.gaussians import Gaussians, RenderMode
+
+logger = logging.getLogger(__name__)
 
 _MAGIC = b"NGSP"
 _HEADER, _HEADER_4 = struct.Struct("<4sIIBBBB"), struct.Struct("<4sIIBBBBI12x")
 _ENTRY = struct.Struct("<QQ")
+_RECORD = struct.Struct("<II")
+_ANTIALIASED, _EXTENSIONS = 1, 2  # flags of the header
+_COORDINATE_SYSTEM = 0xADBE0003
+_SYSTEMS = (
+    *("LDB", "RDB", "LUB", "RUB", "LDF", "RDF", "LUF", "RUF"),
+    *("LBD", "RBD", "LBU", "RBU", "LFD", "RFD", "LFU", "RFU"),
+)
+"""Directions of x, y and z by the number, from 1, that the record of the coordinate system holds."""
+_DIRECTIONS = {"R": (1, 0, 0), "L": (-1, 0, 0), "U": (0, 1, 0), "D": (0, -1, 0), "B": (0, 0, 1), "F": (0, 0, -1)}
 _GZIP_LEVEL = 6  # 9 takes twelve times as long for 4 % less
 _ZSTD_LEVEL = 12  # upstream's
-_MAX_FRACTION = 18  # bits below the point: 2e-6 of a unit, room for +-32 units
+_FRACTION, _MAX_FRACTION = 18, 23  # bits below the point: 18 are 2e-6 of a unit, with room for +-32 units
+_LARGEST = 2**23 - 1
+_LOG_SCALES = (-10.0, 5.9)
+_REACH = 32.0  # half the asset's extent, that a stray may be away
+_MOST_TRAILING = 1 << 20  # bytes of records
 _COLOR_SCALE = 0.15
 _SH_BITS = (5, 4)  # of degree 1 and of the others; upstream's
 
@@ -56,7 +80,8 @@ def write_spz(
     """Write an SPZ.
 
     Args:
-        gaussians: what to write, in the world frame. Harmonics beyond +-1 are clipped.
+        gaussians: what to write, in the world frame. Harmonics beyond +-1 are clipped. An asset that is too small or
+            too large for the format is written in other units, see :func:`spz_unit`, which is logged.
         path: of the file; replaced in one step.
         frame: axes of the file. Upstream documents glTF's, but nearly all files hold the numbers of the PLY, and
             viewers turn them as they turn a PLY.
@@ -64,19 +89,29 @@ def write_spz(
         version: of the format.
 
     Raises:
-        InputError: no usable Gaussian is left, or one is more than 8 million units away.
+        InputError: no usable Gaussian is left.
         OutputError: the file cannot be written.
     """
     rows = usable_rows(gaussians, path)
-    reach = float(gaussians.means.detach()[rows].abs().max())
-    if reach >= 2**23 - 1:
-        raise InputError(f"cannot write {path}: expected positions within 8e6 units, received {reach:.3g}. Scale it.")
-    fraction = min(_MAX_FRACTION, int(np.floor(np.log2((2**23 - 1) / max(reach, 1e-9)))))
-    encoded = [_encode(g, fraction) for g in blocks(gaussians, rows, frame)]
+    centre, half, reach = extent(gaussians, rows, _REACH, path)
+    unit = spz_unit(gaussians)
+    if unit != 1:
+        logger.warning(
+            "%s: one unit of the file is %g of the asset, because SPZ holds no Gaussians below %.2g or above %.3g units",
+            path, unit, *map(math.exp, _LOG_SCALES),
+        )  # fmt: skip
+    reach = min(reach, _LARGEST * unit - float(centre.abs().max()))
+    means = gaussians.means.detach()[rows].cpu().float()
+    fraction = _fraction_bits(means / unit, centre / unit, half / unit, reach / unit)
+    encoded = []
+    for block in blocks(gaussians, rows, "gltf"):
+        g = scaled(held(block, centre, reach), 1 / unit)
+        encoded.append(_encode(turn_x180(g) if frame == "rdf" else g, fraction))
     streams: list[list[np.ndarray]] = [list(stream) for stream in zip(*encoded, strict=True)]
     if gaussians.shN.shape[1] == 0:
         streams.pop()
-    fields = (_MAGIC, version, len(rows), gaussians.sh_degree, fraction, 0)
+    flags = _ANTIALIASED if gaussians.mode == "antialiased" else 0
+    fields = (_MAGIC, version, len(rows), gaussians.sh_degree, fraction, flags)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         if version == 3:
             squeeze = zlib.compressobj(_GZIP_LEVEL, wbits=31)
@@ -96,9 +131,37 @@ def write_spz(
             file.writelines(frames)
 
 
+def spz_unit(gaussians: Gaussians) -> float:
+    """Of an SPZ of this asset, in units of the asset: a power of 16, and 1 wherever the format can hold the sizes and
+    positions as they are.
+
+    It does not if the second axis of the median Gaussian is near the limits of e^-10 and e^5.9 units, or the asset is
+    wider than 8 million units.
+    """
+    size = float(gaussians.scales.detach().float().sort(dim=1).values[:, 1].median())
+    low, high = _LOG_SCALES[0] + math.log(2), _LOG_SCALES[1] - math.log(2)
+    power = math.log(16)
+    steps = math.floor((size - low) / power) if size < low else math.ceil((size - high) / power) if size > high else 0
+    far = float(robust_box(gaussians.means.detach().float()).abs().max())
+    while far / 16.0**steps > _LARGEST:
+        steps += 1
+    return 16.0 ** max(steps, -8)
+
+
+def _fraction_bits(means: Float[Tensor, "N 3"], centre: Float[Tensor, " 3"], half: float, reach: float) -> int:
+    """As many as hold the asset and its strays where :func:`held` leaves them; 18 for assets of usual size, more for
+    small ones. Lengths are in units of the file."""
+    inside = (means - centre).abs().amax(1) <= reach
+    far = float(means[inside].abs().max())
+    if not inside.all():
+        far = max(far, float(centre.abs().max()) + reach)
+    wanted = _FRACTION + max(0, math.ceil(-math.log2(8 * half)))
+    return max(0, min(wanted, _MAX_FRACTION, math.floor(math.log2(_LARGEST / max(far, 1e-9)))))
+
+
 def _encode(g: Gaussians, fraction: int) -> tuple[np.ndarray, ...]:
     """The streams of a block as bytes, one row per Gaussian."""
-    fixed = np.rint(g.means.numpy().astype(np.float64) * 2**fraction).astype("<i4")
+    fixed = np.rint(g.means.numpy().astype(np.float64) * 2**fraction).clip(-_LARGEST, _LARGEST).astype("<i4")
     positions = fixed.view("u1").reshape(-1, 3, 4)[..., :3]
     place, three = smallest_three(g.quats.numpy()[:, [1, 2, 3, 0]])
     size = np.minimum(np.floor(np.abs(three) * (511 * np.sqrt(2)) + 0.5), 511).astype(np.uint32)
@@ -120,45 +183,118 @@ def _byte(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype("u1")
 
 
-def read_spz(path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False) -> Gaussians:
-    """Read an SPZ of version 1 to 4; harmonics above degree 3 are left out, unknown extensions skipped.
+def read_spz(
+    path: str | os.PathLike[str], *, frame: Frame | None = None, lenient: bool = False, large: bool = False
+) -> Gaussians:
+    """Read an SPZ of version 1 to 4; harmonics above degree 3 and unknown extensions are left out.
 
     Args:
         path: of the file.
-        frame: axes of the file.
-        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
+        frame: axes of the file; None: as its record of the coordinate system says, else ``rdf``.
+        lenient: leave out broken rows, and log how many, instead of refusing the file.
+        large: read it whatever it becomes in memory.
 
     Raises:
-        FormatError: another kind of file, a damaged or truncated one, or one with non-finite values.
+        FormatError: another kind of file, a damaged or truncated one, or one with broken rows.
         InputError: the file cannot be opened.
     """
-    data = read_bytes(path)
-    if data[:2] == b"\x1f\x8b":
-        version, count, degree, fraction, streams = _unpack_gzip(data, path)
-    elif data[:4] == _MAGIC:
-        version, count, degree, fraction, streams = _unpack_zstd(data, path)
-    else:
-        raise FormatError(
-            f"{path} is not an SPZ: expected gzip or 'NGSP' at its beginning, received {data[:4]!r}. "
-            "Check the extension of the file."
-        )
-    positions, alphas, colors, scales, rotations, harmonics = streams
-    kept = (min(degree, 3) + 1) ** 2 - 1
+    unpacked = unpack_spz(read_bytes(path), path, large)
+    if frame is None and unpacked.world is not None:
+        moved = (transform(block, unpacked.world) for block in unpacked.blocks())
+        return gather(moved, unpacked.count, path, "gltf", lenient, unpacked.mode)
+    return gather(unpacked.blocks(), unpacked.count, path, frame or "rdf", lenient, unpacked.mode)
 
-    def parts() -> Iterator[Gaussians]:
-        for begin, end in ranges(count):
+
+@dataclass(frozen=True)
+class Unpacked:
+    """An SPZ, decompressed.
+
+    Attributes:
+        version: of the format.
+        count: Gaussians.
+        degree: of the harmonics in the file.
+        fraction: bits below the point.
+        streams: one byte table [count, width] per attribute.
+        mode: of rendering.
+        world: from the axes of the file to those of the world, if it names its own.
+    """
+
+    version: int
+    count: int
+    degree: int
+    fraction: int
+    streams: list[np.ndarray]
+    mode: RenderMode
+    world: Float[Tensor, "4 4"] | None
+
+    def blocks(self) -> Iterator[Gaussians]:
+        """The Gaussians in the axes of the file, with harmonics of at most degree 3."""
+        positions, alphas, colors, scales, rotations, harmonics = self.streams
+        kept = (min(self.degree, 3) + 1) ** 2 - 1
+        for begin, end in ranges(self.count):
             with np.errstate(over="ignore"):
-                means = _decode_positions(positions[begin:end], version) / 2.0 ** (fraction if version > 1 else 0)
+                fixed = _decode_positions(positions[begin:end], self.version)
             yield tensors(
-                means=means,
-                quats=_decode_rotations(rotations[begin:end], version),
+                means=fixed / 2.0 ** (self.fraction if self.version > 1 else 0),
+                quats=_decode_rotations(rotations[begin:end], self.version),
                 scales=scales[begin:end] / 16.0 - 10,
                 opacities=logit(alphas[begin:end, 0] / 255),
                 sh0=(colors[begin:end] / 255 - 0.5) / _COLOR_SCALE,
                 shN=(harmonics[begin:end].reshape(end - begin, -1, 3)[:, :kept] - 128.0) / 128,
             )
 
-    return gather(parts(), count, path, frame, lenient)
+
+def unpack_spz(data: bytes, path: str | os.PathLike[str], large: bool = False) -> Unpacked:
+    """Decompress an SPZ; what is in it, is decoded by :meth:`Unpacked.blocks`.
+
+    Args:
+        data: of the file.
+        path: of the file, for messages.
+        large: unpack it whatever it becomes in memory.
+
+    Raises:
+        FormatError: another kind of file, or a damaged or truncated one.
+    """
+    if data[:2] == b"\x1f\x8b":
+        head, count, degree, streams, records = _unpack_gzip(data, path, large)
+    elif data[:4] == _MAGIC:
+        head, count, degree, streams, records = _unpack_zstd(data, path, large)
+    else:
+        raise FormatError(
+            f"{path} is not an SPZ: expected gzip or 'NGSP' at its beginning, received {data[:4]!r}. "
+            "Check the extension of the file."
+        )
+    version, fraction, flags = head
+    if degree > 3:
+        logger.warning("%s: spherical harmonics of degree 4 are left out", path)
+    mode: RenderMode = "antialiased" if flags & _ANTIALIASED else "default"
+    world = _world(path, records) if flags & _EXTENSIONS else None
+    return Unpacked(version, count, degree, fraction, streams, mode, world)
+
+
+def _world(path: str | os.PathLike[str], records: bytes) -> Float[Tensor, "4 4"] | None:
+    """What the records of extensions say of the axes; others are skipped and logged.
+
+    Raises:
+        FormatError: a record goes beyond its place, or names no axes.
+    """
+    found, place = None, 0
+    while place + _RECORD.size <= len(records):
+        kind, length = _RECORD.unpack_from(records, place)
+        payload = records[place + _RECORD.size : place + _RECORD.size + length]
+        place += _RECORD.size + length
+        if len(payload) < length or (kind == _COORDINATE_SYSTEM and length < 4):
+            raise damaged(path, f"a record of an extension of {length} bytes where there are {len(payload)}")
+        if kind != _COORDINATE_SYSTEM:
+            logger.warning("%s: the extension 0x%08X (%d bytes) is not kept", path, kind, length)
+            continue
+        number = int.from_bytes(payload[:4], "little")
+        if number > len(_SYSTEMS):
+            raise damaged(path, f"expected a coordinate system from 0 to {len(_SYSTEMS)}, received {number}")
+        axes = _SYSTEMS[number - 1] if number else "RUB"
+        found = torch.eye(4, dtype=torch.float64)
+        found[:3, :3] = torch.tensor([_DIRECTIONS[axis] for axis in axes], dtype=torch.float64).T
+    return found
 
 
 def _widths(version: int, degree: int) -> list[int]:
@@ -166,42 +302,43 @@ def _widths(version: int, degree: int) -> list[int]:
     return [6 if version == 1 else 9, 1, 3, 3, 4 if version >= 3 else 3, 3 * ((degree + 1) ** 2 - 1)]
 
 
-_Unpacked = tuple[int, int, int, int, list[np.ndarray]]
+_Parts = tuple[tuple[int, int, int], int, int, list[np.ndarray], bytes]
+"""Version, fraction and flags; number; degree; streams; records of extensions."""
 
 
-def _unpack_gzip(data: bytes, path: str | os.PathLike[str]) -> _Unpacked:
+def _unpack_gzip(data: bytes, path: str | os.PathLike[str], large: bool) -> _Parts:
     inflate = zlib.decompressobj(wbits=31)
     try:
         head = inflate.decompress(data, _HEADER.size)
         if len(head) < _HEADER.size:
             raise damaged(path, "no whole SPZ header")
-        magic, version, count, degree, fraction, _, _ = _HEADER.unpack(head)
+        magic, version, count, degree, fraction, flags, _ = _HEADER.unpack(head)
         _check(path, magic, version, (1, 2, 3), degree, fraction)
         widths = _widths(version, degree)
         size = count * sum(widths)
-        _check_size(path, count, size, len(data))
-        body = inflate.decompress(inflate.unconsumed_tail, size + 1)
+        check_unpacked(path, count, degree, len(data), large)
+        body = inflate.decompress(inflate.unconsumed_tail, size + _MOST_TRAILING)
         if not inflate.eof:
             body += inflate.flush(1)
     except zlib.error as error:
         raise damaged(path, f"damaged gzip data ({error})") from error
-    if len(body) != size or not inflate.eof:
+    if len(body) < size or not inflate.eof:
         raise damaged(path, f"expected {size} bytes of {count} Gaussians, received {len(body)}")
-    return version, count, degree, fraction, _split(body, count, widths)
+    return (version, fraction, flags), count, degree, _split(body, count, widths), body[size:]
 
 
-def _unpack_zstd(data: bytes, path: str | os.PathLike[str]) -> _Unpacked:
+def _unpack_zstd(data: bytes, path: str | os.PathLike[str], large: bool) -> _Parts:
     from zstandard import ZstdDecompressor, ZstdError
 
     if len(data) < _HEADER_4.size:
         raise damaged(path, "no whole SPZ header")
-    magic, version, count, degree, fraction, _, number, begin = _HEADER_4.unpack_from(data)
+    magic, version, count, degree, fraction, flags, number, begin = _HEADER_4.unpack_from(data)
     _check(path, magic, version, (4,), degree, fraction)
     widths = _widths(version, degree)
-    _check_size(path, count, count * sum(widths), len(data))
+    check_unpacked(path, count, degree, len(data), large)
     expected = [count * width for width in widths if width]
     place = begin + number * _ENTRY.size
-    if number != len(expected) or place > len(data):
+    if number != len(expected) or not _HEADER_4.size <= begin <= place <= len(data):
         raise damaged(path, f"expected {len(expected)} streams, received {number}")
     entries = list(_ENTRY.iter_unpack(data[begin:place]))
     if [size for _, size in entries] != expected:
@@ -210,14 +347,14 @@ def _unpack_zstd(data: bytes, path: str | os.PathLike[str]) -> _Unpacked:
     for squeezed, size in entries:
         try:
             # A reader, because it stops at the promised size whatever the frame says of itself.
-            with ZstdDecompressor().stream_reader(data[place : place + squeezed]) as reader:
+            with ZstdDecompressor(max_window_size=1 << 27).stream_reader(data[place : place + squeezed]) as reader:
                 streams.append(reader.read(size + 1))
         except ZstdError as error:
             raise damaged(path, f"damaged zstd data ({error})") from error
         place += squeezed
     if [len(stream) for stream in streams] != expected:
         raise damaged(path, "a stream of another size than promised")
-    return version, count, degree, fraction, _split(b"".join(streams), count, widths)
+    return (version, fraction, flags), count, degree, _split(b"".join(streams), count, widths), data[32:begin]
 
 
 def _check(
@@ -228,15 +365,10 @@ def _check(
             f"{path}: expected an SPZ of version 1 to 4, received {magic!r} version {version}. "
             "Export it again as version 3."
         )
-    if degree > 4 or fraction > 23:
+    if degree > 4 or fraction > 30:
         raise damaged(
-            path, f"expected an SH degree up to 4 and up to 23 fractional bits, received {degree}, {fraction}"
+            path, f"expected an SH degree up to 4 and up to 30 fractional bits, received {degree}, {fraction}"
         )
-
-
-def _check_size(path: str | os.PathLike[str], count: int, size: int, length: int) -> None:
-    if size > MAX_RATIO * length:
-        raise damaged(path, f"it promises {count} Gaussians in {length} bytes")
 
 
 def _split(body: bytes, count: int, widths: list[int]) -> list[np.ndarray]:

@@ -6,17 +6,17 @@ under a Y-up stage in metres. Needs usd-core, the extra ``usd``.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
-from psd_gs.errors import BackendError, FormatError
+from psd_gs.errors import BackendError, FormatError, UnsupportedError
 from psd_gs.export.blocks import (
     blocks,
+    check_unpacked,
     damaged,
     gather,
     log_scale,
@@ -29,9 +29,9 @@ from psd_gs.export.blocks import (
 )
 from psd_gs.export.frames import Frame, similarity, transform
 from psd_gs.export.metadata import METADATA_KEY, Metadata, to_json
-from psd_gs.export.usd_arrays import NAMES, read_arrays
-from psd_gs.files import atomic_path
-from psd_gs.gaussians import Gaussians
+from psd_gs.export.usd_arrays import MODE_KEY, NAMES, read_arrays
+from psd_gs.files import atomic_path, loads
+from psd_gs.gaussians import Gaussians, RenderMode
 
 _DATE = 946_728_000
 """Of the member of a ``.usdz``, seconds: fixed, so that the same asset gives the same bytes."""
@@ -77,6 +77,8 @@ def write_usd(
             reach = 3 * scales.max(axis=1, keepdims=True)
             corners = ((means - reach).min(axis=0), (means + reach).max(axis=0))
             field.CreateExtentAttr([Gf.Vec3f(*corner.tolist()) for corner in corners])
+            if gaussians.mode != "default":
+                field.GetPrim().SetCustomDataByKey(MODE_KEY, gaussians.mode)
             if metadata is not None:
                 stage.GetRootLayer().customLayerData = {METADATA_KEY: to_json(metadata)}
             stage.GetRootLayer().Export(str(inner))
@@ -95,16 +97,19 @@ def _columns(g: Gaussians) -> tuple[np.ndarray, ...]:
     return g.means.numpy(), xyzw, g.scales.exp().numpy(), sigmoid(g), g.sh.reshape(-1, 3).numpy()
 
 
-def read_usd(path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bool = False) -> Gaussians:
+def read_usd(
+    path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bool = False, large: bool = False
+) -> Gaussians:
     """Read the Gaussian particle fields of a ``.usdc`` or ``.usdz``, with the transforms of their prims.
 
     Args:
         path: of the file.
         frame: axes of the file.
-        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
+        lenient: leave out broken rows, and log how many, instead of refusing the file.
+        large: read it whatever it becomes in memory.
 
     Raises:
-        FormatError: another kind of file, a damaged or truncated one, one without splats, or with non-finite values.
+        FormatError: another kind of file, a damaged or truncated one, one without splats, or with broken rows.
         InputError: the file cannot be opened.
         BackendError: usd-core is not installed.
     """
@@ -115,13 +120,20 @@ def read_usd(path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bo
         arrays = read_arrays(path)
         while f"{len(fields)}_matrix" in arrays:
             matrix, *columns = (arrays[f"{len(fields)}_{name}"] for name in ("matrix", *NAMES))
-            similarity(torch.from_numpy(matrix))
+            try:
+                similarity(torch.from_numpy(matrix))
+            except ValueError as error:
+                raise UnsupportedError(
+                    f"{path}: a prim that scales the axes of its splats differently, which no Gaussian can follow "
+                    "exactly. Apply its transform in the tool that made it."
+                ) from error
             fields.append((columns, torch.from_numpy(matrix)))
     except ValueError as error:
         raise damaged(path, f"no sound USD ({' '.join(str(error).split())[-100:]})") from error
     if not fields:
         raise FormatError(f"{path} has no splats: expected a ParticleField3DGaussianSplat. Export the asset again.")
     count = sum(len(arrays[0]) for arrays, _ in fields)
+    check_unpacked(path, count, 3, os.path.getsize(path), large)
     most = max(arrays[4].shape[1] for arrays, _ in fields)
 
     def parts() -> Iterator[Gaussians]:
@@ -131,7 +143,7 @@ def read_usd(path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bo
                 harmonics = np.zeros((end - begin, most - 1, 3))
                 harmonics[:, : sh.shape[1] - 1] = sh[rows, 1:]
                 block = tensors(
-                    means=means[rows],
+                    means=means[rows].astype(np.float64),
                     quats=quats[rows][:, [3, 0, 1, 2]],
                     scales=log_scale(scales[rows]),
                     opacities=logit(opacities[rows]),
@@ -140,7 +152,8 @@ def read_usd(path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bo
                 )
                 yield transform(block, matrix) if (matrix != _IDENTITY).any() else block
 
-    return gather(parts(), count, path, frame, lenient)
+    mode = str(arrays["mode"])
+    return gather(parts(), count, path, frame, lenient, next((m for m in get_args(RenderMode) if m == mode), "default"))
 
 
 _IDENTITY = torch.eye(4, dtype=torch.float64)
@@ -156,10 +169,9 @@ def read_usd_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     require_usd()
     open_file(path).close()
     try:
-        found = json.loads(str(read_arrays(path)["metadata"]))
+        return loads(str(read_arrays(path)["metadata"]), dict[str, Any])
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def require_usd() -> None:

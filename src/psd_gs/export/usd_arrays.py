@@ -14,6 +14,8 @@ import numpy as np
 from psd_gs.export.metadata import METADATA_KEY
 
 NAMES = ("Positions", "Orientations", "Scales", "Opacities", "RadianceSphericalHarmonicsCoefficients")
+MODE_KEY = "psd_gs_render_mode"
+"""Custom data of the prim; USD has no attribute for it."""
 _MEMORY = 2 << 30  # bytes that the process may take, besides a multiple of the file's size
 _COMMAND = "import sys; from psd_gs.export.usd_arrays import dump; dump(sys.argv[1], sys.argv[2])"
 
@@ -44,8 +46,8 @@ def dump(path: str, out: str) -> None:
     """Write the Gaussian particle fields of a USD file into an ``.npz``.
 
     Per field i: ``i_matrix`` (column vectors, to a Y-up world), ``i_Positions`` [N, 3], ``i_Orientations`` [N, 4]
-    as xyzw, ``i_Scales`` [N, 3], ``i_Opacities`` [N] and ``i_RadianceSphericalHarmonicsCoefficients`` [N, K, 3]; and
-    ``metadata``, JSON text.
+    as xyzw, ``i_Scales`` [N, 3], ``i_Opacities`` [N] and ``i_RadianceSphericalHarmonicsCoefficients`` [N, K, 3];
+    ``mode``, of rendering, of the last one; and ``metadata``, JSON text.
 
     Raises:
         ValueError: arrays that do not fit each other.
@@ -59,9 +61,10 @@ def dump(path: str, out: str) -> None:
     if UsdGeom.GetStageUpAxis(stage) == UsdGeom.Tokens.z:
         turn[1:3, 1:3] = [[0, 1], [-1, 0]]
     cache = UsdGeom.XformCache()
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {"mode": np.array("default")}
     for i, prim in enumerate(p for p in stage.Traverse() if p.IsA(UsdVol.ParticleField3DGaussianSplat)):
         arrays[f"{i}_matrix"] = turn @ np.array(cache.GetLocalToWorldTransform(prim)).T
+        arrays["mode"] = np.array(str(prim.GetCustomDataByKey(MODE_KEY) or "default"))
         arrays |= {
             f"{i}_{name}": values for name, values in _columns(UsdVol.ParticleField3DGaussianSplat(prim)).items()
         }

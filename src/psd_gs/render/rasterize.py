@@ -46,7 +46,7 @@ def render(
     background: Float[Tensor, "C 3"] | Float[Tensor, " 3"] | None = None,
     *,
     sh_degree: int | None = None,
-    antialiased: bool = False,
+    antialiased: bool | None = None,
     median_depth: bool = False,
     absgrad: bool = False,
     backend: Backend = "auto",
@@ -63,7 +63,8 @@ def render(
         cameras: on the same device as the Gaussians.
         background: sRGB colour in [0, 1], one or one per camera; black if None.
         sh_degree: spherical harmonics in use, 0 to the degree of the Gaussians; None is all.
-        antialiased: scale opacities by sqrt(det / det blurred) (Mip-Splatting, Yu et al. 2024).
+        antialiased: scale opacities by sqrt(det / det blurred) (Mip-Splatting, Yu et al. 2024); None: as the
+            ``mode`` of the Gaussians says.
         median_depth: also return the median depth.
         absgrad: also sum absolute screen-space gradients (AbsGS, Ye et al. 2024).
         backend: "auto" is "gsplat" for CUDA tensors and "cpu" for CPU tensors.
@@ -95,6 +96,8 @@ def render(
         from psd_gs.render.cpu import rasterize
     else:
         raise ConfigError(f"backend: expected 'auto', 'cpu' or 'gsplat', got {backend!r}")
+    if antialiased is None:
+        antialiased = gaussians.mode == "antialiased"
     gaussians = gaussians.map(torch.Tensor.float)
     cameras = replace(cameras, viewmats=cameras.viewmats.float(), Ks=cameras.Ks.float())
     rgb, alpha, depth, median, meta = rasterize(
