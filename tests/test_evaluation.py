@@ -12,13 +12,14 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from psd_gs.assets import RADIUS, open_asset, prompt_of
+from psd_gs.export.frames import fitted
 from scipy import stats
 
 from psd_gs.cameras import turntable
 from psd_gs.errors import ConfigError, FormatError, InputError
 from psd_gs.evaluation.arms import Arm, parse_arm, parse_arms, parse_overrides
 from psd_gs.evaluation.budget import equal_steps, equal_time
-from psd_gs.evaluation.load import RADIUS, fitted, load_asset, prompt_of
 from psd_gs.evaluation.scores import (
     Protocol,
     azimuths,
@@ -365,12 +366,12 @@ def test_splats_of_any_place_and_size_are_framed_alike(tmp_path):
     asset = head(0)
     moved = replace(asset, means=7 * asset.means + 3, scales=asset.scales + math.log(7))
     save(moved, tmp_path / "far.spz", metadata={"prompt": "a head"})
-    found = load_asset(tmp_path / "far.spz")
+    found = open_asset(tmp_path / "far.spz")
     centre, radius = bounding_ball(found)
     assert centre.abs().max() < 0.01
     assert radius == pytest.approx(RADIUS, rel=0.01)
     assert prompt_of(tmp_path / "far.spz") == "a head"
-    assert load_asset(tmp_path / "far.spz", fit=False).means.mean() > 2.5
+    assert open_asset(tmp_path / "far.spz", fit=False).means.mean() > 2.5
     close = ring_images(fitted(asset), SMALL) - ring_images(found, SMALL)
     assert float(close.abs().mean()) < 0.01
 
@@ -383,7 +384,7 @@ def test_meshes_are_seen_from_the_right_side(tmp_path, suffix):
     colours[box.vertices[:, 2] > 0.9, :3] = (230, 20, 20)  # the face toward +Z is the front
     box.visual = trimesh.visual.ColorVisuals(box, vertex_colors=colours)
     box.export(tmp_path / f"box{suffix}")
-    ring = ring_images(load_asset(tmp_path / f"box{suffix}"), Protocol(4, 32))
+    ring = ring_images(open_asset(tmp_path / f"box{suffix}"), Protocol(4, 32))
     red = (ring[:, 0] - ring[:, 1]).mean((1, 2))
     assert red[0] > 0.1
     assert red[2] < 0.02
@@ -392,10 +393,10 @@ def test_meshes_are_seen_from_the_right_side(tmp_path, suffix):
 
 def test_assets_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="run folder"):
-        load_asset(tmp_path)
+        open_asset(tmp_path)
     (tmp_path / "a.glb").write_bytes(b"nothing")
     with pytest.raises(FormatError):
-        load_asset(tmp_path / "a.glb")
+        open_asset(tmp_path / "a.glb")
     points = torch.rand(20, 3)
     save(from_points(points, points, scale=0.1, opacity=0.5), tmp_path / "b.ply")
     with pytest.raises(InputError, match="--prompt"):

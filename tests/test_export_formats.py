@@ -14,7 +14,8 @@ from splats import FLOORS, assert_within, asset, axes, matched
 
 from psd_gs.cameras import orbit
 from psd_gs.errors import FormatError, InputError, OutputError
-from psd_gs.export.formats import FORMATS, describe, format_of, load, read_metadata, save, sidecar
+from psd_gs.export.formats import FORMATS, format_of, load, read_metadata, save, sidecar
+from psd_gs.export.open import open_splats
 from psd_gs.export.frames import turn_x180
 from psd_gs.gaussians import Gaussians, rotation_matrices, sh0_to_rgb
 from psd_gs.render import render
@@ -218,7 +219,7 @@ def test_metadata(tmp_path, extension):
     assert read_metadata(path)["prompt"] == "ein Bär"
     sidecar(path).unlink()
     assert read_metadata(path).get("prompt") == ("ein Bär" if FORMATS[extension].metadata else None)
-    facts = describe(path)
+    facts = open_splats(path).describe()
     assert (facts["format"], facts["n_splats"]) == (FORMATS[extension].name, 100)
     np.testing.assert_allclose(facts["bounds"], [g.means.amin(0), g.means.amax(0)], atol=3e-3)
     save(g, tmp_path / f"b{extension}")

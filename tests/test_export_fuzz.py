@@ -19,7 +19,8 @@ from test_export_gltf import pack, unpack
 from test_export_ply import mutate
 
 from psd_gs.errors import FormatError
-from psd_gs.export.formats import FORMATS, describe, load, read_metadata, save
+from psd_gs.export.formats import FORMATS, load, read_metadata, save
+from psd_gs.export.open import open_splats
 
 # See test_export_usd.py for .usd; .html is not read.
 EXTENSIONS = [extension for extension in FORMATS if not extension.startswith((".usd", ".html"))]
@@ -224,4 +225,4 @@ def test_describe_reports_the_same_error(tmp_path, extension):
     path = tmp_path / f"a{extension}"
     path.write_bytes(b"\x00" * 7)
     with pytest.raises(FormatError):
-        describe(path)
+        open_splats(path).describe()

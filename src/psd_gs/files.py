@@ -9,13 +9,26 @@ import json
 import os
 import reprlib
 import secrets
+import shutil
 import stat
+import tempfile
 import types
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from psd_gs.errors import FormatError, InputError, OutputError
 
@@ -28,6 +41,12 @@ JSON_BYTES = 4 << 20
 """Largest JSON file; in memory it can become 25 times as large."""
 JSON_DEPTH = 32
 """Deepest nesting of JSON."""
+LARGEST = 1e100
+"""Nothing that is measured is larger; its square is still finite."""
+YAML_BYTES = 128 << 10
+"""Largest YAML file; none of ours has 10 KiB."""
+_SCALAR = 64
+"""Most characters of a number, date or the like."""
 PICTURE_BYTES = 64 << 20
 PICTURE_PIXELS = 1 << 25
 """Largest picture, compressed and decoded: 8192 x 4096."""
@@ -39,12 +58,21 @@ PICTURES = ("PNG", "JPEG", "WEBP", "GIF")
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the block ends without an error.
 
-    The temporary name keeps the suffix, because most writers choose a format by it.
+    A link is followed: what it names is replaced. A device or pipe gets the bytes, and stays what it is. The temporary
+    name keeps the suffix, because most writers choose a format by it.
 
     Raises:
         OutputError: the folder is missing, read-only or full.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    special = target.exists() and not target.is_file() and not target.is_dir()
+    if special:
+        with tempfile.TemporaryDirectory() as folder, writing(target):
+            temporary = Path(folder) / f"output{target.suffix}"
+            yield temporary
+            with temporary.open("rb") as source, target.open("wb") as stream:
+                shutil.copyfileobj(source, stream)
+        return
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
     try:
         with writing(target):
@@ -84,13 +112,13 @@ def writing(target: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Replace ``path`` by ``data`` (text is written as UTF-8) in one step.
+    """Replace ``path`` by ``data`` in one step; text is written as UTF-8, what that lacks as question marks.
 
     Raises:
         OutputError: the folder is missing, read-only or full.
     """
     with atomic_path(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.write_bytes(data.encode(errors="replace") if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
@@ -125,12 +153,13 @@ def locked(file: BinaryIO) -> Iterator[None]:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
-    """The whole of a regular file.
+def read_bounded(path: str | os.PathLike[str], limit: int, start: int = 0) -> bytes:
+    """A regular file to its end.
 
     Args:
         path: of the file; links are followed.
         limit: most bytes.
+        start: bytes to leave out.
 
     Raises:
         FormatError: a larger file.
@@ -138,8 +167,9 @@ def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"{path}: expected a regular file, received a folder, device or pipe. Copy the file first.")
+            raise InputError(f"cannot read {path}: it is a folder, device or pipe. Name a regular file.")
         with open(path, "rb") as file:
+            file.seek(start)
             data = file.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = getattr(error, "strerror", None) or error
@@ -169,7 +199,8 @@ def loads(text: str | bytes, shape: type[T]) -> T:
     Args:
         text: the JSON; NaN and infinities, which are not JSON, become null.
         shape: a TypedDict, whose further fields may hold anything; a dataclass, whose further fields are dropped;
-            or str, int (of 64 bits), float (finite), bool, None, Literal, Any, and lists, dicts and unions of them.
+            or str, int (of 64 bits), float (below :data:`LARGEST`), bool, None, Literal, Any, and lists, dicts and
+            unions of them.
 
     Raises:
         ValueError: one line about what is wrong.
@@ -197,7 +228,9 @@ def conform(value: Any, shape: Any, depth: int = 0) -> Any:
         raise ValueError(f"nested deeper than {JSON_DEPTH} levels")
     origin, args = get_origin(shape), get_args(shape)
     if shape is Any:
-        kinds = {dict: dict[str, Any], list: list[Any]}
+        if isinstance(value, float):
+            return value
+        kinds: dict[type, Any] = {dict: dict[str, Any], list: list[Any]}
         shape = kinds.get(type(value), type(value))
         origin, args = get_origin(shape), get_args(shape)
     if origin in (Union, types.UnionType):
@@ -211,7 +244,9 @@ def conform(value: Any, shape: Any, depth: int = 0) -> Any:
         return [_inside(i, item, args[0], depth) for i, item in enumerate(value)]
     elif origin is dict and isinstance(value, dict):
         return {conform(name, args[0]): _inside(name, item, args[1], depth) for name, item in value.items()}
-    elif isinstance(shape, type) and isinstance(value, dict) and (is_typeddict(shape) or dataclasses.is_dataclass(shape)):
+    elif (
+        isinstance(shape, type) and isinstance(value, dict) and (is_typeddict(shape) or dataclasses.is_dataclass(shape))
+    ):
         hints, required = _fields(shape)
         if missing := [name for name in required if name not in value]:
             raise ValueError(f"{missing[0]} is missing")
@@ -219,7 +254,7 @@ def conform(value: Any, shape: Any, depth: int = 0) -> Any:
         if dataclasses.is_dataclass(shape):
             return shape(**known)
         return {name: known[name] if name in known else _inside(name, item, Any, depth) for name, item in value.items()}
-    elif shape is float and type(value) in (int, float) and abs(value) < 2.0**1023:
+    elif shape is float and type(value) in (int, float) and abs(value) < LARGEST:
         return float(value)
     elif shape is int and type(value) is int and -(1 << 63) <= value < 1 << 63:
         return value
@@ -260,9 +295,63 @@ def _called(shape: Any) -> str:
     return "null" if shape in (None, type(None)) else names.get(shape, "fields by name")
 
 
+def parse_yaml(text: str | bytes) -> Any:
+    """Plain YAML: no aliases, which let a few lines unfold to gigabytes, no key twice, and no deeper than JSON is.
+
+    Raises:
+        ValueError: one line about what is wrong.
+    """
+    import yaml
+
+    try:
+        return conform(yaml.load(text, _loader()), Any)  # a subclass of the safe loader
+    except ValueError:
+        raise
+    except Exception as error:  # its constructors raise whatever a wrong scalar leads them into
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
+        raise ValueError(f"{short(reason)[1:-1]}, line {mark.line + 1}" if mark else str(reason)) from error
+
+
+@lru_cache
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.depth += 1
+            event = self.peek_event()
+            if isinstance(event, yaml.AliasEvent) or self.depth > JSON_DEPTH:
+                problem = "nested too deep" if self.depth > JSON_DEPTH else "an alias"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def construct_scalar(self, node: Any) -> Any:
+            if node.tag != "tag:yaml.org,2002:str" and len(node.value) > _SCALAR:
+                raise yaml.MarkedYAMLError(problem="a number that long", problem_mark=node.start_mark)
+            return super().construct_scalar(node)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            mapping = super().construct_mapping(node, deep)
+            if len(mapping) < len(node.value):
+                raise yaml.MarkedYAMLError(problem="a key that occurs twice", problem_mark=node.start_mark)
+            return mapping
+
+    return Loader
+
+
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
 _REPR.maxlevel = 2
+
+
+def printable(text: str) -> str:
+    """A line of text in which what a terminal would obey, or a reader would not see, is written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short(value: object) -> str:
@@ -271,14 +360,14 @@ def short(value: object) -> str:
 
 
 def read_picture(source: str | os.PathLike[str] | bytes, mode: Literal["RGB", "RGBA"] = "RGB") -> Image.Image:
-    """A picture, decoded only if its file and its pixels are within :data:`PICTURE_BYTES` and :data:`PICTURE_PIXELS`.
+    """A picture, decoded; the first frame of a film.
 
     Args:
         source: a file of one of :data:`PICTURES`, or what it holds.
-        mode: of the result; the first frame of a film.
+        mode: of the result.
 
     Raises:
-        FormatError: no such picture, a damaged or a larger one.
+        FormatError: no such picture, a damaged one, or one beyond :data:`PICTURE_BYTES` or :data:`PICTURE_PIXELS`.
         InputError: it cannot be opened, or is a folder, device or pipe.
     """
     from PIL import Image
@@ -288,9 +377,9 @@ def read_picture(source: str | os.PathLike[str] | bytes, mode: Literal["RGB", "R
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=PICTURES) as picture:
             width, height = picture.size
-            if width * height <= PICTURE_PIXELS:
-                return picture.convert(mode)
+            if width * height > PICTURE_PIXELS:
+                raise ValueError(f"{width} x {height} pixels are more than {PICTURE_PIXELS:,}")
+            return picture.convert(mode)
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them into
         reason = " ".join(str(error).split())[:100]
         raise FormatError(f"{name}: expected a sound {', '.join(PICTURES)} file ({reason}). Make it again.") from error
-    raise FormatError(f"{name}: expected a picture of at most {PICTURE_PIXELS:,} pixels, received {width} x {height}.")

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
+import os
+import shutil
 import sys
+from collections.abc import Iterator
 from typing import Annotated
+
+_NARROWEST = 60  # columns in which the help is still readable
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -13,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from psd_gs import __version__
     from psd_gs.cli.batch import Batch
+    from psd_gs.cli.console import shown
     from psd_gs.cli.doctor import Doctor
     from psd_gs.cli.eval import Eval
     from psd_gs.cli.export import Export
@@ -54,21 +62,53 @@ def main(argv: list[str] | None = None) -> None:
     if arguments == ["--version"]:
         sys.stdout.write(f"psd-gs {__version__}\n")
         return
-    command = tyro.cli(
-        commands,  # type: ignore[arg-type]
-        prog="psd-gs",
-        description="Text to 3D Gaussian splats and game-ready meshes that people prefer. Also: --version.",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
     try:
-        with terminate_as_interrupt():
+        with _wide_enough():
+            command = tyro.cli(
+                commands,  # type: ignore[arg-type]
+                prog="psd-gs",
+                description="Text to 3D Gaussian splats and game-ready meshes that people prefer. Also: --version.",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+        with _notes(), terminate_as_interrupt():
             command.run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (PsdGsError, OSError) as error:
         if "--debug" in arguments:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {shown(str(error))}\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """What the package logs, shown on standard error without its control characters."""
+    from psd_gs.cli.console import NoteHandler
+
+    logger, handler = logging.getLogger("psd_gs"), NoteHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Lay the help out for a terminal of :data:`_NARROWEST` columns at least; narrower ones wrap it."""
+    given = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if given is not None:
+            os.environ["COLUMNS"] = given

@@ -189,9 +189,9 @@ class Score:
     def run(self) -> None:
         from rich.console import Console
 
+        from psd_gs.assets import open_asset, prompt_of
         from psd_gs.cli.terminal import silence_libraries
         from psd_gs.config import check_prompt_text
-        from psd_gs.evaluation.load import load_asset, prompt_of
         from psd_gs.evaluation.scores import Protocol, score_asset
         from psd_gs.evaluation.suites import load_suite, wrong_captions
         from psd_gs.models import resolve, resolve_device
@@ -205,7 +205,7 @@ class Score:
         rows = []
         for path, prompt in zip(self.assets, prompts, strict=True):
             check_prompt_text(prompt)
-            asset = load_asset(path, fit=not self.as_is).to(device)
+            asset = open_asset(path, fit=not self.as_is).to(device)
             same = next((item.wrong for item in suite if item.prompt == prompt), None)
             wrong = same or wrong_captions(prompt, [item.prompt for item in suite])
             found = score_asset(asset, prompt, wrong, models, protocol)

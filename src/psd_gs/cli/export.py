@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from psd_gs.export.convert import Conversion, Converted
 
 
 @dataclass
 class Export:
-    """Convert a splat file into other formats, by their extensions.
+    """Convert splat files into other formats, by their extensions.
 
     .ply (3DGS), .compressed.ply, .splat, .spz, .sog, .glb (KHR_gaussian_splatting), .usdc, .usdz, and
     .html, a page that shows the asset. What is known of it (prompt, seed, models, scores) goes into the files where
-    the format has room, and into FILE.json beside each.
+    the format has room, and into FILE.json beside each. With --to, every name is one to read: files, folders
+    (with what lies below them) and globs. A dash in place of a name is standard input or output.
     """
 
     source: Annotated[Positional[Path], arg(metavar="IN")]
-    """Splat file to read."""
+    """Splat file to read, run folder, or - for standard input."""
     targets: Annotated[Positional[tuple[Path, ...]], arg(metavar="OUT [OUT ...]", help_behavior_hint="")]
-    """Files to write."""
+    """Files to write, or - for standard output. With --to: more to read."""
+    to: Annotated[tuple[str, ...], arg(metavar="EXT [EXT ...]", help_behavior_hint="")] = ()
+    """Write each file that is read in these formats, such as .spz .sog, beside it; or what - is (default .ply)."""
+    output_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """With --to: write below this folder, in the folders that the files have below their common one."""
+    suffix: Annotated[str, arg(metavar="EXT")] = ".ply"
+    """With --to: which files of a folder are read."""
     sh_degree: Annotated[int | None, arg(metavar="0-3", help_behavior_hint="")] = None
     """Drop the spherical harmonics above this degree."""
     max_splats: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
@@ -40,14 +54,18 @@ class Export:
     """Version of .spz files; several viewers read only 3."""
     no_metadata: bool = False
     """Write the splats alone: no prompt, no seed, no FILE.json."""
+    large: bool = False
+    """Read a compressed file also if it becomes a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 
     def run(self) -> None:
-        from rich.console import Console
-
+        from psd_gs.cli.console import console
+        from psd_gs.errors import InputError
         from psd_gs.export.convert import Conversion, convert
         from psd_gs.export.edit import Edit
+        from psd_gs.export.formats import format_of
+        from psd_gs.export.open import STREAM
 
         how = Conversion(
             Edit(self.sh_degree, self.max_splats, self.prune, self.min_opacity, self.floaters),
@@ -55,10 +73,89 @@ class Export:
             input_frame=None if self.input_frame == "auto" else self.input_frame,
             metadata=not self.no_metadata,
             spz_version=self.spz_version,
+            large=self.large,
         )
-        done = convert(self.source, self.targets, how)
-        console = Console(highlight=False, markup=False)
-        dropped = f" of {done.before}" if done.after < done.before else ""
-        console.print(f"{done.after}{dropped} Gaussians, SH degree {done.sh_degree}", soft_wrap=True)
-        for target in self.targets:
-            console.print(f"{target}  {target.stat().st_size / 1024:.0f} KiB", soft_wrap=True)
+        for extension in self.to:
+            format_of(f"a{extension}")
+        names = [str(path) for path in (self.source, *self.targets)]
+        if STREAM in names[1:]:
+            if len(names) > 2 or len(self.to) > 1:
+                raise InputError(
+                    f"expected one format for standard output and no other file, received {len(names) - 1}."
+                )
+            self._to_standard_output(how)
+        elif self.to and names[0] != STREAM:
+            self._many(names, how)
+        else:
+            done = convert(self.source, self.targets, how)
+            out = console()
+            out.print(_summary(done))
+            for target in self.targets:
+                out.print(f"{target}  {target.stat().st_size / 1024:.0f} KiB")
+
+    def _to_standard_output(self, how: Conversion) -> None:
+        import tempfile
+
+        from psd_gs.cli.console import console
+        from psd_gs.export.convert import convert
+
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / f"output{(self.to or ('.ply',))[0]}"
+            done = convert(self.source, [target], how)
+            sys.stdout.buffer.write(target.read_bytes())
+            sys.stdout.buffer.flush()
+        console(stderr=True).print(_summary(done))
+
+    def _many(self, names: Sequence[str], how: Conversion) -> None:
+        """Each file that is found; one that cannot be converted is one line, and the others are converted all the
+        same."""
+        from psd_gs.cli.console import console
+        from psd_gs.errors import InputError, PsdGsError
+        from psd_gs.export.convert import convert
+        from psd_gs.files import writing
+
+        out, errors = console(), console(stderr=True)
+        sources = find(names, self.suffix)
+        if not sources:
+            raise InputError(
+                f"no file found for {' '.join(names)}. Check the names, or --suffix for what is in folders."
+            )
+        root, failed = Path(os.path.commonpath([source.parent.resolve() for source in sources])), 0
+        for i, source in enumerate(sources):
+            folder = source.parent
+            if self.output_dir is not None:
+                folder = self.output_dir / source.parent.resolve().relative_to(root)
+            try:
+                with writing(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                done = convert(source, [folder / (stem(source) + extension) for extension in self.to], how)
+            except PsdGsError as error:
+                failed += 1
+                errors.print(f"error: {error}")
+                continue
+            out.print(f"[{i + 1}/{len(sources)}] {source}  {_summary(done)}")
+        if failed:
+            raise SystemExit(1)
+
+
+def _summary(done: Converted) -> str:
+    dropped = f" of {done.before}" if done.after < done.before else ""
+    return f"{done.after}{dropped} Gaussians, SH degree {done.sh_degree}"
+
+
+def find(patterns: Sequence[str], suffix: str) -> list[Path]:
+    """Files that are named, match a glob (``**`` too), or end with ``suffix`` in a folder or below it; sorted."""
+    found: set[Path] = set()
+    for pattern in patterns:
+        for name in [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True):
+            path = Path(name)
+            found |= {file for file in path.rglob(f"*{suffix}") if file.is_file()} if path.is_dir() else {path}
+    return sorted(found)
+
+
+def stem(path: Path) -> str:
+    """The file's name without the extension of its format."""
+    from psd_gs.export.formats import FORMATS
+
+    extension = next((extension for extension in FORMATS if path.name.lower().endswith(extension)), path.suffix)
+    return path.name[: len(path.name) - len(extension)]

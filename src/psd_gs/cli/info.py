@@ -15,25 +15,27 @@ class Info:
     """Show what a splat or mesh file holds: format, size, bounds and metadata."""
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """Splat file of any format that export knows, or a mesh: .glb, .gltf, .obj, .ply or .stl."""
+    """Splat file of any format that export knows, a run folder, a mesh (.glb, .gltf, .obj, .ply or .stl), or - for a
+    splat from standard input."""
     json: bool = False
     """Print one JSON object instead."""
+    large: bool = False
+    """Read a compressed file also if it becomes a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 
     def run(self) -> None:
-        from rich.console import Console
-
-        from psd_gs.evaluation.load import holds_gaussians
-        from psd_gs.export.formats import describe
+        from psd_gs.assets import holds_gaussians
+        from psd_gs.cli.console import console
         from psd_gs.export.metadata import jsonable
+        from psd_gs.export.open import open_splats
         from psd_gs.mesh.describe import describe_mesh
 
-        console = Console(highlight=False, markup=False)
-        splats = holds_gaussians(self.file)
-        facts = jsonable(describe(self.file) if splats else describe_mesh(self.file))
+        out = console()
+        splats = not self.file.is_file() or holds_gaussians(self.file)
+        facts = jsonable(open_splats(self.file, large=self.large).describe() if splats else describe_mesh(self.file))
         if self.json:
-            console.print(json.dumps(facts), soft_wrap=True)
+            out.print(json.dumps(facts))
             return
         low, high = facts["bounds"]
         metadata = facts["metadata"]
@@ -44,18 +46,30 @@ class Info:
             "format": facts["format"],
             "size": f"{facts['bytes'] / 1024:.0f} KiB",
             **(_splat_lines(facts) if splats else _mesh_lines(facts)),
-            "bounds": "  ".join(f"{axis} {a:.3f} to {b:.3f}" for axis, a, b in zip("xyz", low, high, strict=True))
+            "bounds": "  ".join(
+                f"{axis} {a:{_form(a, b)}} to {b:{_form(a, b)}}" for axis, a, b in zip("xyz", low, high, strict=True)
+            )
             + units,
             **{name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items() if name not in facts},
             **{f"{role} model": _words(some) for role, some in chain.items()},
         }
         width = max(map(len, lines))
         for name, value in lines.items():
-            console.print(f"{name:{width}}  {value}", soft_wrap=True)
+            out.print(f"{name:{width}}  {value}")
+
+
+def _form(low: float, high: float) -> str:
+    """Millimetres, or three digits of what is smaller than a centimetre."""
+    return ".3f" if max(abs(low), abs(high)) >= 0.01 else ".3g"
 
 
 def _splat_lines(facts: dict[str, Any]) -> dict[str, Any]:
-    return {"frame": facts["frame"], "Gaussians": facts["n_splats"], "SH degree": facts["sh_degree"]}
+    lines = {"frame": facts["frame"], "Gaussians": facts["n_splats"], "SH degree": facts["sh_degree"]}
+    if "render_mode" in facts:
+        lines["render mode"] = facts["render_mode"]
+    if "offset" in facts:
+        lines["offset"] = "  ".join(f"{axis} {value:.3f}" for axis, value in zip("xyz", facts["offset"], strict=True))
+    return lines
 
 
 def _mesh_lines(facts: dict[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from psd_gs.export.open import Asset
 
 Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 
@@ -24,7 +26,7 @@ class Mesh:
     """
 
     source: Annotated[Positional[Path], arg(metavar="IN")]
-    """Splat file of any format that export knows."""
+    """Splat file of any format that export knows, a run folder, or - for standard input."""
     targets: Annotated[Positional[tuple[Path, ...]], arg(metavar="OUT", help_behavior_hint="")] = ()
     """Mesh file to write: .glb, .obj, .ply or .stl. With --to: more to read."""
     to: Annotated[Literal[".glb", ".obj", ".ply", ".stl"] | None, arg(metavar="EXT", help_behavior_hint="")] = None
@@ -64,18 +66,19 @@ class Mesh:
     """Axes of IN, if neither its metadata name them nor are they as usual for its format."""
     no_metadata: bool = False
     """Write the mesh alone: no prompt, no seed, no FILE.json."""
+    large: bool = False
+    """Read a compressed file also if it becomes a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 
     def run(self) -> None:
-        from rich.console import Console
-
+        from psd_gs.cli.console import console as plain
         from psd_gs.errors import InputError
         from psd_gs.mesh.save import check_target
 
         if self.preview is not None and self.preview.suffix.lower() != ".png":
             raise InputError(f"--preview: expected a .png, received {self.preview}.")
-        console = Console(highlight=False, markup=False, soft_wrap=True)
+        console = plain()
         if self.to is not None:
             if self.preview is not None:
                 raise InputError("--preview: expected one mesh to show, received --to. Leave one of them out.")
@@ -91,13 +94,12 @@ class Mesh:
 
     def _many(self, console: Console, extension: str) -> None:
         """A mesh of each file that is found; one that has none is one line, and the others are made all the same."""
-        from rich.console import Console
-
+        from psd_gs.cli.console import console as plain
         from psd_gs.cli.found import find, folders, stem
         from psd_gs.errors import PsdGsError
         from psd_gs.files import writing
 
-        errors = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
+        errors = plain(stderr=True)
         sources = find([self.source, *self.targets], self.suffix)
         failed = 0
         for i, (source, folder) in enumerate(zip(sources, folders(sources, self.output_dir), strict=True)):
@@ -118,7 +120,7 @@ class Mesh:
 
     def _one(self, console: Console, source: Path, target: Path) -> None:
         from psd_gs.errors import InputError
-        from psd_gs.export.formats import load, read_metadata, stored_frame
+        from psd_gs.export.open import open_splats
         from psd_gs.mesh.build import PRESETS, BuildOptions, build
         from psd_gs.mesh.compare import compare_png
         from psd_gs.mesh.extract import MeshOptions
@@ -144,9 +146,9 @@ class Mesh:
             lods=self.lods,
             collision=self.collision,
         )
-        metadata = read_metadata(source)
         frame = None if self.input_frame == "auto" else self.input_frame
-        gaussians = load(source, frame=frame or stored_frame(metadata), lenient=True)
+        asset = open_splats(source, frame=frame, large=self.large)
+        gaussians, metadata = asset.gaussians, asset.metadata
         console.print(f"{source}  {len(gaussians)} Gaussians")
         built = build(gaussians, options, on_stage=lambda stage: console.print(f"{stage} ..."))
         for level, mesh in enumerate(built.levels):
@@ -155,7 +157,7 @@ class Mesh:
             files = save_mesh(
                 mesh,
                 target.with_name(name),
-                metadata=None if self.no_metadata else {**_origin(metadata), **facts},
+                metadata=None if self.no_metadata else {**_origin(asset), **facts},
                 unlit=self.unlit,
                 collision=[] if level else built.collision,
             )
@@ -172,6 +174,8 @@ class Mesh:
             console.print(f"{self.preview}")
 
 
-def _origin(metadata: dict) -> dict:
-    """Where the asset came from, without the facts of its splat file."""
-    return {name: value for name, value in metadata.items() if name not in ("bounds", "frame", "format", "sha256")}
+def _origin(asset: Asset) -> dict[str, Any]:
+    """Where the asset came from, without the facts of its splat file but its place in the world."""
+    own = ("bounds", "frame", "format", "sha256", "scale", "offset", "render_mode")
+    kept = {name: value for name, value in asset.metadata.items() if name not in own}
+    return kept | ({"offset": list(asset.gaussians.origin)} if any(asset.gaussians.origin) else {})

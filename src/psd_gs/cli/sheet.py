@@ -23,14 +23,15 @@ class Sheet:
     """Assets side by side."""
     size: Annotated[int, arg(metavar="PIXELS")] = 256
     """Width and height of each."""
+    large: bool = False
+    """Read compressed files also if they become a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 
     def run(self) -> None:
-        from rich.console import Console
-
+        from psd_gs.assets import open_asset
+        from psd_gs.cli.console import console
         from psd_gs.errors import InputError
-        from psd_gs.evaluation.load import load_asset
         from psd_gs.export.pictures import contact_sheet, three_quarter_view
 
         if not self.assets:
@@ -44,15 +45,14 @@ class Sheet:
         if self.captions and len(self.captions) != len(self.assets):
             raise InputError(f"--captions: expected {len(self.assets)}, received {len(self.captions)}.")
         captions = self.captions or [_caption(path) for path in self.assets]
-        pictures = [three_quarter_view(load_asset(path), self.size) for path in self.assets]
+        pictures = [three_quarter_view(open_asset(path, large=self.large), self.size) for path in self.assets]
         contact_sheet(pictures, self.output, captions=captions, columns=self.columns or None, size=self.size)
-        console = Console(highlight=False, markup=False)
-        console.print(f"{self.output}  {self.output.stat().st_size / 1024:.0f} KiB", soft_wrap=True)
+        console().print(f"{self.output}  {self.output.stat().st_size / 1024:.0f} KiB")
 
 
 def _caption(path: Path) -> str:
+    from psd_gs.assets import prompt_of
     from psd_gs.errors import InputError
-    from psd_gs.evaluation.load import prompt_of
 
     try:
         return prompt_of(path)

@@ -17,7 +17,7 @@ class Turntable:
     """
 
     source: Annotated[Positional[Path], arg(metavar="SPLAT")]
-    """Splat file of any format that export knows."""
+    """Splat file of any format that export knows, a run folder, or - for standard input."""
     target: Annotated[Positional[Path], arg(metavar="OUT")]
     """Film to write."""
     kind: Literal["rgb", "depth", "normal"] = "rgb"
@@ -32,19 +32,20 @@ class Turntable:
     """Of the camera above the horizon."""
     background: Annotated[str, arg(metavar="COLOUR")] = "auto"
     """A colour such as white, black or "#204060", or transparent. Default: white for mp4, else transparent."""
+    large: bool = False
+    """Read a compressed file also if it becomes a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 
     def run(self) -> None:
-        from rich.console import Console
-
-        from psd_gs.export.formats import load, read_metadata, stored_frame
+        from psd_gs.cli.console import console
+        from psd_gs.export.open import open_splats
         from psd_gs.export.pictures import turntable_film
 
         colour = self._colour()
-        metadata = read_metadata(self.source) if self.source.exists() else {}
+        asset = open_splats(self.source, large=self.large)
         turntable_film(
-            load(self.source, frame=stored_frame(metadata)),
+            asset.gaussians,
             self.target,
             frames=self.frames,
             size=self.size,
@@ -52,10 +53,9 @@ class Turntable:
             elevation=self.elevation,
             background=colour,
             kind=self.kind,
-            metadata=metadata or None,
+            metadata=asset.metadata or None,
         )
-        console = Console(highlight=False, markup=False)
-        console.print(f"{self.target}  {self.target.stat().st_size / 1024:.0f} KiB", soft_wrap=True)
+        console().print(f"{self.target}  {self.target.stat().st_size / 1024:.0f} KiB")
 
     def _colour(self) -> tuple[float, ...] | None:
         """sRGB in [0, 1], or None for transparent, or for what is usual for the format."""

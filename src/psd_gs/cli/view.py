@@ -26,6 +26,8 @@ class View:
     """With --serve. Default: any free one."""
     no_open: bool = False
     """Do not open the browser."""
+    large: bool = False
+    """Read compressed files also if they become a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -34,8 +36,7 @@ class View:
         import tempfile
         import webbrowser
 
-        from rich.console import Console
-
+        from psd_gs.cli.console import console
         from psd_gs.errors import InputError
         from psd_gs.export.page import make_page
         from psd_gs.files import write_atomic
@@ -46,25 +47,25 @@ class View:
             raise InputError(f"--output: expected a name that ends with .html, received {self.output}.")
         if not self.files:
             raise InputError("expected a splat file, a mesh or a run folder, received none. Name one, or several.")
-        shown = panes(self.files)
+        shown = panes(self.files, large=self.large)
         page = make_page(shown, " | ".join(pane.name for pane in shown))
-        console = Console(highlight=False, markup=False)
+        out = console()
         target = self.output
         if target is None and not self.serve:
             target = Path(tempfile.mkdtemp(prefix="psd-gs-")) / "view.html"
         if target is not None:
             write_atomic(target, page)
-            console.print(f"{target}  {target.stat().st_size / 1024:.0f} KiB", soft_wrap=True)
+            out.print(f"{target}  {target.stat().st_size / 1024:.0f} KiB")
         if not self.serve:
             if target is not None and not self.no_open:
                 webbrowser.open(target.resolve().as_uri())
             return
         server, address = page_server(page, self.port)
-        console.print(address, soft_wrap=True)
+        out.print(address)
         port = server.server_address[1]
         hint = f"From another machine: ssh -L {port}:127.0.0.1:{port} HOST, then open the address there."
-        console.print(hint, soft_wrap=True)
-        console.print("Ctrl-C ends it.")
+        out.print(hint)
+        out.print("Ctrl-C ends it.")
         if not self.no_open:
             webbrowser.open(address)
         with server, contextlib.suppress(KeyboardInterrupt):

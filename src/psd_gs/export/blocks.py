@@ -63,7 +63,9 @@ def usable_rows(gaussians: Gaussians, path: str | os.PathLike[str]) -> Int[Tenso
             "The optimization diverged; lower the learning rates or start from an earlier checkpoint."
         )
     if len(rows) < len(gaussians):
-        logger.warning("%s: left out %d of %d Gaussians, which %s", path, len(gaussians) - len(rows), len(gaussians), _BROKEN)
+        logger.warning(
+            "%s: left out %d of %d Gaussians, which %s", path, len(gaussians) - len(rows), len(gaussians), _BROKEN
+        )
     return rows
 
 

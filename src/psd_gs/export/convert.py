@@ -1,4 +1,4 @@
-"""One splat file into others: what ``psd-gs export`` and ``tools/export.py`` do."""
+"""One splat file into others: what ``psd-gs export`` does."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from psd_gs.errors import InputError
 from psd_gs.export.edit import Edit, apply
-from psd_gs.export.formats import format_of, load, read_metadata, save, stored_frame
+from psd_gs.export.formats import format_of, save
 from psd_gs.export.frames import Frame
+from psd_gs.export.open import open_splats
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Conversion:
         input_frame: axes of the file that is read; None for those that its metadata name, or are usual.
         metadata: keep what is known of the asset, in the files and beside them.
         spz_version: 3, which all viewers read, or 4.
+        large: read a compressed file whatever it becomes in memory.
     """
 
     edit: Edit = field(default_factory=Edit)
@@ -31,6 +33,7 @@ class Conversion:
     input_frame: Frame | None = None
     metadata: bool = True
     spz_version: Literal[3, 4] = 3
+    large: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def convert(
     """Read a splat file, edit it, and write it under each target's extension.
 
     Args:
-        source: any format that can be read.
+        source: anything that :func:`psd_gs.export.open.open_splats` reads.
         targets: each replaced in one step; nothing is written before all of them have a known extension.
         how: defaults change nothing but the format.
 
@@ -64,11 +67,9 @@ def convert(
     for target in targets:
         if Path(target).resolve() == Path(source).resolve():
             raise InputError(f"expected another file to write than the one that is read, received {target} twice.")
-    metadata = read_metadata(source)
-    gaussians = load(source, frame=how.input_frame or stored_frame(metadata), lenient=how.edit.prune)
-    before = len(gaussians)
-    gaussians = apply(how.edit, gaussians)
+    asset = open_splats(source, frame=how.input_frame, lenient=how.edit.prune, large=how.large)
+    gaussians = apply(how.edit, asset.gaussians)
     for target, kind in zip(targets, formats, strict=True):
         options: dict[str, Any] = {"version": how.spz_version} if kind.name == "SPZ" else {}
-        save(gaussians, target, frame=how.frame, metadata=metadata if how.metadata else None, **options)
-    return Converted(before, len(gaussians), gaussians.sh_degree)
+        save(gaussians, target, frame=how.frame, metadata=asset.metadata if how.metadata else None, **options)
+    return Converted(len(asset.gaussians), len(gaussians), gaussians.sh_degree)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from psd_gs.errors import FormatError, InputError
+import torch
+
+from psd_gs.errors import FormatError, InputError, UnsupportedError
 from psd_gs.export import compressed_ply, gltf, page, ply, sog, splat, spz, usd
 from psd_gs.export.blocks import open_file, usable_mask
 from psd_gs.export.frames import Frame, robust_box
-from psd_gs.export.metadata import Metadata, jsonable
-from psd_gs.files import write_atomic
+from psd_gs.export.metadata import RECORD, Metadata, jsonable
+from psd_gs.files import read_json, short, write_atomic
 from psd_gs.gaussians import Gaussians
 
 MetadataReader = Callable[[str | os.PathLike[str]], dict[str, Any] | None]
@@ -27,12 +29,13 @@ class Format:
 
     Attributes:
         name: for people.
-        read: ``read(path, *, frame, lenient) -> Gaussians``; None if it is only written.
+        read: ``read(path, *, frame, lenient, large) -> Gaussians``; None if it is only written.
         write: ``write(gaussians, path, *, frame, metadata)``.
         frame: axes of its files unless someone asks for others.
         starts: how its files begin; empty if they may begin with anything.
         metadata: reads what ``write`` embedded; None if the format has no place for it.
         sh_degree: the highest that the format holds.
+        unit: of a file that an asset is written to, in units of the asset.
     """
 
     name: str
@@ -42,15 +45,16 @@ class Format:
     starts: tuple[bytes, ...] = ()
     metadata: MetadataReader | None = None
     sh_degree: int = 3
+    unit: Callable[[Gaussians], float] = lambda gaussians: 1.0
 
 
-def _read_any_ply(path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False) -> Gaussians:
+def _read_any_ply(path: str | os.PathLike[str], **options: Any) -> Gaussians:
     """A PLY of either kind: compressed ones are often called just ``.ply``."""
-    packed = "chunk" in ply.read_ply_header(path).elements
-    return (compressed_ply.read_compressed_ply if packed else ply.read_ply)(path, frame=frame, lenient=lenient)
+    packed = ply.is_packed(ply.read_ply_header(path).scalars("vertex"))
+    return (compressed_ply.read_compressed_ply if packed else ply.read_ply)(path, **options)
 
 
-_PLY = (b"ply\n", b"ply\r")
+_PLY = (b"ply\n", b"ply\r", b"ply ")
 
 FORMATS: dict[str, Format] = {
     ".compressed.ply": Format(
@@ -58,7 +62,7 @@ FORMATS: dict[str, Format] = {
     ),
     ".ply": Format("3DGS PLY", _read_any_ply, ply.write_ply, "rdf", _PLY, ply.read_ply_metadata),
     ".splat": Format("splat", splat.read_splat, splat.write_splat, "rdf", sh_degree=0),
-    ".spz": Format("SPZ", spz.read_spz, spz.write_spz, "rdf", (b"\x1f\x8b", b"NGSP")),
+    ".spz": Format("SPZ", spz.read_spz, spz.write_spz, "rdf", (b"\x1f\x8b", b"NGSP"), unit=spz.spz_unit),
     ".sog": Format("SOG", sog.read_sog, sog.write_sog, "rdf", (b"PK\x03\x04",), sog.read_sog_metadata),
     ".glb": Format(
         "glTF KHR_gaussian_splatting", gltf.read_gltf, gltf.write_gltf, "gltf", (b"glTF",), gltf.read_gltf_metadata
@@ -69,27 +73,63 @@ FORMATS: dict[str, Format] = {
 }
 """Extension to format; the first that fits the end of a file's name counts."""
 
+UNREAD = {
+    ".ksplat": ("a KSPLAT of GaussianSplats3D", "splat-transform IN.ksplat OUT.ply"),
+    ".lcc": ("an XGRIDS LCC", "splat-transform IN.lcc OUT.ply"),
+    ".lcc2": ("an XGRIDS LCC", "splat-transform IN.lcc2 OUT.ply"),
+    ".usda": ("OpenUSD as text", "usdcat IN.usda -o OUT.usdc"),
+    ".usd": ("OpenUSD of either kind", "usdcat IN.usd -o OUT.usdc"),
+    ".rad": ("a RAD of Spark", "its tools, back into the file that it was made from"),
+    ".gltf": ("glTF in several files", "gltf-transform copy IN.gltf OUT.glb"),
+}
+"""Known formats of splats that are not read: what they are, and what converts them."""
+
 
 def format_of(path: str | os.PathLike[str]) -> Format:
     """The format that a file's name asks for.
 
     Raises:
         InputError: an extension that is not in the table.
+        UnsupportedError: one of a known format that is not read.
     """
     name = Path(path).name.lower()
+    if name == "lod-meta.json" or name.endswith(sog.META):
+        return FORMATS[".sog"]
     for extension, found in FORMATS.items():
         if name.endswith(extension):
             return found
-    raise InputError(f"{path}: expected a splat file, one of {', '.join(FORMATS)}, received {Path(path).suffix!r}.")
+    for extension, (what, way_out) in UNREAD.items():
+        if name.endswith(extension):
+            raise UnsupportedError(f"{path}: {what} is not read. Convert it first with {way_out}.")
+    raise InputError(
+        f"{path}: expected a splat file, one of {', '.join(FORMATS)}, received {short(Path(path).suffix)}."
+    )
 
 
-def load(path: str | os.PathLike[str], *, frame: Frame | None = None, lenient: bool = False) -> Gaussians:
-    """Read a splat file of any format, in the world frame.
+def is_known(path: str | os.PathLike[str]) -> bool:
+    """Whether the name ends like that of a format, read or not."""
+    return Path(path).name.lower().endswith((*FORMATS, *UNREAD, sog.META))
+
+
+def sniff(start: bytes) -> str | None:
+    """The extension of the format that begins so; None for none, or ``.splat``, which begins with anything."""
+    if start.startswith(b"PK\x03\x04"):
+        return ".usdz" if b".usd" in start[:256] else ".sog"
+    marked = [extension for extension in sorted(FORMATS, key=len) if FORMATS[extension].starts]
+    return next((extension for extension in marked if start.startswith(FORMATS[extension].starts)), None)
+
+
+def load(
+    path: str | os.PathLike[str], *, frame: Frame | None = None, lenient: bool = False, large: bool = False
+) -> Gaussians:
+    """Read a splat file of any format, in the world frame; what lies beside it does not count, see
+    :func:`psd_gs.assets.open_splats`.
 
     Args:
         path: of the file; its extension decides.
-        frame: axes of the file; by default those that are usual for the format.
-        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
+        frame: axes of the file; by default those that it names or that are usual for the format.
+        lenient: leave out broken rows, and log how many, instead of refusing the file.
+        large: read a compressed file whatever it becomes in memory.
 
     Raises:
         FormatError: another kind of file than its name says, a damaged or truncated one, or no Gaussians in it.
@@ -107,7 +147,8 @@ def load(path: str | os.PathLike[str], *, frame: Frame | None = None, lenient: b
             other = FORMATS[extension]
             if other.starts and start.startswith(other.starts):
                 raise FormatError(f"{path} begins like a {other.name} file. Give it the extension {extension}.")
-    return expected.read(path, frame=frame or expected.frame, lenient=lenient)
+    options: dict[str, Any] = {} if frame is None else {"frame": frame}
+    return expected.read(path, lenient=lenient, large=large, **options)
 
 
 def save(
@@ -137,18 +178,23 @@ def save(
     if metadata is not None:
         facts = {**metadata, **geometry(gaussians), "format": target.name, "frame": frame, "units": "metres"}
         facts["sh_degree"] = min(gaussians.sh_degree, target.sh_degree)
+        facts.pop("scale", None)
+        if (unit := target.unit(gaussians)) != 1:
+            facts["scale"] = unit
     target.write(gaussians, path, frame=frame, metadata=facts, **options)
     if facts is not None:
-        facts["sha256"] = _sha256(path)
+        facts["sha256"] = sha256_of(path)
         write_atomic(sidecar(path), json.dumps(jsonable(facts), indent=2, ensure_ascii=False) + "\n")
 
 
-def _sha256(path: str | os.PathLike[str]) -> str:
-    digest = hashlib.sha256()
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, hexadecimal.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
     with open_file(path) as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sidecar(path: str | os.PathLike[str]) -> Path:
@@ -157,7 +203,7 @@ def sidecar(path: str | os.PathLike[str]) -> Path:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What is known of where a splat file comes from: embedded, else in ``PATH.json``, else the run's psd_gs.json.
+    """What is known of where a splat file comes from: embedded, else see :func:`metadata_beside`.
 
     Returns:
         Fields by name; empty if there are none.
@@ -172,13 +218,19 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def metadata_beside(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields of ``PATH.json``, else of the run's psd_gs.json; empty if there is neither."""
-    for beside in (sidecar(path), Path(path).with_name("psd_gs.json")):
-        try:
-            fields = json.loads(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+    """The fields of ``PATH.json``, else of the run's psd_gs.json, that name this very file by its ``sha256`` (or among
+    ``files``, name to SHA-256); empty if neither does: another file may have taken the place of ours."""
+    digest = ""
+    for beside in (sidecar(path), Path(path).with_name(RECORD)):
+        if not beside.is_file():
             continue
-        if isinstance(fields, dict):
+        try:
+            fields = read_json(beside, dict[str, Any])
+            digest = digest or sha256_of(path)
+        except InputError:
+            continue
+        files = fields.get("files")
+        if fields.get("sha256") == digest or (isinstance(files, dict) and digest in files.values()):
             return fields
     return {}
 
@@ -190,33 +242,21 @@ def stored_frame(metadata: Metadata) -> Frame | None:
 
 
 def geometry(gaussians: Gaussians) -> dict[str, Any]:
-    """What can be said of the usable Gaussians: their number, SH degree, and bounds in the world frame."""
+    """What can be said of the usable Gaussians: their number, SH degree, bounds in the world frame, and, where it is
+    not the usual, how they are to be rendered (``render_mode``) and where their origin lies (``offset``, which the
+    bounds do not include)."""
     means = gaussians.means.detach()[usable_mask(gaussians)]
+    facts: dict[str, Any] = {"n_splats": len(means), "sh_degree": gaussians.sh_degree}
+    if gaussians.mode != "default":
+        facts["render_mode"] = gaussians.mode
+    if any(gaussians.origin):
+        facts["offset"] = list(gaussians.origin)
     if len(means) == 0:
-        return {"n_splats": 0, "sh_degree": gaussians.sh_degree}
-    bounds = {
-        "bounds": [corner.tolist() for corner in (means.amin(0), means.amax(0))],
-        "robust_bounds": robust_box(means).tolist(),
-    }
-    rounded = {name: [[round(value, 6) for value in corner] for corner in box] for name, box in bounds.items()}
-    return {"n_splats": len(means), "sh_degree": gaussians.sh_degree, **rounded}
+        return facts
+    bounds = {"bounds": torch.stack([means.amin(0), means.amax(0)]), "robust_bounds": robust_box(means)}
+    return {**facts, **{name: [[_short(v) for v in corner] for corner in box.tolist()] for name, box in bounds.items()}}
 
 
-def describe(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Everything about a splat file: format, size in bytes, frame, number, SH degree, bounds and metadata.
-
-    Raises:
-        FormatError: as :func:`load`.
-        InputError: as :func:`load`.
-    """
-    kind = format_of(path)
-    metadata = read_metadata(path) if Path(path).exists() else {}
-    frame = stored_frame(metadata) or kind.frame
-    facts = geometry(load(path, frame=frame))
-    return {
-        "format": kind.name,
-        "bytes": Path(path).stat().st_size,
-        "frame": frame,
-        **facts,
-        "metadata": {name: value for name, value in metadata.items() if name not in {*facts, "format", "frame"}},
-    }
+def _short(value: float) -> float:
+    """Six digits, as for lengths near one: a micrometre of a metre, and a nanometre of a millimetre."""
+    return float(f"{value:.6g}") if abs(value) < 0.1 else round(value, 6)

@@ -2,7 +2,7 @@
 
 Positions, unit quaternions xyzw, linear scales, opacities and one vector per spherical harmonic are
 plain float32 accessors in glTF's own frame. ``COLOR_0`` shows a point cloud where the extension is
-unknown.
+unknown. Read are also its drafts of 2025 (``_ROTATION``, ``_SCALE``, colour and opacity in ``COLOR_0``) and SPZ inside.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor
 
 from psd_gs import __version__
-from psd_gs.colours import srgb_to_linear
-from psd_gs.errors import FormatError, InputError
+from psd_gs.colours import linear_to_srgb, srgb_to_linear
+from psd_gs.errors import FormatError, InputError, UnsupportedError
 from psd_gs.export.blocks import (
-    MAX_RATIO,
     blocks,
+    check_unpacked,
     damaged,
     gather,
     log_scale,
@@ -32,18 +33,30 @@ from psd_gs.export.blocks import (
     sigmoid,
     tensors,
     usable_rows,
+    with_degree,
 )
 from psd_gs.export.frames import Frame, similarity, transform
 from psd_gs.export.metadata import Metadata, jsonable
-from psd_gs.files import atomic_path
-from psd_gs.gaussians import Gaussians, sh0_to_rgb
+from psd_gs.export.spz import unpack_spz
+from psd_gs.files import atomic_path, conform, short
+from psd_gs.gaussians import SH_C0, Gaussians, RenderMode, sh0_to_rgb
 
 EXTENSION = "KHR_gaussian_splatting"
-_COLOR_SPACE = "srgb_rec709_display"
+_COLOR_SPACE, _LINEAR = "srgb_rec709_display", "lin_rec709_display"
+_SPZ = (f"{EXTENSION}_compression_spz_2", f"{EXTENSION}_compression_spz")
+_DRAFTS = ("KHR_spz_gaussian_splats_compression", "KHR_spz_compression", "CESIUM_gaussian_splats")
+"""Extensions of a primitive before there was :data:`EXTENSION`."""
+_UNDERSTOOD = {EXTENSION, *_SPZ, *_DRAFTS, "KHR_mesh_quantization", "KHR_materials_unlit", "KHR_texture_transform"}
+_PACKED = {
+    "EXT_meshopt_compression": "meshopt",
+    "KHR_meshopt_compression": "meshopt",
+    "KHR_draco_mesh_compression": "Draco",
+}
 _WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
 _KINDS = {width: kind for kind, width in _WIDTHS.items()}
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _FLOAT, _USHORT, _ARRAY_BUFFER, _POINTS = 5126, 5123, 34962, 0
+_MODE = "render_mode"  # in the extras of the extension, which has no field for it
 
 
 def write_gltf(
@@ -86,10 +99,11 @@ def write_gltf(
         for i, (name, values) in enumerate(attributes.items())
     ]
     extras = {} if metadata is None else {"extras": {"psd_gs": jsonable(metadata)}}
+    mode = {} if gaussians.mode == "default" else {"extras": {_MODE: gaussians.mode}}
     primitive = {
         "mode": _POINTS,
         "attributes": {name: i for i, name in enumerate(attributes)},
-        "extensions": {EXTENSION: {"kernel": "ellipse", "colorSpace": _COLOR_SPACE}},
+        "extensions": {EXTENSION: {"kernel": "ellipse", "colorSpace": _COLOR_SPACE, **mode}},
     }
     document = {
         "asset": {"version": "2.0", "generator": f"psd-gs {__version__}", **extras},
@@ -134,37 +148,44 @@ def _attributes(g: Gaussians) -> dict[str, np.ndarray]:
     return {name: np.asarray(column, "<u2" if name == "COLOR_0" else "<f4") for name, column in columns.items()}
 
 
-def _harmonics(degree: int) -> list[str]:
+def _harmonics(degree: int, prefix: str = f"{EXTENSION}:") -> list[str]:
     """Attribute names of the spherical harmonics, degree 0 first."""
-    return [f"{EXTENSION}:SH_DEGREE_{band}_COEF_{n}" for band in range(degree + 1) for n in range(2 * band + 1)]
+    return [f"{prefix}SH_DEGREE_{band}_COEF_{n}" for band in range(degree + 1) for n in range(2 * band + 1)]
 
 
-def read_gltf(path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bool = False) -> Gaussians:
-    """Read all splats of a ``.glb``, with the transforms of their nodes.
+def read_gltf(
+    path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bool = False, large: bool = False
+) -> Gaussians:
+    """Read all splats of a ``.glb``, with the transforms of their nodes; those of linear colours become sRGB.
 
     Args:
         path: of the file.
         frame: axes of the file.
-        lenient: leave out rows that are not finite or have no rotation, instead of refusing the file.
+        lenient: leave out broken rows, and log how many, instead of refusing the file.
+        large: read it whatever it becomes in memory.
 
     Raises:
-        FormatError: another kind of file, a damaged or truncated one, one without splats, or with non-finite values.
+        FormatError: another kind of file, a damaged or truncated one, one without splats, or with broken rows.
         InputError: the file cannot be opened.
     """
     data = read_bytes(path)
     try:
         document, blob = _chunks(data)
+        _check_required(document, path)
         found = list(_splat_primitives(document))
         if not found:
             raise FormatError(
                 f"{path} has no {EXTENSION}: expected splats, received a glTF of something else. "
                 "A mesh can start a run with --init."
             )
-        columns = [(_columns(document, blob, primitive), matrix) for primitive, matrix in found]
-        count = sum(len(arrays[0]) for arrays, _ in columns)
-        degree_size = max(len(arrays) for arrays, _ in columns)
-        if count * degree_size * 12 > MAX_RATIO * len(data):
-            raise damaged(path, f"it repeats its splats {len(found)} times")
+        clouds = []
+        count = degree = 0
+        for primitive, matrix in found:
+            _check_matrix(matrix, path)
+            cloud = _cloud(document, blob, primitive, path, large)
+            count, degree = count + cloud.count, max(degree, cloud.degree)
+            check_unpacked(path, count, degree, len(data), large)
+            clouds.append((cloud, matrix))
     except FormatError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, struct.error, RecursionError) as error:
@@ -172,23 +193,40 @@ def read_gltf(path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: b
         raise damaged(path, f"no sound GLB ({reason[:100]})") from error
 
     def parts() -> Iterator[Gaussians]:
-        for (means, quats, scales, opacities, *sh), matrix in columns:
-            for begin, end in ranges(len(means)):
-                rows = slice(begin, end)
-                harmonics = np.zeros((end - begin, degree_size - 5, 3))
-                if len(sh) > 1:
-                    harmonics[:, : len(sh) - 1] = np.stack([band[rows] for band in sh[1:]], axis=1)
-                block = tensors(
-                    means=means[rows],
-                    quats=quats[rows][:, [3, 0, 1, 2]],
-                    scales=log_scale(scales[rows]),
-                    opacities=logit(opacities[rows, 0]),
-                    sh0=sh[0][rows],
-                    shN=harmonics,
-                )
-                yield block if matrix is None else transform(block, matrix)
+        for cloud, matrix in clouds:
+            for block in cloud.blocks:
+                part = with_degree(block, degree)
+                yield part if matrix is None else transform(part, matrix)
 
-    return gather(parts(), count, path, frame, lenient)
+    modes = {cloud.mode for cloud, _ in clouds}
+    return gather(parts(), count, path, frame, lenient, modes.pop() if len(modes) == 1 else "default")
+
+
+@dataclass(frozen=True)
+class _Cloud:
+    """The splats of one primitive."""
+
+    count: int
+    degree: int
+    blocks: Iterable[Gaussians]
+    mode: RenderMode
+
+
+def _check_required(document: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raises:
+    UnsupportedError: the file needs an extension that is not read.
+    """
+    required = document.get("extensionsRequired", [])
+    for name in required if isinstance(required, list) else []:
+        if name in _PACKED:
+            raise UnsupportedError(
+                f"{path}: compressed with {_PACKED[name]} ({name}), which is not read for splats. Decode it first, for "
+                "instance with gltf-transform copy IN.glb OUT.glb."
+            )
+        if name not in _UNDERSTOOD:
+            raise UnsupportedError(
+                f"{path}: needs the glTF extension {short(name)}, which is not read. Export it again without it."
+            )
 
 
 def _chunks(data: bytes) -> tuple[dict[str, Any], memoryview]:
@@ -211,6 +249,19 @@ def _chunks(data: bytes) -> tuple[dict[str, Any], memoryview]:
     return document, memoryview(data)[begin + 8 : begin + 8 + size]
 
 
+def _check_matrix(matrix: Tensor | None, path: str | os.PathLike[str]) -> None:
+    """Raises:
+    UnsupportedError: no Gaussian can follow it exactly.
+    """
+    try:
+        similarity(torch.eye(4) if matrix is None else matrix)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"{path}: a node shears its splats or scales their axes differently: {error}. Apply its transform in the "
+            "tool that made it."
+        ) from error
+
+
 def _splat_primitives(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Tensor | None]]:
     """Primitives with the extension in the nodes of the scene, with their matrices (None for the identity)."""
     nodes, seen = document["nodes"], set()
@@ -224,13 +275,87 @@ def _splat_primitives(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any]
         matrix = above @ _matrix(node)
         stack += [(child, matrix) for child in node.get("children", [])]
         for primitive in document["meshes"][node["mesh"]]["primitives"] if "mesh" in node else ():
-            extension = primitive.get("extensions", {}).get(EXTENSION)
-            if extension is None:
-                continue
-            if extension.get("colorSpace", _COLOR_SPACE) != _COLOR_SPACE:
-                raise ValueError(f"unknown colour space {extension['colorSpace']!r}, expected {_COLOR_SPACE}")
-            similarity(matrix)
-            yield primitive, None if torch.equal(matrix, torch.eye(4, dtype=torch.float64)) else matrix
+            if {EXTENSION, *_DRAFTS} & primitive.get("extensions", {}).keys():
+                yield primitive, None if torch.equal(matrix, torch.eye(4, dtype=torch.float64)) else matrix
+
+
+def _cloud(
+    document: dict[str, Any], blob: memoryview, primitive: dict[str, Any], path: str | os.PathLike[str], large: bool
+) -> _Cloud:
+    """What a primitive holds, in whichever of the ways that there are.
+
+    Raises:
+        FormatError: an SPZ in it is damaged, or it is of a kind that is not read.
+        ValueError: unsound.
+    """
+    extensions = primitive["extensions"]
+    ours = extensions.get(EXTENSION, {})
+    kernel, space = ours.get("kernel", "ellipse"), ours.get("colorSpace", _COLOR_SPACE)
+    if kernel != "ellipse" or space not in (_COLOR_SPACE, _LINEAR):
+        raise UnsupportedError(
+            f"{path}: splats of kernel {short(kernel)} and colour space {short(space)}, expected ellipse and "
+            f"{_COLOR_SPACE} or {_LINEAR}. Export it again with these."
+        )
+    named = ours.get("extras", {}).get(_MODE) if isinstance(ours.get("extras"), dict) else None
+    mode: RenderMode = named if named in ("antialiased", "2dgs") else "default"
+    inner = ours.get("extensions", {})
+    packed = next(
+        (where[name] for where in (inner, extensions) for name in (*_SPZ, *_DRAFTS[:2]) if name in where), None
+    )
+    if packed is None:
+        arrays, degree = _columns(document, blob, primitive["attributes"], path)
+        found = _blocks(*arrays)
+        return _Cloud(len(arrays[0]), degree, map(_to_srgb, found) if space == _LINEAR else found, mode)
+    view = document["bufferViews"][packed["bufferView"]]
+    begin, length = view.get("byteOffset", 0), view["byteLength"]
+    if type(begin) is not int or type(length) is not int or not 0 <= begin <= begin + length <= len(blob):
+        raise ValueError("an SPZ beyond its buffer")
+    unpacked = unpack_spz(bytes(blob[begin : begin + length]), path, large)
+    about_y = _turned(document, primitive, unpacked.blocks())
+    found = (transform(block, _ABOUT_Y) for block in unpacked.blocks()) if about_y else unpacked.blocks()
+    return _Cloud(unpacked.count, min(unpacked.degree, 3), found, mode if mode != "default" else unpacked.mode)
+
+
+_ABOUT_Y = torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64))
+
+
+def _turned(document: dict[str, Any], primitive: dict[str, Any], found: Iterable[Gaussians]) -> bool:
+    """Whether an SPZ holds the numbers of glTF turned about Y: writers disagree, and the bounds that a POSITION must
+    have tell, unless both fit."""
+    accessor = document["accessors"][primitive["attributes"]["POSITION"]]
+    if not {"min", "max"} <= accessor.keys():
+        return False
+    given = torch.tensor([accessor["min"], accessor["max"]], dtype=torch.float64).reshape(2, 3)
+    means = torch.cat([block.means for block in found])
+    box = torch.stack([means.amin(0), means.amax(0)])
+    turned = torch.where(torch.tensor([True, False, True]), -box.flip(0), box)
+    slack = 1e-2 * float((box[1] - box[0]).max())
+    return float((turned - given).abs().max()) < slack < float((box - given).abs().max())
+
+
+def _blocks(
+    means: np.ndarray, quats: np.ndarray, logs: np.ndarray, logits: np.ndarray, sh: list[np.ndarray]
+) -> Iterator[Gaussians]:
+    for begin, end in ranges(len(means)):
+        rows = slice(begin, end)
+        yield tensors(
+            means=means[rows].astype(np.float64),
+            quats=quats[rows][:, [3, 0, 1, 2]],
+            scales=log_scale(logs[rows]),
+            opacities=logit(logits[rows]),
+            sh0=sh[0][rows],
+            shN=np.stack([band[rows] for band in sh[1:]], axis=1) if len(sh) > 1 else np.zeros((end - begin, 0, 3)),
+        )
+
+
+def _to_srgb(block: Gaussians) -> Gaussians:
+    """Linear colours as sRGB: exactly for degree 0, to first order for what the direction adds."""
+    linear = sh0_to_rgb(block.sh0).double().numpy()
+    step = 1e-4
+    slope = (linear_to_srgb(linear + step) - linear_to_srgb(linear - step)) / (2 * step)
+    block.sh0 = torch.from_numpy((linear_to_srgb(linear) - 0.5) / SH_C0).float()
+    block.shN = block.shN * torch.from_numpy(slope).float()
+    return block
 
 
 def _matrix(node: dict[str, Any]) -> Tensor:
@@ -257,25 +382,49 @@ def _matrix(node: dict[str, Any]) -> Tensor:
     return matrix
 
 
-def _columns(document: dict[str, Any], blob: memoryview, primitive: dict[str, Any]) -> list[np.ndarray]:
-    """Positions, rotations, scales, opacities and harmonics of a primitive, of one length."""
-    attributes = primitive["attributes"]
-    degree = max(band for band in range(4) if f"{EXTENSION}:SH_DEGREE_{band}_COEF_0" in attributes)
-    names = ["POSITION", *(f"{EXTENSION}:{name}" for name in ("ROTATION", "SCALE", "OPACITY")), *_harmonics(degree)]
-    columns = [_accessor(document, blob, attributes[name]) for name in names]
-    shapes = [column.shape for column in columns]
-    widths = [3, 4, 3, 1] + [3] * (degree + 1) ** 2
-    if shapes != [(len(columns[0]), width) for width in widths]:
+def _columns(
+    document: dict[str, Any], blob: memoryview, attributes: dict[str, int], path: str | os.PathLike[str]
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]], int]:
+    """Positions, rotations, scales, opacities and harmonics of a primitive, of one length, and the degree.
+
+    In the drafts the attributes are called ``_ROTATION`` and so on, and ``COLOR_0`` is the colour of degree 0 (sRGB)
+    with the opacity.
+    """
+    prefix = "_" if f"{EXTENSION}:ROTATION" not in attributes and "_ROTATION" in attributes else f"{EXTENSION}:"
+    degree = max((band for band in range(1, 4) if f"{prefix}SH_DEGREE_{band}_COEF_0" in attributes), default=0)
+    names = ["POSITION", f"{prefix}ROTATION", f"{prefix}SCALE", *_harmonics(degree, prefix)]
+    colour = names[3] not in attributes  # in COLOR_0
+    if colour:
+        names[3] = "COLOR_0"
+    means, quats, scales, *sh = (_accessor(document, blob, attributes[name], path) for name in names)
+    if colour and sh[0].shape[1] == 3:
+        sh[0] = np.concatenate([sh[0], np.ones((len(sh[0]), 1))], axis=1)
+    if f"{prefix}OPACITY" in attributes:
+        opacities = _accessor(document, blob, attributes[f"{prefix}OPACITY"], path)
+    elif colour:
+        opacities = sh[0][:, 3:]
+    else:
+        raise ValueError("no OPACITY")
+    if colour:
+        sh[0] = (sh[0][:, :3].astype(np.float64) - 0.5) / SH_C0
+    shapes = [column.shape for column in (means, quats, scales, opacities, *sh)]
+    if shapes != [(len(means), width) for width in [3, 4, 3, 1] + [3] * (degree + 1) ** 2]:
         raise ValueError(f"attributes of different or wrong shapes {sorted(set(shapes))}")
-    return columns
+    return (means, quats, scales, opacities[:, 0], sh), degree
 
 
-def _accessor(document: dict[str, Any], blob: memoryview, i: int) -> np.ndarray:
+def _accessor(document: dict[str, Any], blob: memoryview, i: int, path: str | os.PathLike[str]) -> np.ndarray:
     """A table [count, components]; floats are a view of ``blob``, normalized integers are converted."""
     accessor = document["accessors"][i]
-    view = document["bufferViews"][accessor["bufferView"]]
-    if "sparse" in accessor or view["buffer"] != 0 or "uri" in document["buffers"][0]:
-        raise ValueError("sparse accessors and external buffers are not supported")
+    view = document["bufferViews"][accessor["bufferView"]] if "bufferView" in accessor else {}
+    packed = next((_PACKED[name] for name in view.get("extensions", {}) if name in _PACKED), None)
+    outside = view.get("buffer", 0) != 0 or "uri" in document["buffers"][0]
+    if packed or outside or "sparse" in accessor or not view:
+        what = packed or ("other files" if outside else "sparse or empty accessors")
+        raise UnsupportedError(
+            f"{path}: keeps its splats in {what}, which is not read. Write one plain .glb first, for instance with "
+            "gltf-transform copy IN.glb OUT.glb."
+        )
     dtype = np.dtype(_COMPONENTS[accessor["componentType"]])
     width = _WIDTHS[accessor["type"]]
     count, offset = accessor["count"], view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
@@ -293,7 +442,7 @@ def _accessor(document: dict[str, Any], blob: memoryview, i: int) -> np.ndarray:
 
 
 def holds_splats(path: str | os.PathLike[str]) -> bool:
-    """Whether a ``.glb`` uses the extension; others hold meshes.
+    """Whether a ``.glb`` uses the extension or one of its drafts; others hold meshes.
 
     Raises:
         FormatError: not a whole binary glTF.
@@ -304,7 +453,7 @@ def holds_splats(path: str | os.PathLike[str]) -> bool:
     except (ValueError, struct.error, RecursionError) as error:
         raise damaged(path, f"no binary glTF ({error})") from error
     used = document.get("extensionsUsed")
-    return isinstance(used, list) and EXTENSION in used
+    return isinstance(used, list) and any(name in used for name in (EXTENSION, *_DRAFTS))
 
 
 def read_gltf_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -317,4 +466,7 @@ def read_gltf_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         found = _chunks(read_bytes(path))[0]["asset"]["extras"]["psd_gs"]
     except (KeyError, TypeError, ValueError, struct.error, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    try:
+        return conform(found, dict[str, Any])
+    except ValueError:
+        return None

@@ -12,6 +12,8 @@ Metadata = Mapping[str, Any]
 
 METADATA_KEY = "psd_gs"
 """Its name inside of containers of named values."""
+RECORD = "psd_gs.json"
+"""In the folder of a run: the metadata of everything in it."""
 
 
 def to_json(metadata: Metadata, *, limit: int | None = None) -> str:

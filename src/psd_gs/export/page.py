@@ -15,18 +15,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from psd_gs.errors import InputError
-from psd_gs.export.frames import Frame, bounding_ball
+from psd_gs.export.frames import Frame, bounding_ball, fitted
 from psd_gs.export.metadata import Metadata, jsonable
-from psd_gs.export.spz import write_spz
+from psd_gs.export.spz import spz_parts, spz_unit
 from psd_gs.files import write_atomic
 from psd_gs.gaussians import Gaussians
 
 MOST = 8
 """Assets on one page; browsers draw on at most 8 to 16 canvases at a time."""
+_OUT = 16.0  # radii from the origin, beyond which an asset is moved before it becomes an SPZ
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,13 @@ def make_page(panes: Sequence[Pane], title: str) -> str:
     for i, pane in enumerate(panes):
         ball: Mapping[str, Any] = {}
         if pane.gaussians is not None:
-            scripts.append(_script(f"splat-{i}", _spz(pane.gaussians)))
-            centre, radius = bounding_ball(pane.gaussians.detach())
-            ball = {"centre": centre.tolist(), "radius": radius}
+            asset = pane.gaussians.detach()
+            centre, radius = bounding_ball(asset)
+            if pane.mesh is None and (spz_unit(asset) != 1 or float(centre.norm()) > _OUT * radius):
+                asset = fitted(asset, 1.0)  # what the browser does with it, here with all its digits
+                centre, radius = bounding_ball(asset)
+            scripts.append(_script(f"splat-{i}", b"".join(spz_parts(asset, pane.name, frame="gltf"))))
+            ball = {"centre": centre.tolist(), "radius": radius, "antialiased": asset.mode == "antialiased"}
         elif pane.mesh is None:
             raise InputError(f"{pane.name}: expected splats or a mesh, received neither.")
         if pane.mesh is not None:
@@ -99,13 +103,6 @@ def write_page(
     """
     name = Path(path).stem
     write_atomic(path, make_page([Pane(name, gaussians, facts=metadata or {})], name))
-
-
-def _spz(gaussians: Gaussians) -> bytes:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "asset.spz"
-        write_spz(gaussians, path, frame="gltf")
-        return path.read_bytes()
 
 
 def _script(name: str, data: bytes) -> str:

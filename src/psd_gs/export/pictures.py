@@ -17,7 +17,7 @@ from torch import Tensor
 
 from psd_gs.cameras import Cameras, turntable
 from psd_gs.errors import InputError
-from psd_gs.export.frames import bounding_ball
+from psd_gs.export.frames import bounding_ball, scaled, usual_size
 from psd_gs.export.metadata import Metadata, to_json
 from psd_gs.files import atomic_path
 from psd_gs.gaussians import Gaussians
@@ -280,7 +280,9 @@ def _turn(
     """Pictures from evenly around the asset, which is centred and fills most of the frame; RGBA without background."""
 
     centre, radius = bounding_ball(gaussians)
-    centred = replace(gaussians, means=gaussians.means - centre)
+    unit = usual_size(radius)
+    centred = scaled(replace(gaussians, means=gaussians.means - centre), 1 / unit)
+    radius /= unit
     cameras = turntable(views, elevation=elevation, radius=_MARGIN * radius, size=size).to(gaussians.device)
     for first in range(0, views, _VIEWS_AT_ONCE):
         with torch.no_grad():

@@ -92,13 +92,32 @@ def write_spz(
         InputError: no usable Gaussian is left.
         OutputError: the file cannot be written.
     """
-    rows = usable_rows(gaussians, path)
-    centre, half, reach = extent(gaussians, rows, _REACH, path)
+    parts = spz_parts(gaussians, path, frame=frame, version=version)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.writelines(parts)
+
+
+def spz_parts(
+    gaussians: Gaussians, name: str | os.PathLike[str], *, frame: Frame = "rdf", version: Literal[3, 4] = 3
+) -> Iterator[bytes]:
+    """What :func:`write_spz` writes.
+
+    Args:
+        gaussians: what to write, in the world frame.
+        name: of the asset, for messages.
+        frame: axes of the numbers.
+        version: of the format.
+
+    Raises:
+        InputError: no usable Gaussian is left.
+    """
+    rows = usable_rows(gaussians, name)
+    centre, half, reach = extent(gaussians, rows, _REACH, name)
     unit = spz_unit(gaussians)
     if unit != 1:
         logger.warning(
             "%s: one unit of the file is %g of the asset, because SPZ holds no Gaussians below %.2g or above %.3g units",
-            path, unit, *map(math.exp, _LOG_SCALES),
+            name, unit, *map(math.exp, _LOG_SCALES),
         )  # fmt: skip
     reach = min(reach, _LARGEST * unit - float(centre.abs().max()))
     means = gaussians.means.detach()[rows].cpu().float()
@@ -112,23 +131,19 @@ def write_spz(
         streams.pop()
     flags = _ANTIALIASED if gaussians.mode == "antialiased" else 0
     fields = (_MAGIC, version, len(rows), gaussians.sh_degree, fraction, flags)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        if version == 3:
-            squeeze = zlib.compressobj(_GZIP_LEVEL, wbits=31)
-            file.write(squeeze.compress(_HEADER.pack(*fields, 0)))
-            for part in (part for stream in streams for part in stream):
-                file.write(squeeze.compress(part.data))
-            file.write(squeeze.flush())
-        else:
-            from zstandard import ZstdCompressor
+    if version == 3:
+        squeeze = zlib.compressobj(_GZIP_LEVEL, wbits=31)
+        yield squeeze.compress(_HEADER.pack(*fields, 0))
+        yield from (squeeze.compress(part.data) for stream in streams for part in stream)
+        yield squeeze.flush()
+        return
+    from zstandard import ZstdCompressor
 
-            frames = [
-                ZstdCompressor(_ZSTD_LEVEL).compress(b"".join(part.tobytes() for part in stream)) for stream in streams
-            ]
-            file.write(_HEADER_4.pack(*fields, len(streams), _HEADER_4.size))
-            for squeezed, stream in zip(frames, streams, strict=True):
-                file.write(_ENTRY.pack(len(squeezed), sum(part.nbytes for part in stream)))
-            file.writelines(frames)
+    frames = [ZstdCompressor(_ZSTD_LEVEL).compress(b"".join(part.tobytes() for part in stream)) for stream in streams]
+    yield _HEADER_4.pack(*fields, len(streams), _HEADER_4.size)
+    for squeezed, stream in zip(frames, streams, strict=True):
+        yield _ENTRY.pack(len(squeezed), sum(part.nbytes for part in stream))
+    yield from frames
 
 
 def spz_unit(gaussians: Gaussians) -> float:

@@ -45,7 +45,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def dump(path: str, out: str) -> None:
     """Write the Gaussian particle fields of a USD file into an ``.npz``.
 
-    Per field i: ``i_matrix`` (column vectors, to a Y-up world), ``i_Positions`` [N, 3], ``i_Orientations`` [N, 4]
+    Per field i: ``i_matrix`` (column vectors, to a Y-up world in metres), ``i_Positions`` [N, 3], ``i_Orientations`` [N, 4]
     as xyzw, ``i_Scales`` [N, 3], ``i_Opacities`` [N] and ``i_RadianceSphericalHarmonicsCoefficients`` [N, K, 3];
     ``mode``, of rendering, of the last one; and ``metadata``, JSON text.
 
@@ -60,6 +60,8 @@ def dump(path: str, out: str) -> None:
     turn = np.eye(4)
     if UsdGeom.GetStageUpAxis(stage) == UsdGeom.Tokens.z:
         turn[1:3, 1:3] = [[0, 1], [-1, 0]]
+    if UsdGeom.StageHasAuthoredMetersPerUnit(stage):
+        turn[:3] *= UsdGeom.GetStageMetersPerUnit(stage)
     cache = UsdGeom.XformCache()
     arrays: dict[str, np.ndarray] = {"mode": np.array("default")}
     for i, prim in enumerate(p for p in stage.Traverse() if p.IsA(UsdVol.ParticleField3DGaussianSplat)):

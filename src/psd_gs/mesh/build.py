@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from psd_gs.errors import InputError
+from psd_gs.export.frames import bounding_ball, scaled, usual_size
 from psd_gs.gaussians import Gaussians
 from psd_gs.mesh.decimate import decimate
 from psd_gs.mesh.extract import Extraction, MeshOptions, extract, field_colors
@@ -108,13 +109,15 @@ class Built:
         levels: the mesh and its coarser levels, placed.
         collision: convex shapes, placed.
         placement: what was done to the world of the splat.
-        extraction: the surface in the world of the splat.
+        extraction: the surface in the world of the splat, in units of ``unit``.
+        unit: the power of 16 near the size of the asset, in world units of the splat: 1 for those of usual size.
     """
 
     levels: list[Mesh | TexturedMesh]
     collision: list[Triangles]
     placement: Placement
     extraction: Extraction
+    unit: float = 1.0
 
     def facts(self, level: int = 0) -> dict[str, Any]:
         """What the metadata of a level say beside where the asset came from."""
@@ -155,8 +158,9 @@ def build(
         InputError: nothing in the asset is opaque.
     """
     on_stage("surface")
-    extraction = extract(gaussians, options.surface, backend=backend)
-    placement = place(extraction.mesh.vertices, options.height, options.pivot)
+    unit = usual_size(bounding_ball(gaussians)[1])
+    extraction = extract(scaled(gaussians, 1 / unit), options.surface, backend=backend)
+    placement = place(extraction.mesh.vertices * unit, options.height, options.pivot)
     levels: list[Mesh | TexturedMesh] = []
     mesh = extraction.mesh
     for level in range(options.lods + 1):
@@ -175,11 +179,12 @@ def build(
                 views=options.texture_views,
                 backend=backend,
             )
-        levels.append(replace(finished, vertices=placement(finished.vertices)))
+        levels.append(replace(finished, vertices=placement(finished.vertices * unit)))
     if options.collision != "none":
         on_stage("collision shapes")
     shapes = collision_shapes(extraction.mesh.vertices, extraction.mesh.faces, options.collision)
-    return Built(levels, [(placement(vertices), faces) for vertices, faces in shapes], placement, extraction)
+    collision = [(placement(vertices * unit), faces) for vertices, faces in shapes]
+    return Built(levels, collision, placement, extraction, unit)
 
 
 def coarser(extraction: Extraction, faces: int) -> Mesh:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_gs.cameras import Cameras, turntable
-from psd_gs.export.frames import bounding_ball
+from psd_gs.export.frames import bounding_ball, scaled, usual_size
 from psd_gs.export.metadata import Metadata
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.gaussians import Gaussians
@@ -80,12 +80,13 @@ def compare_png(
     from psd_gs.render import render
 
     centre, radius = bounding_ball(gaussians)
-    cameras = turntable(_VIEWS, radius=1.1 * radius, size=size)
-    centred = replace(gaussians, means=gaussians.means - centre)
+    unit = usual_size(radius)
+    cameras = turntable(_VIEWS, radius=1.1 * radius / unit, size=size)
+    centred = scaled(replace(gaussians, means=gaussians.means - centre), 1 / unit)
     white = gaussians.means.new_ones(3)
     with torch.no_grad():
         splat = render(centred, cameras.to(gaussians.device), white).rgb.cpu()
-    fine = replace(mesh, vertices=mesh.vertices - centre.cpu().numpy().astype(np.float32))
+    fine = replace(mesh, vertices=((mesh.vertices - centre.cpu().numpy()) / unit).astype(np.float32))
     double = cameras.resized(2 * size, 2 * size)
     colors, light = (_halved(render_mesh(fine, double, shaded=shaded)[0]) for shaded in (False, True))
     images = [*splat, *colors, *light]

@@ -10,8 +10,8 @@ const FAINT = 0.1; // splats below this opacity are no points
 export class Stage {
   /**
    * @param {HTMLCanvasElement} canvas
-   * @param {{splat?: Uint8Array, mesh?: Uint8Array, centre?: number[], radius?: number}} asset
-   *   files in the world frame (y up), and the ball that the visible part fills
+   * @param {{splat?: Uint8Array, mesh?: Uint8Array, centre?: number[], radius?: number, antialiased?: boolean}} asset
+   *   files in the world frame (y up), the ball that the visible part fills, and how it was trained
    * @param {() => void} onChange a new picture is due
    */
   constructor(canvas, asset, onChange) {
@@ -31,8 +31,9 @@ export class Stage {
     this.spark = new SparkRenderer({
       renderer: this.renderer,
       onDirty: () => this.invalidate(),
-      preBlurAmount: 0.3, // 3DGS's blur of 0.3 square pixels, which does not take opacity away
-      blurAmount: 0,
+      // The blur of 0.3 square pixels: 3DGS's does not take opacity away, that of Mip-Splatting does.
+      preBlurAmount: asset.antialiased ? 0 : 0.3,
+      blurAmount: asset.antialiased ? 0.3 : 0,
       sortRadial: false, // by depth, as the assets were trained
       enableLod: false,
     });

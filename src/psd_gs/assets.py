@@ -1,10 +1,8 @@
-"""Any splat, point cloud or mesh as Gaussians that can be looked at: ours or not."""
+"""Opening assets of any origin, splats, meshes and point clouds, as Gaussians that can be looked at."""
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,10 +11,11 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from psd_gs.errors import InputError
-from psd_gs.export.formats import load, read_metadata, stored_frame
-from psd_gs.export.frames import bounding_ball
+from psd_gs.export.formats import read_metadata
+from psd_gs.export.frames import fitted
 from psd_gs.export.gltf import holds_splats
-from psd_gs.export.ply import is_gaussian_ply, read_ply_header
+from psd_gs.export.open import open_splats
+from psd_gs.export.ply import is_gaussian_ply
 from psd_gs.gaussians import Gaussians, from_points
 from psd_gs.mesh.describe import mesh_metadata
 from psd_gs.mesh.points import read_points
@@ -29,7 +28,7 @@ POINTS = 40_000
 """Samples of a mesh's surface."""
 
 
-def load_asset(path: str | os.PathLike[str], *, fit: bool = True) -> Gaussians:
+def open_asset(path: str | os.PathLike[str], *, fit: bool = True, large: bool = False) -> Gaussians:
     """Read an asset: a splat file of any format, a mesh or point cloud (.ply, .glb, .gltf, .obj, .stl), a run folder.
 
     A mesh becomes opaque Gaussians on its surface, in its own colours: nothing is lit.
@@ -38,34 +37,32 @@ def load_asset(path: str | os.PathLike[str], *, fit: bool = True) -> Gaussians:
         path: of the file or run folder.
         fit: move and scale it into a ball of :data:`RADIUS` around the origin, so that assets of any origin are
             framed alike; otherwise splats stay as they are (a mesh has no scale of its own here).
+        large: read a compressed file whatever it becomes in memory.
 
     Raises:
         FormatError: a damaged file.
         InputError: a file that is missing or of unknown kind.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / ASSET
-        if not path.is_file():
-            raise InputError(f"{path.parent}: expected a run folder with {ASSET}. Name a file in it.")
-    if holds_gaussians(path):
-        asset = load(path, frame=stored_frame(read_metadata(path)), lenient=True)
-        return fitted(asset) if fit else asset
-    return fitted(surface_gaussians(*read_points(path, POINTS, torch.Generator().manual_seed(0))))
+    if path.is_dir() or holds_gaussians(path):
+        asset = open_splats(path, large=large).gaussians
+        return fitted(asset, RADIUS) if fit else asset
+    points, rgb = read_points(path, POINTS, torch.Generator().manual_seed(0))
+    return fitted(surface_gaussians(points, rgb), RADIUS)
 
 
-def holds_gaussians(path: Path) -> bool:
+def holds_gaussians(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a splat; ``.ply`` and ``.glb`` may also be meshes.
 
     Raises:
         FormatError: a damaged file.
         InputError: it cannot be opened.
     """
-    name = path.name.lower()
+    name = Path(path).name.lower()
     if name.endswith(".glb"):
         return holds_splats(path)
     if name.endswith(".ply"):
-        return is_gaussian_ply(path) or "chunk" in read_ply_header(path).elements
+        return is_gaussian_ply(path)
     return not name.endswith((".gltf", ".obj", ".stl"))
 
 
@@ -73,13 +70,6 @@ def surface_gaussians(points: Float[Tensor, "N 3"], rgb: Float[Tensor, "N 3"]) -
     """Opaque Gaussians as wide as the points are apart, so that the surface closes."""
     spacing = cKDTree(points.numpy()).query(points.numpy(), k=min(5, len(points)))[0][:, -1]
     return from_points(points, rgb, scale=max(1e-4, 0.7 * float(spacing[spacing > 0].mean())), opacity=0.95)
-
-
-def fitted(asset: Gaussians, radius: float = RADIUS) -> Gaussians:
-    """The asset in a ball around the origin; stray Gaussians do not count, see ``bounding_ball``."""
-    centre, reach = bounding_ball(asset)
-    factor = radius / reach
-    return replace(asset, means=(asset.means - centre) * factor, scales=asset.scales + math.log(factor))
 
 
 def prompt_of(path: str | os.PathLike[str]) -> str:

@@ -1,0 +1,128 @@
+"""Opening splats of any origin, with all that is known of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from psd_gs.errors import InputError
+from psd_gs.export.formats import FORMATS, format_of, geometry, is_known, load, read_metadata, sniff, stored_frame
+from psd_gs.export.frames import Frame, scaled
+from psd_gs.export.metadata import Metadata
+from psd_gs.gaussians import Gaussians, RenderMode
+
+SPLAT = "splat.ply"
+"""Of a run folder, which can be named in its place."""
+
+STREAM = "-"
+"""In place of a file's name: standard input, or standard output."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A splat file, read.
+
+    Attributes:
+        gaussians: in the world frame, in metres as far as is known.
+        metadata: where it comes from; empty if that is unknown.
+        format: name of the format.
+        frame: axes of the file.
+        size: of the file, bytes.
+    """
+
+    gaussians: Gaussians
+    metadata: Metadata
+    format: str
+    frame: Frame
+    size: int
+
+    def describe(self) -> dict[str, Any]:
+        """Format, size in bytes, frame, number, SH degree, bounds, and metadata as far as they say more."""
+        facts = geometry(self.gaussians)
+        known = {*facts, "format", "frame"}
+        more = {name: value for name, value in self.metadata.items() if name not in known}
+        return {"format": self.format, "bytes": self.size, "frame": self.frame, **facts, "metadata": more}
+
+
+def open_splats(
+    path: str | os.PathLike[str], *, frame: Frame | None = None, lenient: bool = True, large: bool = False
+) -> Asset:
+    """Read a splat file of any format with its metadata, which also say what the format has no room for: axes, units,
+    place and render mode.
+
+    Args:
+        path: of the file, of a run folder, or of a pipe; ``-`` is standard input. A name without the extension of a
+            format is read as what its content looks like.
+        frame: axes of the file; None for those that its metadata or the file name, or are usual for its format.
+        lenient: leave out broken Gaussians, and log how many, instead of refusing the file.
+        large: read a compressed file whatever it becomes in memory.
+
+    Raises:
+        FormatError: another kind of file than its name says, a damaged or truncated one, or no Gaussians in it.
+        InputError: an unknown extension, or the file cannot be opened.
+    """
+    with on_disk(path) as file:
+        kind = format_of(file)
+        metadata = read_metadata(file)
+        frame = frame or stored_frame(metadata)
+        gaussians = load(file, frame=frame, lenient=lenient, large=large)
+        size = file.stat().st_size
+    return Asset(_placed(gaussians, metadata), metadata, kind.name, frame or kind.frame, size)
+
+
+def _placed(gaussians: Gaussians, metadata: Metadata) -> Gaussians:
+    """With the units, the place and the render mode that the file itself has no room for."""
+    scale, offset, mode = (metadata.get(name) for name in ("scale", "offset", "render_mode"))
+    if isinstance(scale, float | int) and 0 < scale < 1e30 and scale != 1:
+        gaussians = scaled(gaussians, float(scale))
+    if not any(gaussians.origin) and isinstance(offset, list) and len(offset) == 3:
+        with contextlib.suppress(TypeError, ValueError):
+            x, y, z = map(float, offset)
+            gaussians = replace(gaussians, origin=(x, y, z))
+    modes: tuple[RenderMode, ...] = get_args(RenderMode)
+    if gaussians.mode == "default" and mode in modes:
+        gaussians = replace(gaussians, mode=mode)
+    return gaussians
+
+
+@contextlib.contextmanager
+def on_disk(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file with the extension of its format: ``path`` itself, the splat of a run folder, or else a copy.
+
+    Raises:
+        InputError: it cannot be opened, or its content is none that is known.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / SPLAT
+        if not path.is_file():
+            raise InputError(f"{path.parent}: expected a run folder with {SPLAT}. Name a file in it.")
+    stream = str(path) == STREAM or (path.exists() and not path.is_file())
+    if not stream and (is_known(path) or not path.exists()):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        try:
+            file = sys.stdin.buffer if str(path) == STREAM else stack.enter_context(path.open("rb"))
+            start = file.read(1 << 10)
+            extension = sniff(start)
+            if extension is None:
+                name = "standard input" if str(path) == STREAM else path
+                raise InputError(
+                    f"{name}: expected a splat file, one of {', '.join(FORMATS)}, received something that begins "
+                    f"with {start[:8]!r}. Give the file the extension of its format."
+                )
+            copy = Path(folder) / f"input{extension}"
+            with copy.open("wb") as target:
+                target.write(start)
+                shutil.copyfileobj(file, target)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
+        yield copy
