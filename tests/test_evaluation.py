@@ -12,10 +12,9 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
-from psd_gs.assets import RADIUS, open_asset, prompt_of
-from psd_gs.export.frames import fitted
 from scipy import stats
 
+from psd_gs.assets import RADIUS, open_asset, prompt_of
 from psd_gs.cameras import turntable
 from psd_gs.errors import ConfigError, FormatError, InputError
 from psd_gs.evaluation.arms import Arm, parse_arm, parse_arms, parse_overrides
@@ -33,7 +32,7 @@ from psd_gs.evaluation.scores import (
 from psd_gs.evaluation.statistics import bootstrap, cliffs_delta, cohens_d, paired, wilson
 from psd_gs.evaluation.suites import SUITES, load_suite, parse_suite
 from psd_gs.export.formats import save
-from psd_gs.export.frames import bounding_ball
+from psd_gs.export.frames import bounding_ball, fitted
 from psd_gs.gaussians import Gaussians, from_points, random_ball, rgb_to_sh0
 from psd_gs.rewards.base import CallableReward
 from psd_gs.runs import unique_run_name
@@ -372,7 +371,7 @@ def test_splats_of_any_place_and_size_are_framed_alike(tmp_path):
     assert radius == pytest.approx(RADIUS, rel=0.01)
     assert prompt_of(tmp_path / "far.spz") == "a head"
     assert open_asset(tmp_path / "far.spz", fit=False).means.mean() > 2.5
-    close = ring_images(fitted(asset), SMALL) - ring_images(found, SMALL)
+    close = ring_images(fitted(asset, RADIUS), SMALL) - ring_images(found, SMALL)
     assert float(close.abs().mean()) < 0.01
 
 

@@ -203,7 +203,7 @@ def test_foreign_file(tmp_path):
         (b"ply\nformat binary_little_endian 1.0\n", "does not end"),
         (b"ply\nformat ascii 2.0\nend_header\n", "malformed PLY header"),
         (b"ply\nformat ascii 1.0\nelement vertex -3\nend_header\n", "malformed PLY header"),
-        (b"ply\nformat ascii 1.0\nelement vertex 99999999999\nend_header\n", "element without properties"),
+        (b"ply\nformat ascii 1.0\nelement vertex 99999999999\nend_header\n", "not a 3D Gaussian one"),
         (
             b"ply\nformat binary_little_endian 1.0\nelement vertex 99999999999\nproperty float x\nend_header\n1234",
             "expected at least 399999999996 bytes",

@@ -67,7 +67,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     special = target.exists() and not target.is_file() and not target.is_dir()
     if special:
-        with tempfile.TemporaryDirectory() as folder, writing(target):
+        with tempfile.TemporaryDirectory() as folder, writing(path):
             temporary = Path(folder) / f"output{target.suffix}"
             yield temporary
             with temporary.open("rb") as source, target.open("wb") as stream:
@@ -75,7 +75,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         return
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
     try:
-        with writing(target):
+        with writing(path):
             yield temporary
             _to_disk(temporary)
             os.replace(temporary, target)

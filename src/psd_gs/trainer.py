@@ -255,7 +255,7 @@ class Trainer:
             return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
         device = self.gaussians.device
-        gaussians = Gaussians(**part("gaussians.")).to(device)
+        gaussians = Gaussians(**part("gaussians.")).to(device)  # type: ignore[arg-type]  # tensors alone
         moments = {
             name: {k: v if k == "step" else v.to(device) for k, v in part(f"adam.{name}.").items()}
             for name in gaussians.params()

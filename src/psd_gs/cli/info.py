@@ -28,11 +28,12 @@ class Info:
         from psd_gs.assets import holds_gaussians
         from psd_gs.cli.console import console
         from psd_gs.export.metadata import jsonable
-        from psd_gs.export.open import open_splats
+        from psd_gs.export.open import STREAM, open_splats
         from psd_gs.mesh.describe import describe_mesh
 
         out = console()
-        splats = not self.file.is_file() or holds_gaussians(self.file)
+        stream = str(self.file) == STREAM or (self.file.exists() and not self.file.is_file())
+        splats = stream or holds_gaussians(self.file)
         facts = jsonable(open_splats(self.file, large=self.large).describe() if splats else describe_mesh(self.file))
         if self.json:
             out.print(json.dumps(facts))

@@ -1,4 +1,4 @@
-"""What all splat formats share: what a value is and what damage, and Gaussians in blocks on their way to files and back.
+"""What all splat formats share: what is a value and what damage, and Gaussians in blocks on their way to files.
 
 Infinite opacities are opaque or invisible and a log scale of minus infinity is flat: values. NaN anywhere, an infinite
 position, size or colour, and a rotation of zero are damage. Both readers and writers come here for it.
@@ -232,8 +232,8 @@ def tensors(
     place = np.array(means, np.float64 if means.dtype.itemsize == 8 else np.float32, order="C")
     # A double beyond float32 becomes infinite here, which is refused later.
     with np.errstate(over="ignore", invalid="ignore"):
-        rest = (torch.from_numpy(np.array(array, np.float32, order="C")) for array in arrays)
-        return Gaussians(torch.from_numpy(place), *rest)
+        q, s, o, dc, rest = (torch.from_numpy(np.array(array, np.float32, order="C")) for array in arrays)
+    return Gaussians(torch.from_numpy(place), q, s, o, dc, rest)
 
 
 def with_degree(gaussians: Gaussians, degree: int) -> Gaussians:

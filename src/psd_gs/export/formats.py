@@ -193,8 +193,11 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     Raises:
         InputError: it cannot be opened.
     """
+    digest = hashlib.sha256()
     with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def sidecar(path: str | os.PathLike[str]) -> Path:

@@ -104,7 +104,7 @@ def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
         match line.split():
             case [] | ["obj_info", *_]:
                 pass
-            case ["format", kind, _] if kind in _FORMATS:
+            case ["format", kind, "1.0"] if kind in _FORMATS:
                 file_format = kind
             case ["comment", *_]:
                 comments.append(line.strip().removeprefix("comment").lstrip())
@@ -204,7 +204,8 @@ def _text_blocks(
     file: BinaryIO, before: list[tuple[int, dict[str, str]]], count: int, kinds: dict[str, str]
 ) -> Iterator[np.ndarray]:
     row = np.dtype([(name, "f8") for name, kind in kinds.items() if not kind.startswith(_LIST)])
-    lists = len(row) < len(kinds)
+    width = len(row.names or ())
+    lists = width < len(kinds)
     lines = (line for line in io.TextIOWrapper(file, "latin-1", newline=None) if line.strip())
     skipped = sum(rows for rows, kinds in before if kinds)
     if sum(1 for _ in islice(lines, skipped)) < skipped:
@@ -213,10 +214,12 @@ def _text_blocks(
         part = list(islice(lines, end - begin))
         if len(part) < end - begin:
             raise ValueError(f"expected {count} rows of numbers, received {begin + len(part)}")
-        values = [_text_row(line, kinds) for line in part] if lists else part
-        table = np.loadtxt(values, np.float64, comments=None, ndmin=2) if not lists else np.array(values, np.float64)
-        if table.shape[1] != len(row):
-            raise ValueError(f"expected {len(row)} numbers in a row, received {table.shape[1]}")
+        if lists:
+            table = np.array([_text_row(line, kinds) for line in part], np.float64)
+        else:
+            table = np.loadtxt(part, np.float64, comments=None, ndmin=2)
+        if table.shape[1] != width:
+            raise ValueError(f"expected {width} numbers in a row, received {table.shape[1]}")
         yield np.ascontiguousarray(table).view(row)[:, 0]
 
 

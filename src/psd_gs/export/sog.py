@@ -44,7 +44,7 @@ from psd_gs.export.codebooks import codebook, nearest_code, palette
 from psd_gs.export.frames import Frame, turn_x180
 from psd_gs.export.metadata import Metadata, jsonable
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
-from psd_gs.files import atomic_path, loads, open_picture, read_bounded, read_picture, short
+from psd_gs.files import atomic_path, loads, read_bounded, read_picture, short
 from psd_gs.gaussians import Gaussians, RenderMode
 
 META = "meta.json"
@@ -191,7 +191,7 @@ def read_sog(
     except _UNREADABLE as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise damaged(path, f"no sound SOG ({reason[:100]})") from error
-    mode = next((mode for mode in _MODES if mode == meta.get("model")), "default")
+    mode: RenderMode = next((mode for mode in _MODES if mode == meta.get("model")), "default")
     if meta.get("antialias") is True:
         mode = "antialiased"
     return gather(decoded, count, path, frame, lenient, mode)
@@ -332,10 +332,13 @@ def _texels(member: Member, name: str, rows: int, width: int | None = None) -> n
 
 
 def _size(data: bytes) -> tuple[int, int]:
+    """Width and height of a picture, which is not decoded for it."""
+    from PIL import Image
+
     try:
-        with open_picture(data, "a picture") as image:
+        with Image.open(io.BytesIO(data), formats=("WEBP", "PNG")) as image:
             return image.size
-    except FormatError as error:
+    except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
 
 

@@ -36,6 +36,7 @@ from psd_gs.export.blocks import (
     read_bytes,
     sigmoid,
     tensors,
+    usable_mask,
     usable_rows,
 )
 from psd_gs.export.frames import Frame, robust_box, scaled, transform, turn_x180
@@ -116,7 +117,7 @@ def spz_parts(
     unit = spz_unit(gaussians)
     if unit != 1:
         logger.warning(
-            "%s: one unit of the file is %g of the asset, because SPZ holds no Gaussians below %.2g or above %.3g units",
+            "%s: one unit of the file is %g of the asset, for SPZ holds no Gaussians below %.2g or above %.3g units",
             name, unit, *map(math.exp, _LOG_SCALES),
         )  # fmt: skip
     reach = min(reach, _LARGEST * unit - float(centre.abs().max()))
@@ -153,11 +154,14 @@ def spz_unit(gaussians: Gaussians) -> float:
     It does not if the second axis of the median Gaussian is near the limits of e^-10 and e^5.9 units, or the asset is
     wider than 8 million units.
     """
-    size = float(gaussians.scales.detach().float().sort(dim=1).values[:, 1].median())
+    gaussians = gaussians.detach().select(usable_mask(gaussians)).map(Tensor.float)
+    if len(gaussians) == 0:
+        return 1.0
+    size = float(gaussians.scales.sort(dim=1).values[:, 1].median())
     low, high = _LOG_SCALES[0] + math.log(2), _LOG_SCALES[1] - math.log(2)
     power = math.log(16)
     steps = math.floor((size - low) / power) if size < low else math.ceil((size - high) / power) if size > high else 0
-    far = float(robust_box(gaussians.means.detach().float()).abs().max())
+    far = float(robust_box(gaussians.means).abs().max())
     while far / 16.0**steps > _LARGEST:
         steps += 1
     return 16.0 ** max(steps, -8)

@@ -45,8 +45,8 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def dump(path: str, out: str) -> None:
     """Write the Gaussian particle fields of a USD file into an ``.npz``.
 
-    Per field i: ``i_matrix`` (column vectors, to a Y-up world in metres), ``i_Positions`` [N, 3], ``i_Orientations`` [N, 4]
-    as xyzw, ``i_Scales`` [N, 3], ``i_Opacities`` [N] and ``i_RadianceSphericalHarmonicsCoefficients`` [N, K, 3];
+    Per field i: ``i_matrix`` (column vectors, to a Y-up world in metres), ``i_Positions`` [N, 3], ``i_Orientations``
+    [N, 4] as xyzw, ``i_Scales`` [N, 3], ``i_Opacities`` [N] and ``i_RadianceSphericalHarmonicsCoefficients`` [N, K, 3];
     ``mode``, of rendering, of the last one; and ``metadata``, JSON text.
 
     Raises:
