@@ -14,7 +14,7 @@ import trimesh
 from PIL import Image
 from scipy import stats
 
-from psd_gs.assets import RADIUS, open_asset, prompt_of
+from psd_gs.asset import RADIUS, open_asset, prompt_of
 from psd_gs.cameras import turntable
 from psd_gs.errors import ConfigError, FormatError, InputError
 from psd_gs.evaluation.arms import Arm, parse_arm, parse_arms, parse_overrides

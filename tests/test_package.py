@@ -143,7 +143,7 @@ LAYERS = {
     "export": {"colours", "errors", "files", "gaussians", "cameras", "render"},
     "solidify": {"gaussians", "cameras", "render", "export"},
     "mesh": {"colours", "errors", "files", "gaussians", "cameras", "render", "export", "solidify"},
-    "assets": {"errors", "gaussians", "export", "mesh", "runs"},
+    "asset": {"errors", "gaussians", "export", "mesh", "runs"},
     "viewer": {"errors", "files", "gaussians", "export"},
     "evaluation": {
         *("errors", "files", "gaussians", "cameras", "weights", "render", "priors", "rewards", "guidance", "config"),

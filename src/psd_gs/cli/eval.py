@@ -189,7 +189,7 @@ class Score:
     def run(self) -> None:
         from rich.console import Console
 
-        from psd_gs.assets import open_asset, prompt_of
+        from psd_gs.asset import open_asset, prompt_of
         from psd_gs.cli.terminal import silence_libraries
         from psd_gs.config import check_prompt_text
         from psd_gs.evaluation.scores import Protocol, score_asset

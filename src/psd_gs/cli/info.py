@@ -25,7 +25,7 @@ class Info:
     """Show tracebacks."""
 
     def run(self) -> None:
-        from psd_gs.assets import holds_gaussians
+        from psd_gs.asset import holds_gaussians
         from psd_gs.cli.console import console
         from psd_gs.export.metadata import jsonable
         from psd_gs.export.open import STREAM, open_splats

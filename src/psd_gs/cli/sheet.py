@@ -29,7 +29,7 @@ class Sheet:
     """Show tracebacks."""
 
     def run(self) -> None:
-        from psd_gs.assets import open_asset
+        from psd_gs.asset import open_asset
         from psd_gs.cli.console import console
         from psd_gs.errors import InputError
         from psd_gs.export.pictures import contact_sheet, three_quarter_view
@@ -51,7 +51,7 @@ class Sheet:
 
 
 def _caption(path: Path) -> str:
-    from psd_gs.assets import prompt_of
+    from psd_gs.asset import prompt_of
     from psd_gs.errors import InputError
 
     try:

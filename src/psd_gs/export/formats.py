@@ -123,7 +123,7 @@ def load(
     path: str | os.PathLike[str], *, frame: Frame | None = None, lenient: bool = False, large: bool = False
 ) -> Gaussians:
     """Read a splat file of any format, in the world frame; what lies beside it does not count, see
-    :func:`psd_gs.assets.open_splats`.
+    :func:`psd_gs.asset.open_splats`.
 
     Args:
         path: of the file; its extension decides.
