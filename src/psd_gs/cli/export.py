@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 class Export:
     """Convert splat files into other formats, by their extensions.
 
-    .ply (3DGS), .compressed.ply, .splat, .spz, .sog, .glb (KHR_gaussian_splatting), .usdc, .usdz, and
-    .html, a page that shows the asset. What is known of it (prompt, seed, models, scores) goes into the files where
-    the format has room, and into FILE.json beside each. With --to, every name is one to read: files, folders
-    (with what lies below them) and globs. A dash in place of a name is standard input or output.
+    Formats: .ply (3DGS), .compressed.ply, .splat, .spz, .sog, .glb (KHR_gaussian_splatting), .usdc, .usdz, and .html, a
+    page that shows the asset. What is known of it (prompt, seed, models, scores) goes into the files where the format
+    has room, and into FILE.json beside each.
+
+    With --to, every name is one to read: files, folders (with what lies below them) and globs. A dash in place of a
+    name is standard input or output.
     """
 
     source: Annotated[Positional[Path], arg(metavar="IN")]

@@ -134,7 +134,8 @@ def read_compressed_ply(
     if len(names) != len(_BOUNDS):
         names = _BOUNDS[:12]
     loaded = (columns(block, names) for block in read_ply_blocks(path, header, "chunk"))
-    chunks = np.concatenate([np.zeros((0, len(names))), *loaded])
+    with np.errstate(invalid="ignore"):
+        chunks = np.concatenate([np.zeros((0, len(names))), *loaded])
 
     def parts() -> Iterator[Gaussians]:
         vertices = read_ply_blocks(path, header, "vertex")

@@ -182,7 +182,7 @@ def save(
         if (unit := target.unit(gaussians)) != 1:
             facts["scale"] = unit
     target.write(gaussians, path, frame=frame, metadata=facts, **options)
-    if facts is not None:
+    if facts is not None and Path(path).is_file():  # and no pipe
         facts["sha256"] = sha256_of(path)
         write_atomic(sidecar(path), json.dumps(jsonable(facts), indent=2, ensure_ascii=False) + "\n")
 

@@ -151,16 +151,16 @@ def spz_unit(gaussians: Gaussians) -> float:
     """Of an SPZ of this asset, in units of the asset: a power of 16, and 1 wherever the format can hold the sizes and
     positions as they are.
 
-    It does not if the second axis of the median Gaussian is near the limits of e^-10 and e^5.9 units, or the asset is
-    wider than 8 million units.
+    It does not if the second axis of the median Gaussian is near e^-10 units or the largest of every tenth beyond
+    e^5.9, the limits of the format, or if the asset is wider than 8 million units.
     """
     gaussians = gaussians.detach().select(usable_mask(gaussians)).map(Tensor.float)
     if len(gaussians) == 0:
         return 1.0
-    size = float(gaussians.scales.sort(dim=1).values[:, 1].median())
-    low, high = _LOG_SCALES[0] + math.log(2), _LOG_SCALES[1] - math.log(2)
-    power = math.log(16)
-    steps = math.floor((size - low) / power) if size < low else math.ceil((size - high) / power) if size > high else 0
+    axes = gaussians.scales.sort(dim=1).values
+    small = float(axes[:, 1].median()) - math.log(2) - _LOG_SCALES[0]
+    big = float(axes[:, 2].kthvalue(round(0.9 * (len(axes) - 1)) + 1).values) - _LOG_SCALES[1]
+    steps = math.floor(small / math.log(16)) if small < 0 else math.ceil(max(big, 0) / math.log(16))
     far = float(robust_box(gaussians.means).abs().max())
     while far / 16.0**steps > _LARGEST:
         steps += 1
