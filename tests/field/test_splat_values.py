@@ -81,7 +81,10 @@ def test_colours_in_place_of_harmonics(tmp_path, kind):
     columns = ball(100)
     rgb = [0.5 + C0 * columns.pop(f"f_dc_{i}") for i in range(3)]
     top = {"uchar": 255, "ushort": 65535, "float": 1}[kind]
-    given = {name: np.round(value * top) if top > 1 else value for name, value in zip(("red", "green", "blue"), rgb, strict=True)}
+    given = {
+        name: np.round(value * top) if top > 1 else value
+        for name, value in zip(("red", "green", "blue"), rgb, strict=True)
+    }
     normals = {name: np.zeros(100) for name in ("nx", "ny", "nz")}
     write_ply(tmp_path / "a.ply", {**columns, **normals, **given}, types=dict.fromkeys(given, kind))
     asset = open_splats(tmp_path / "a.ply").gaussians
