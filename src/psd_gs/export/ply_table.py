@@ -20,8 +20,8 @@ from psd_gs.errors import FormatError
 from psd_gs.export.blocks import damaged, open_file, ranges
 from psd_gs.files import short
 
-_HEADER_LIMIT = 1 << 24
-_MOST_PROPERTIES = 4096
+_HEADER_LIMIT = 1 << 22
+_MOST_PROPERTIES = 1000
 _TYPES = {
     **dict.fromkeys(("char", "int8"), "i1"),
     **dict.fromkeys(("uchar", "uint8"), "u1"),
@@ -119,8 +119,6 @@ def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
                 raise ValueError(f"line {short(line)}")
     if not file_format:
         raise ValueError("no format line")
-    if sum(len(kinds) for _, kinds in elements.values()) > _MOST_PROPERTIES:
-        raise ValueError(f"more than {_MOST_PROPERTIES} properties")
     # The last number of an ASCII file need not be followed by a separator.
     text = file_format == "ascii"
     width = {kind: 2 if text else np.dtype(kind.split()[-1]).itemsize for kind in _TYPES.values()}
@@ -133,6 +131,8 @@ def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
 
 
 def _add(properties: dict[str, str], name: str, kind: str) -> None:
+    if len(properties) >= _MOST_PROPERTIES:
+        raise ValueError(f"more than {_MOST_PROPERTIES} properties")
     name = name.lower()
     number = 2
     unique = name
