@@ -36,15 +36,18 @@ def initial_gaussians(
     init = config.init
     if init.source == "ball":
         return random_ball(init.count, init.radius, scale=init.scale, opacity=init.opacity, generator=generator)
-    from psd_gs.export.ply import is_gaussian_ply, read_ply
-    from psd_gs.mesh.points import read_points
+    from psd_gs.asset import holds_gaussians
+    from psd_gs.export.formats import is_known
+    from psd_gs.export.frames import fitted
+    from psd_gs.export.open import open_splats
+    from psd_gs.mesh.points import RADIUS, read_points
 
     if init.source == "shap-e":
         points, rgb = shap_e_points(config.prompt, init.count, generator, device)
         return from_points(points, rgb, scale=init.scale, opacity=init.opacity)
-    if init.source.lower().endswith(".ply") and is_gaussian_ply(init.source):
-        asset = read_ply(init.source)
-        return replace(asset, shN=asset.shN[:, :0])
+    if is_known(init.source) and holds_gaussians(init.source):
+        asset = fitted(open_splats(init.source).gaussians, RADIUS)
+        return replace(asset, shN=asset.shN[:, :0], mode="default")
     points, rgb = read_points(init.source, init.count, generator)
     return from_points(points, rgb, scale=init.scale, opacity=init.opacity)
 
