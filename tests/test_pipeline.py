@@ -26,7 +26,9 @@ from psd_gs.config import (
     to_dict,
 )
 from psd_gs.errors import BackendError, ConfigError, FormatError, InputError, OutputError
-from psd_gs.export.ply import read_ply, read_ply_metadata, write_ply
+from psd_gs.export.formats import save
+from psd_gs.export.frames import fitted, scaled
+from psd_gs.export.ply import read_ply, read_ply_metadata
 from psd_gs.gaussians import from_points, random_ball
 from psd_gs.models import models_of, resolve, resolve_device
 from psd_gs.pipeline import Result
@@ -320,10 +322,12 @@ def test_starting_points(tmp_path):
     assert not torch.equal(ball.means, start("ball", seed=1).means)
 
     splat = random_ball(30, 0.4, scale=0.03, opacity=0.5, sh_degree=2, generator=torch.Generator().manual_seed(0))
-    write_ply(splat, tmp_path / "splat.ply")
-    taken = start(str(tmp_path / "splat.ply"))
-    assert torch.equal(taken.means, splat.means)
-    assert taken.sh_degree == 0
+    far = replace(scaled(splat, 20.0), means=splat.means * 20 + 50, mode="antialiased")
+    for name, asset in (("splat.ply", splat), ("far.spz", far), ("far.glb", far)):
+        save(asset, tmp_path / name)
+        taken = start(str(tmp_path / name))
+        torch.testing.assert_close(taken.means, fitted(splat, 0.5).means, atol=1e-4, rtol=0)
+        assert (taken.sh_degree, taken.mode) == (0, "default")
 
     trimesh.creation.box().export(tmp_path / "box.glb")
     sampled = start(str(tmp_path / "box.glb"), count=200)
