@@ -326,7 +326,7 @@ def test_starting_points(tmp_path):
     for name, asset in (("splat.ply", splat), ("far.spz", far), ("far.glb", far)):
         save(asset, tmp_path / name)
         taken = start(str(tmp_path / name))
-        torch.testing.assert_close(taken.means, fitted(splat, 0.5).means, atol=1e-4, rtol=0)
+        torch.testing.assert_close(taken.means, fitted(splat, 0.5).means, atol=1e-3, rtol=0)
         assert (taken.sh_degree, taken.mode) == (0, "default")
 
     trimesh.creation.box().export(tmp_path / "box.glb")
