@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,21 +110,15 @@ class Export:
         """Each file that is found; one that cannot be converted is one line, and the others are converted all the
         same."""
         from psd_gs.cli.console import console
-        from psd_gs.errors import InputError, PsdGsError
+        from psd_gs.cli.found import find, folders, stem
+        from psd_gs.errors import PsdGsError
         from psd_gs.export.convert import convert
         from psd_gs.files import writing
 
         out, errors = console(), console(stderr=True)
         sources = find(names, self.suffix)
-        if not sources:
-            raise InputError(
-                f"no file found for {' '.join(names)}. Check the names, or --suffix for what is in folders."
-            )
-        root, failed = Path(os.path.commonpath([source.parent.resolve() for source in sources])), 0
-        for i, source in enumerate(sources):
-            folder = source.parent
-            if self.output_dir is not None:
-                folder = self.output_dir / source.parent.resolve().relative_to(root)
+        failed = 0
+        for i, (source, folder) in enumerate(zip(sources, folders(sources, self.output_dir), strict=True)):
             try:
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
@@ -143,21 +135,3 @@ class Export:
 def _summary(done: Converted) -> str:
     dropped = f" of {done.before}" if done.after < done.before else ""
     return f"{done.after}{dropped} Gaussians, SH degree {done.sh_degree}"
-
-
-def find(patterns: Sequence[str], suffix: str) -> list[Path]:
-    """Files that are named, match a glob (``**`` too), or end with ``suffix`` in a folder or below it; sorted."""
-    found: set[Path] = set()
-    for pattern in patterns:
-        for name in [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True):
-            path = Path(name)
-            found |= {file for file in path.rglob(f"*{suffix}") if file.is_file()} if path.is_dir() else {path}
-    return sorted(found)
-
-
-def stem(path: Path) -> str:
-    """The file's name without the extension of its format."""
-    from psd_gs.export.formats import FORMATS
-
-    extension = next((extension for extension in FORMATS if path.name.lower().endswith(extension)), path.suffix)
-    return path.name[: len(path.name) - len(extension)]
