@@ -9,8 +9,7 @@ import math
 import numpy as np
 from numba import njit
 
-TILE = 16
-"""Pixels along the side of a tile."""
+from psd_gs.render._constants import TILE
 
 ROW = 12
 """Columns of a sorted row: x, y, then the columns of a splat (see ``SPLAT``), then how many pixels the

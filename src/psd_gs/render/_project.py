@@ -2,12 +2,7 @@
 
 All scalar arithmetic is float64 (it costs the same as float32 in scalar code), storage is float32.
 The gradients are accumulated by the thread that owns the Gaussian, camera after camera, so they do
-not depend on the number of threads.
-
-A projected Gaussian ("splat") is one row of ``SPLAT`` floats. Its inverse covariance [[a, b], [b, c]]
-is kept in a factored form that stays accurate for needles, where a dx^2 + 2 b dx dy + c dy^2 cancels:
-
-    sigma = (a u^2 + h dy^2) / 2,   u = dx - k dy,   k = cov_xy / cov_yy,   h = 1 / cov_yy
+not depend on the number of threads. A splat is described in ``_constants``.
 """
 
 import math
@@ -15,14 +10,8 @@ import math
 import numpy as np
 from numba import njit
 
-SPLAT = 9
-"""Columns of a splat: a, k, h, opacity, red, green, blue, depth z, and the sigma at which alpha falls
-below 1/255 (negative for a Gaussian that is not visible)."""
-
-NEAR, FAR = 0.01, 1e10
-EPS2D = 0.3
-SH_C0 = 0.28209479177387814
-ALPHA_MIN = 1.0 / 255.0
+from psd_gs.gaussians import SH_C0
+from psd_gs.render._constants import ALPHA_MIN, EPS2D, FAR, NEAR
 
 
 @njit(error_model="numpy", cache=True)

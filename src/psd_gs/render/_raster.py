@@ -12,13 +12,14 @@ import math
 import numpy as np
 from numba import njit
 
-from psd_gs.render._lists import ROW, TILE
+from psd_gs.render import _constants
+from psd_gs.render._constants import TILE
+from psd_gs.render._lists import ROW
 
 GRAD = 12
 """Columns of a gradient slot: x, y, a, k, h, opacity, red, green, blue, z (see ``ROW``), |x|, |y|."""
 
-ALPHA_MAX = np.float32(0.999)
-T_MIN = np.float32(1e-4)
+ALPHA_MAX, T_MIN = np.float32(_constants.ALPHA_MAX), np.float32(_constants.T_MIN)
 _BATCH = 16
 _PLANE = TILE * TILE
 # Unsigned offsets of a tile's planes: the vectorizer cannot see through the handling of negative indices.

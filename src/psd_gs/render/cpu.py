@@ -15,8 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from psd_gs.cameras import Cameras
 from psd_gs.gaussians import Gaussians
-from psd_gs.render._lists import ROW, TILE, count_tiles, fill_tiles, offsets_of, sort_by_depth
-from psd_gs.render._project import SPLAT, project_backward, project_forward
+from psd_gs.render._constants import SPLAT, TILE
+from psd_gs.render._lists import ROW, count_tiles, fill_tiles, offsets_of, sort_by_depth
+from psd_gs.render._project import project_backward, project_forward
 from psd_gs.render._raster import GRAD, rasterize_backward, rasterize_forward, sum_gradients
 from psd_gs.render.threads import parallel
 

@@ -1,0 +1,179 @@
+"""The Triton backend: one source for NVIDIA GPUs without a CUDA toolkit, AMD and Intel GPUs.
+
+``_triton_project``, ``_triton_lists`` and ``_triton_raster`` hold the kernels, in the order in which they run. Constants,
+conventions and gradients are those of the CPU backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from psd_gs.cameras import Cameras
+from psd_gs.gaussians import Gaussians
+from psd_gs.render._constants import SPLAT, TILE
+from psd_gs.render._triton_lists import count_tiles, fill_tiles
+from psd_gs.render._triton_project import project_backward, project_forward
+from psd_gs.render._triton_raster import GRAD, rasterize_backward, rasterize_forward, sum_gradients
+
+BLOCK = 128
+"""Gaussians of one program of the kernels that work Gaussian by Gaussian."""
+
+FORWARD = {"BATCH": 8, "num_warps": 4}
+BACKWARD = {"BATCH": 4, "num_warps": 2}
+"""Gaussians that a tile takes at a time, and the warps that share its pixels."""
+
+SUM = {"BLOCK": 8, "STEP": 16, "num_warps": 4}
+"""Gaussians of one program, and the slots of each that it reads at a time."""
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Run a kernel on the device of its first argument."""
+    device = arguments[0].device
+    if device.type == "cpu":  # Triton's interpreter
+        kernel[grid](*arguments, **options)
+        return
+    with torch.get_device_module(device).device(device):
+        kernel[grid](*arguments, **options)
+
+
+def _blocks(n: int, block: int = BLOCK) -> int:
+    return max(1, -(-n // block))
+
+
+class _Project(torch.autograd.Function):
+    """Gaussians and cameras to screen positions, splats and radii."""
+
+    @staticmethod
+    def forward(ctx: Any, means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, width, height, options):
+        inputs = tuple(t.contiguous() for t in (means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions))
+        C, N = len(viewmats), len(means)
+        means2d, splats = means.new_empty(C, N, 2), means.new_empty(C, N, SPLAT)
+        radii = torch.empty(C, N, 2, dtype=torch.int32, device=means.device)
+        _launch(project_forward, (_blocks(N), C), *inputs, means2d, splats, radii, N, width, height, **options)
+        ctx.options, ctx.size = options, (width, height)
+        ctx.save_for_backward(*inputs, splats)
+        ctx.mark_non_differentiable(radii)
+        return means2d, splats, radii
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_means2d: Tensor, g_splats: Tensor, g_radii: Any):
+        *parameters, viewmats, Ks, positions, splats = ctx.saved_tensors
+        means, quats, scales, opacities, _, shN = parameters
+        grads = [torch.empty_like(parameter) for parameter in parameters[:5]] + [torch.zeros_like(shN)]
+        _launch(
+            project_backward, (_blocks(len(means)),), means, quats, scales, opacities, shN, viewmats, Ks, positions, splats,
+            g_means2d.contiguous(), g_splats.contiguous(), *grads, len(means), len(viewmats), *ctx.size, **ctx.options,
+        )  # fmt: skip
+        return *grads, None, None, None, None, None, None
+
+
+class _Rasterize(torch.autograd.Function):
+    """Screen positions and splats to composited images."""
+
+    @staticmethod
+    def forward(ctx: Any, means2d, splats, background, width, height, median_depth, absgrad):
+        C = len(means2d)
+        lists = _tile_lists(means2d, splats, width, height)
+        rgb = means2d.new_empty(C, height, width, 3)
+        alpha, depth, median = (means2d.new_empty(C, height, width, 1) for _ in range(3))
+        _launch(
+            rasterize_forward, (len(lists.starts) - 1,), means2d, splats, lists.rows, lists.starts,
+            background.contiguous(), rgb, alpha, depth, median, *lists.image, MEDIAN=median_depth, **FORWARD,
+        )  # fmt: skip
+        ctx.lists, ctx.absgrad = lists, absgrad
+        ctx.save_for_backward(means2d, splats, rgb, alpha, depth)
+        ctx.mark_non_differentiable(median)
+        return rgb, alpha, depth, median
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_rgb: Tensor, g_alpha: Tensor, g_depth: Tensor, g_median: Any):
+        means2d, splats, *images = ctx.saved_tensors
+        lists, C = ctx.lists, len(means2d)
+        grads = means2d.new_empty(len(lists.rows), GRAD.value)
+        g_tiles = means2d.new_empty(len(lists.starts) - 1, 3)
+        _launch(
+            rasterize_backward, (len(g_tiles),), means2d, splats, lists.rows, lists.starts, lists.slots, *images,
+            *(g.contiguous() for g in (g_rgb, g_alpha, g_depth)), grads, g_tiles, *lists.image,
+            ABSGRAD=ctx.absgrad, **BACKWARD,
+        )  # fmt: skip
+        g_means2d, g_abs, g_splats = torch.empty_like(means2d), torch.empty_like(means2d), torch.empty_like(splats)
+        _launch(
+            sum_gradients, (_blocks(len(lists.order), SUM["BLOCK"]),), grads, lists.counts, lists.ends, lists.order,
+            g_means2d, g_abs, g_splats, len(lists.order), ABSGRAD=ctx.absgrad, **SUM,
+        )  # fmt: skip
+        if ctx.absgrad:
+            means2d.absgrad = g_abs
+        return g_means2d, g_splats, g_tiles.view(C, -1, 3).sum(1), None, None, None, None
+
+
+@dataclass
+class _TileLists:
+    """What one forward pass leaves for its backward pass."""
+
+    order: Tensor
+    """[C*N] rows of ``splats`` by depth, over all cameras, ties by index; the invisible ones come last."""
+    counts: Tensor
+    """[C*N] how many tiles each of them touches."""
+    ends: Tensor
+    """[C*N] where the slots of each of them end."""
+    starts: Tensor
+    """[C*tiles+1] where each tile's list starts."""
+    rows: Tensor
+    """[M] the lists: rows of ``splats``."""
+    slots: Tensor
+    """[M] the gradient slot of each entry."""
+    image: tuple[int, int, int, int]
+    """Width and height in pixels and in tiles."""
+
+
+def _tile_lists(means2d: Tensor, splats: Tensor, width: int, height: int) -> _TileLists:
+    """One sort by depth and a stable one by tile; the host waits once, for the number of entries."""
+    C, N = means2d.shape[:2]
+    total, image = C * N, (width, height, -(-width // TILE), -(-height // TILE))
+    tiles = C * image[2] * image[3]
+    depth = torch.where(splats[..., 8] >= 0, splats[..., 7], torch.inf)
+    order = depth.flatten().sort(stable=True).indices
+    counts = torch.empty(total, dtype=torch.int32, device=order.device)
+    # Both kernels must come to the same tiles: no multiplication may be fused with an addition in one of them alone.
+    options = {"BLOCK": BLOCK, "enable_fp_fusion": False}
+    _launch(count_tiles, (_blocks(total),), order, means2d, splats, counts, total, width, height, **options)
+    ends = counts.cumsum(0, dtype=torch.int64)
+    M = int(ends[-1]) if total else 0
+    # A radix sort takes half as many passes over keys of half the size.
+    keys = torch.empty(M, dtype=torch.int16 if tiles < 2**15 else torch.int32, device=order.device)
+    rows = torch.empty(M, dtype=torch.int32, device=order.device)
+    _launch(
+        fill_tiles, (_blocks(total),), order, means2d, splats, counts, ends, keys, rows, total, max(1, N), *image, **options
+    )
+    keys, slots = keys.sort(stable=True)
+    starts = torch.searchsorted(keys, torch.arange(tiles + 1, dtype=keys.dtype, device=keys.device))
+    return _TileLists(order, counts, ends, starts, rows[slots], slots, image)
+
+
+def rasterize(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    background: Tensor,
+    degree: int,
+    antialiased: bool,
+    median_depth: bool,
+    absgrad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
+    """rgb, alpha, expected depth, median depth and meta; see ``psd_gs.render.render``."""
+    width, height = cameras.width, cameras.height
+    bands = {"BANDS": (degree + 1) ** 2, "STORED": gaussians.shN.shape[1] + 1}
+    options = {**bands, "ANTIALIASED": antialiased, "BLOCK": BLOCK}
+    means2d, splats, radii = _Project.apply(
+        *gaussians.params().values(), cameras.viewmats, cameras.Ks, cameras.positions, width, height, options
+    )
+    rgb, alpha, depth, median = _Rasterize.apply(means2d, splats, background, width, height, median_depth, absgrad)
+    meta = {"means2d": means2d, "radii": radii, "depths": splats[..., 7]}
+    return rgb, alpha, depth, median if median_depth else None, meta
