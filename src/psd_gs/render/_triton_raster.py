@@ -6,6 +6,8 @@ and writes the sums over the tile's pixels of each Gaussian into a slot of its o
 Gaussian. There are no atomics, so results are equal from run to run.
 """
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -16,6 +18,7 @@ TILE: tl.constexpr = tl.constexpr(_constants.TILE)
 PIXELS: tl.constexpr = tl.constexpr(_constants.TILE**2)
 ALPHA_MAX: tl.constexpr = tl.constexpr(_constants.ALPHA_MAX)
 T_MIN: tl.constexpr = tl.constexpr(_constants.T_MIN)
+LOG2E: tl.constexpr = tl.constexpr(math.log2(math.e))
 GRAD: tl.constexpr = tl.constexpr(16)
 """Columns of a gradient slot: x, y, |x|, |y|, then those of a splat but the last; the rest is padding."""
 
@@ -31,7 +34,25 @@ def _pixels(t, width, height, tiles_x, tiles_y):
 
 
 @triton.jit
-def _evaluate(means2d, splats, rows, at, some, x, y):
+def _exp2(x, PTX: tl.constexpr):
+    """2^x; on NVIDIA in one instruction, for Triton's own takes care of denormal numbers, which alpha never is."""
+    if PTX:
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    else:
+        return tl.exp2(x)
+
+
+@triton.jit
+def _reciprocal(x, PTX: tl.constexpr):
+    """1 / x, likewise."""
+    if PTX:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    else:
+        return 1.0 / x
+
+
+@triton.jit
+def _evaluate(means2d, splats, rows, at, some, x, y, PTX: tl.constexpr):
     """A batch of Gaussians at all pixels of a tile.
 
     Returns dx - k dy, dy and opacity exp(-sigma), each [BATCH, PIXELS], and a, k, h, opacity, colour and z [BATCH].
@@ -45,8 +66,8 @@ def _evaluate(means2d, splats, rows, at, some, x, y):
     z = tl.load(splat + 7, some, 0.0)
     dy = y[None, :] - my[:, None]
     u = x[None, :] - mx[:, None] - k[:, None] * dy
-    sigma = (0.5 * a)[:, None] * u * u + (0.5 * h)[:, None] * dy * dy
-    raw = tl.where(sigma <= cutoff[:, None], opacity[:, None] * tl.exp(-sigma), 0.0)
+    sigma = (a * (0.5 * LOG2E))[:, None] * u * u + (h * (0.5 * LOG2E))[:, None] * dy * dy
+    raw = tl.where(sigma <= (cutoff * LOG2E)[:, None], opacity[:, None] * _exp2(-sigma, PTX), 0.0)
     return u, dy, raw, a, k, h, opacity, colour, z
 
 
@@ -60,7 +81,7 @@ def _last(T_after):
 @triton.jit
 def rasterize_forward(
     means2d, splats, rows, starts, background, rgb, alpha, depth, median, width, height, tiles_x, tiles_y,
-    MEDIAN: tl.constexpr, BATCH: tl.constexpr,
+    MEDIAN: tl.constexpr, BATCH: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Program per tile: fill the images. ``splats`` has C and N flattened, ``starts`` delimits the lists ``rows``."""
     t = tl.program_id(0)
@@ -71,11 +92,11 @@ def rasterize_forward(
     order = tl.arange(0, BATCH)
     alive = i < end
     while alive:
-        _, _, raw, _, _, _, _, colour, z = _evaluate(means2d, splats, rows, i + order, i + order < end, x, y)
+        _, _, raw, _, _, _, _, colour, z = _evaluate(means2d, splats, rows, i + order, i + order < end, x, y, PTX)
         a = tl.minimum(raw, ALPHA_MAX)
         T_after = T[None, :] * tl.cumprod(1.0 - a, 0)
         live = T_after > T_MIN
-        w = tl.where(live, T_after * (a / (1.0 - a)), 0.0)
+        w = tl.where(live, T_after * _reciprocal(1.0 - a, PTX) * a, 0.0)
         red += tl.sum(w * colour[0][:, None], 0)
         green += tl.sum(w * colour[1][:, None], 0)
         blue += tl.sum(w * colour[2][:, None], 0)
@@ -102,6 +123,7 @@ def rasterize_forward(
 def rasterize_backward(
     means2d, splats, rows, starts, slots, rgb, alpha, depth, g_rgb, g_alpha, g_depth, grads, g_background,
     width, height, tiles_x, tiles_y, ABSGRAD: tl.constexpr, BATCH: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
     """Program per tile: fill ``grads [M,GRAD]`` and ``g_background [C*tiles,3]``."""
     t = tl.program_id(0)
@@ -124,18 +146,17 @@ def rasterize_backward(
     alive = i < end
     while alive:
         some = i + order < end
-        u, dy, raw, a, k, h, opacity, colour, z = _evaluate(means2d, splats, rows, i + order, some, x, y)
+        u, dy, raw, a, k, h, opacity, colour, z = _evaluate(means2d, splats, rows, i + order, some, x, y, PTX)
         al = tl.minimum(raw, ALPHA_MAX)
-        inverse = 1.0 / (1.0 - al)
+        inverse = _reciprocal(1.0 - al, PTX)
         T_after = T[None, :] * tl.cumprod(1.0 - al, 0)
         live = T_after > T_MIN
-        T_before = T_after * inverse
-        w = tl.where(live, T_before * al, 0.0)
+        w = tl.where(live, T_after * inverse * al, 0.0)
         q = colour[0][:, None] * g_red[None, :] + colour[1][:, None] * g_green[None, :]
         q += colour[2][:, None] * g_blue[None, :] + z[:, None] * g_z[None, :]
         behind = ahead[None, :] - tl.cumsum(w * q, 0)
         # dL/dalpha = T q - (what lies behind) / (1 - alpha); none where alpha is clamped.
-        g = tl.where(live & (raw <= ALPHA_MAX), -raw * (T_before * q - behind * inverse), 0.0)
+        g = tl.where(live & (raw <= ALPHA_MAX), raw * inverse * (behind - T_after * q), 0.0)
         # sigma = (a u^2 + h dy^2) / 2 with u = x - mx - k dy and dy = y - my.
         gu, gy = g * u, g * dy
         m_u, m_y = tl.sum(gu, 1), tl.sum(gy, 1)

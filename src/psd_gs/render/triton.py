@@ -6,6 +6,7 @@ conventions and gradients are those of the CPU backend.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,11 @@ from psd_gs.render._triton_raster import GRAD, rasterize_backward, rasterize_for
 BLOCK = 128
 """Gaussians of one program of the kernels that work Gaussian by Gaussian."""
 
-FORWARD = {"BATCH": 8, "num_warps": 4}
-BACKWARD = {"BATCH": 4, "num_warps": 2}
-"""Gaussians that a tile takes at a time, and the warps that share its pixels."""
+FORWARD = {"BATCH": 4, "num_warps": 2}
+BACKWARD = {"BATCH": 2, "num_warps": 1}
+"""Gaussians that a tile takes at a time, and the warps that share its pixels: by instructions per Gaussian and tile of
+the sm_90 build without spilled registers (``tools/bench/rasterize.py --aot``). One warp needs no barriers for its sums.
+"""
 
 SUM = {"BLOCK": 8, "STEP": 16, "num_warps": 4}
 """Gaussians of one program, and the slots of each that it reads at a time."""
@@ -35,11 +38,14 @@ SUM = {"BLOCK": 8, "STEP": 16, "num_warps": 4}
 def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Run a kernel on the device of its first argument."""
     device = arguments[0].device
-    if device.type == "cpu":  # Triton's interpreter
+    options = {"enable_fp_fusion": True, **options}
+    with nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device):
         kernel[grid](*arguments, **options)
-        return
-    with torch.get_device_module(device).device(device):
-        kernel[grid](*arguments, **options)
+
+
+def _ptx(device: torch.device) -> bool:
+    """Whether kernels may hold NVIDIA's instructions; AMD's torch answers to ``cuda``, too."""
+    return device.type == "cuda" and torch.version.hip is None
 
 
 def _blocks(n: int, block: int = BLOCK) -> int:
@@ -85,7 +91,8 @@ class _Rasterize(torch.autograd.Function):
         alpha, depth, median = (means2d.new_empty(C, height, width, 1) for _ in range(3))
         _launch(
             rasterize_forward, (len(lists.starts) - 1,), means2d, splats, lists.rows, lists.starts,
-            background.contiguous(), rgb, alpha, depth, median, *lists.image, MEDIAN=median_depth, **FORWARD,
+            background.contiguous(), rgb, alpha, depth, median, *lists.image, MEDIAN=median_depth,
+            PTX=_ptx(rgb.device), **FORWARD,
         )  # fmt: skip
         ctx.lists, ctx.absgrad = lists, absgrad
         ctx.save_for_backward(means2d, splats, rgb, alpha, depth)
@@ -102,7 +109,7 @@ class _Rasterize(torch.autograd.Function):
         _launch(
             rasterize_backward, (len(g_tiles),), means2d, splats, lists.rows, lists.starts, lists.slots, *images,
             *(g.contiguous() for g in (g_rgb, g_alpha, g_depth)), grads, g_tiles, *lists.image,
-            ABSGRAD=ctx.absgrad, **BACKWARD,
+            ABSGRAD=ctx.absgrad, PTX=_ptx(grads.device), **BACKWARD,
         )  # fmt: skip
         g_means2d, g_abs, g_splats = torch.empty_like(means2d), torch.empty_like(means2d), torch.empty_like(splats)
         _launch(
