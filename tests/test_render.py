@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -99,6 +100,7 @@ def assert_gradients_match(actual: Tensor, wanted: Tensor, tolerance: float, nam
 class Comparison:
     """A backend against the reference, with its bars for images and for gradients."""
 
+    backend: str
     device: str
     image_tolerance: float
     gradient_tolerance: float
@@ -111,7 +113,8 @@ class Comparison:
         our_background, their_background = background.to(self.device).clone(), background.double()
         for leaf in (*ours.params().values(), *theirs.params().values(), our_background, their_background):
             leaf.requires_grad_()
-        output = render(ours, cameras.to(self.device), our_background, median_depth=True, **options)
+        options_of_ours = {"median_depth": True, "backend": self.backend, **options}
+        output = render(ours, cameras.to(self.device), our_background, **options_of_ours)
         expected = render_dense(theirs, cameras, their_background, **options)
         assert_images_match(output, expected, self.image_tolerance)
         output.meta["means2d"].retain_grad()
@@ -130,7 +133,7 @@ class Comparison:
 
     def absgrad(self, gaussians: Gaussians, cameras: Cameras) -> None:
         ours = gaussians.to(self.device).map(lambda p: p.clone().requires_grad_())
-        output = render(ours, cameras.to(self.device), absgrad=True)
+        output = render(ours, cameras.to(self.device), absgrad=True, backend=self.backend)
         expected = render_dense(gaussians.map(torch.Tensor.double), cameras, absgrad=True)
         weight = (expected.margin > 1e-3) * torch.randn(expected.rgb.shape, generator=torch.Generator().manual_seed(0))
         (output.rgb.cpu() * weight).sum().backward()
@@ -138,13 +141,20 @@ class Comparison:
         assert_gradients_match(output.meta["means2d"].absgrad, expected.absgrad(), self.gradient_tolerance, "absgrad")
 
 
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+
+INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
+"""Triton's kernels run on the CPU: see test_render_triton.py."""
+
+
 @pytest.fixture(
     params=[
-        pytest.param(Comparison("cpu", 1e-4, 1e-3), id="cpu"),
+        pytest.param(Comparison("cpu", "cpu", 1e-4, 1e-3), id="cpu"),
+        pytest.param(Comparison("gsplat", "cuda", 1e-3, 1e-2), id="gsplat", marks=GPU),
         pytest.param(
-            Comparison("cuda", 1e-3, 1e-2),
-            id="gsplat",
-            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")],
+            Comparison("triton", "cpu" if INTERPRETED else "cuda", 1e-4, 1e-3),
+            id="triton",
+            marks=[] if INTERPRETED else GPU,
         ),
     ]
 )
@@ -235,7 +245,8 @@ def test_no_gaussians(compare):
     empty = random_scene(0).select(torch.zeros(200, dtype=torch.bool)).to(compare.device)
     empty = empty.map(lambda p: p.requires_grad_())
     background = torch.tensor([0.1, 0.2, 0.3], device=compare.device, requires_grad=True)
-    output = render(empty, odd_cameras().to(compare.device), background, median_depth=True)
+    cameras = odd_cameras().to(compare.device)
+    output = render(empty, cameras, background, median_depth=True, backend=compare.backend)
     assert output.rgb.shape == (3, 37, 53, 3)
     assert (output.rgb == background).all()
     assert not output.alpha.any()
@@ -321,7 +332,7 @@ def test_contract_errors():
     gaussians, cameras = random_scene(0, n=3, sh_degree=1), odd_cameras()
     with pytest.raises(ConfigError, match="0 to 1"):
         render(gaussians, cameras, sh_degree=2)
-    with pytest.raises(ConfigError, match="'auto', 'cpu' or 'gsplat', got 'cuda'"):
+    with pytest.raises(ConfigError, match="'auto', 'gsplat', 'triton' or 'cpu', got 'cuda'"):
         render(gaussians, cameras, backend="cuda")
     with pytest.raises(InputError, match=r"\(3,\) or \(3, 3\), got \(2, 3\)"):
         render(gaussians, cameras, torch.zeros(2, 3))

@@ -2,6 +2,7 @@
 
     python tools/bench/rasterize.py            # everything
     python tools/bench/rasterize.py --quick    # fewer repetitions
+    python tools/bench/rasterize.py --aot      # what the Triton kernels ask of a GPU, which need not be there
 
 Every case takes the fastest of its repetitions. Columns that are compared with each other are timed in
 turns, so that another program's load falls on both.
@@ -23,8 +24,10 @@ from torch import Tensor
 
 from psd_gs.cameras import Cameras, turntable
 from psd_gs.gaussians import Gaussians, random_ball
-from psd_gs.render import render
+from psd_gs.render import Backend, render
+from psd_gs.render.choose import trouble_with_gsplat, trouble_with_triton
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from reference import render_dense
 
@@ -76,10 +79,20 @@ def dense(gaussians: Gaussians, cameras: Cameras) -> Tensor:
     return render_dense(gaussians, cameras).rgb
 
 
+def usable_backends() -> list[Backend]:
+    """Of the GPU."""
+    device = torch.device("cuda")
+    trouble: dict[Backend, str] = {"gsplat": trouble_with_gsplat(device), "triton": trouble_with_triton(device)}
+    for backend, reason in trouble.items():
+        if reason:
+            print(f"without {backend}: {reason}", file=sys.stderr)
+    return [backend for backend, reason in trouble.items() if not reason]
+
+
 def with_threads(threads: int) -> Image:
     def image(gaussians: Gaussians, cameras: Cameras) -> Tensor:
         torch.set_num_threads(threads)
-        return render(gaussians, cameras).rgb
+        return render(gaussians, cameras, backend="cpu").rgb
 
     return image
 
@@ -95,14 +108,31 @@ def fastest(images: list[Image], scenes: list[tuple[Gaussians, Cameras]], repeti
     return [(min(f for f, _ in r), min(b for _, b in r), min(f + b for f, b in r)) for r in times]
 
 
+def print_usage(console: Console) -> None:
+    """Registers and shared memory of the Triton kernels built for sm_90."""
+    from bench import aot
+
+    table = Table(title=f"sm_90, Triton {aot.triton.__version__}", title_justify="left")
+    for column in ("kernel", "warps", "registers", "spilled bytes", "shared bytes"):
+        table.add_column(column, justify="left" if column == "kernel" else "right", no_wrap=True)
+    for launch in aot.launches(sh_degree=3, median_depth=False):
+        used = aot.usage(aot.compile_for(aot.TARGETS["sm_90"], launch))
+        table.add_row(launch.kernel.fn.__name__, str(launch.options.get("num_warps", 4)), *map(str, used))
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 repetitions instead of 20")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for the threaded columns")
     parser.add_argument("--no-dense", action="store_true", help="skip the dense baseline")
+    parser.add_argument("--aot", action="store_true", help="print what the Triton kernels take when built for sm_90")
     arguments = parser.parse_args()
+    if arguments.aot:
+        print_usage(Console(width=120))
+        return
     repetitions = 3 if arguments.quick else 20
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    gpu_backends = usable_backends() if torch.cuda.is_available() else []
 
     table = Table(title=f"{processor()}, torch {torch.__version__}", title_justify="left")
     for column in ("case", "renderer", "forward ms", "backward ms", "total ms", "ratio"):
@@ -114,9 +144,9 @@ def main() -> None:
             names.append(f"cpu, {arguments.threads} threads")
             images.append(with_threads(arguments.threads))
             scenes.append(scenes[0])
-        if "cuda" in devices:
-            names.append(f"gsplat, {torch.cuda.get_device_name()}")
-            images.append(lambda g, c: render(g, c).rgb)
+        for backend in gpu_backends:
+            names.append(f"{backend}, {torch.cuda.get_device_name()}")
+            images.append(lambda g, c, backend=backend: render(g, c, backend=backend).rgb)
             scenes.append(scene(n, views, size, scale, "cuda"))
         rows = list(zip(names, fastest(images, scenes, repetitions), strict=True))
         if size == 64 and not arguments.no_dense:

@@ -1,5 +1,6 @@
-"""Rendering Gaussians: one contract, two backends."""
+"""Rendering Gaussians: one contract, three backends."""
 
-from psd_gs.render.rasterize import Backend, RenderOutput, render
+from psd_gs.render.choose import Backend, Renderer, choose_renderer, renderer_device
+from psd_gs.render.rasterize import RenderOutput, render
 
-__all__ = ["Backend", "RenderOutput", "render"]
+__all__ = ["Backend", "RenderOutput", "Renderer", "choose_renderer", "render", "renderer_device"]

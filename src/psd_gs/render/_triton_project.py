@@ -295,10 +295,10 @@ def _colour_gradient(splats, g_splats, row, seen):
 @triton.jit
 def project_backward(
     means, quats, scales, opacities, shN, viewmats, Ks, positions, splats, g_means2d, g_splats,
-    g_means, g_quats, g_scales, g_opacities, g_sh0, g_shN, N, C, width, height,
+    g_means, g_quats, g_scales, g_opacities, g_sh0, N, C, width, height,
     BANDS: tl.constexpr, STORED: tl.constexpr, ANTIALIASED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program per block of Gaussians: fill the gradients of the six parameters; ``g_shN`` is zero on entry."""
+    """Program per block of Gaussians: fill the gradients of the parameters but ``shN``."""
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = n < N
     mean, quat, s, opacity, rest = _gaussian(means, quats, scales, opacities, n, mask)
@@ -312,7 +312,7 @@ def project_backward(
         seen = tl.load(splats + SPLAT * row + 8, mask, -1.0) >= 0.0
         ever |= seen
         V, K = _camera(viewmats, Ks, c)
-        camera, clamped, t0, t1, y0, y1, m, p, q, r, det, det_blurred = _footprint(V, K, width, height, mean, R, s)
+        camera, clamped, t0, t1, y0, y1, m, _, q, r, det, det_blurred = _footprint(V, K, width, height, mean, R, s)
         x, y, rz = camera[0], camera[1], 1.0 / camera[2]
         # a = 1 / (p - q^2 / r), k = q / r, h = 1 / r. With d = y0 - k y1, which a needle makes small, nothing cancels:
         # |y1|^2 y0 - q y1 = y1 x m.
@@ -372,14 +372,26 @@ def project_backward(
     g_quat = _quaternion_gradient(quat, inverse_norm, R0, R1, R2)
     for j in tl.static_range(4):
         tl.store(g_quats + 4 * n + j, tl.where(ever, g_quat[j], 0.0), mask)
-    # Once more over the cameras for each band: its sums fit into registers where those of all bands would not.
-    for b in tl.static_range(1, BANDS):
-        total = (zero, zero, zero)
-        for c in range(C):
-            row = tl.cast(c, tl.int64) * N + n
-            seen = tl.load(splats + SPLAT * row + 8, mask, -1.0) >= 0.0
-            direction, _ = _direction(mean, positions, c)
-            basis = _basis(b, direction)
-            gc = _colour_gradient(splats, g_splats, row, seen)
-            total = _add_where(seen, total, (basis * gc[0], basis * gc[1], basis * gc[2]))
-        _store3(g_shN + 3 * ((STORED - 1) * n + b - 1), total, mask)
+
+
+@triton.jit
+def bands_backward(
+    means, positions, splats, g_splats, g_shN, N, C,
+    BANDS: tl.constexpr, STORED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program (block of Gaussians, band above degree 0): fill that band of the gradient of ``shN``."""
+    n, b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), 1 + tl.program_id(1)
+    mask = n < N
+    mean = _load3(means + 3 * n, mask)
+    zero = tl.zeros([BLOCK], tl.float32)
+    total = (zero, zero, zero)
+    for c in range(C):
+        row = tl.cast(c, tl.int64) * N + n
+        seen = tl.load(splats + SPLAT * row + 8, mask, -1.0) >= 0.0
+        direction, _ = _direction(mean, positions, c)
+        basis = zero
+        for k in tl.static_range(1, BANDS):
+            basis = tl.where(b == k, _basis(k, direction), basis)
+        gc = _colour_gradient(splats, g_splats, row, seen)
+        total = _add_where(seen, total, (basis * gc[0], basis * gc[1], basis * gc[2]))
+    _store3(g_shN + 3 * ((STORED - 1) * n + b - 1), total, mask)

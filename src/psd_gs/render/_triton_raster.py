@@ -205,5 +205,5 @@ def sum_gradients(
     tl.store(g_means2d + 2 * row + column, sums, mask & (column < 2))
     if ABSGRAD:
         tl.store(g_abs + 2 * row + column - 2, sums, mask & (column >= 2) & (column < 4))
-    # The last column, the cutoff, has no gradient.
-    tl.store(g_splats + SPLAT * row + column - 4, tl.where(column < 12, sums, 0.0), mask & (column >= 4) & (column < 13))
+    sums = tl.where(column < 12, sums, 0.0)  # the last column of a splat, the cutoff, has no gradient
+    tl.store(g_splats + SPLAT * row + column - 4, sums, mask & (column >= 4) & (column < 4 + SPLAT))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import subprocess
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +42,17 @@ def require_gsplat(device: torch.device) -> None:
             f"of version {torch.version.cuda} exactly (that of torch; set CUDA_HOME), a C++17 compiler, and the "
             "packages ninja and packaging. Backend 'cpu' runs without it: use gaussians.to('cpu')"
         ) from error
+
+
+def is_built() -> bool:
+    """Whether gsplat's CUDA extension is there already: in its wheel, or built by an earlier use."""
+    package = importlib.util.find_spec("gsplat")
+    if package is None or package.origin is None:
+        return False
+    from torch.utils.cpp_extension import _get_build_directory
+
+    folders = Path(package.origin).parent, Path(_get_build_directory("gsplat_cuda", verbose=False))
+    return any(file.suffix in (".so", ".pyd") for folder in folders for file in folder.iterdir())
 
 
 @cache

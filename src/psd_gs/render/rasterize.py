@@ -1,9 +1,9 @@
-"""Differentiable rendering of Gaussians: one contract, a CUDA backend (gsplat) and a CPU backend."""
+"""Differentiable rendering of Gaussians: one contract; gsplat's CUDA kernels, Triton's, and those of the CPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,8 +12,7 @@ from torch import Tensor
 from psd_gs.cameras import Cameras
 from psd_gs.errors import BackendError, ConfigError, InputError
 from psd_gs.gaussians import Gaussians
-
-Backend = Literal["auto", "cpu", "gsplat"]
+from psd_gs.render.choose import Backend, choose_renderer, require_triton
 
 
 @dataclass
@@ -53,7 +52,7 @@ def render(
 ) -> RenderOutput:
     """Render Gaussians from every camera (Kerbl et al. 2023), differentiably in the Gaussians and the background.
 
-    Both backends share gsplat's conventions: EWA projection with 0.3 pixels^2 of blur, pixel centres at
+    All backends share gsplat's conventions: EWA projection with 0.3 pixels^2 of blur, pixel centres at
     half-integers, alpha = min(0.999, opacity exp(-sigma)) where it is at least 1/255, front to back until
     the transmittance would fall to 1e-4, near plane 0.01. A zero quaternion or a non-finite parameter
     makes a Gaussian invisible.
@@ -67,7 +66,7 @@ def render(
             ``mode`` of the Gaussians says.
         median_depth: also return the median depth.
         absgrad: also sum absolute screen-space gradients (AbsGS, Ye et al. 2024).
-        backend: "auto" is "gsplat" for CUDA tensors and "cpu" for CPU tensors.
+        backend: "auto" is "cpu" for CPU tensors, else what :func:`psd_gs.render.choose_renderer` says of their device.
 
     Raises:
         BackendError: the backend cannot run, or not on this device.
@@ -87,15 +86,20 @@ def render(
         raise InputError(f"background: expected shape (3,) or ({C}, 3), got {tuple(background.shape)}")
     background = background.to(device, torch.float32).expand(C, 3)
     if backend == "auto":
-        backend = "gsplat" if device.type == "cuda" else "cpu"
+        backend, reason = choose_renderer(device)
+        if backend == "cpu" and device.type != "cpu":
+            raise BackendError(f"no renderer runs on {device}: {reason}. Use gaussians.to('cpu')")
     if backend == "gsplat":
         from psd_gs.render.gsplat import rasterize
+    elif backend == "triton":
+        require_triton(device)
+        from psd_gs.render.triton import rasterize
     elif backend == "cpu":
         if device.type != "cpu":
             raise BackendError(f"backend 'cpu' needs CPU tensors, got {device}: use gaussians.to('cpu')")
         from psd_gs.render.cpu import rasterize
     else:
-        raise ConfigError(f"backend: expected 'auto', 'cpu' or 'gsplat', got {backend!r}")
+        raise ConfigError(f"backend: expected 'auto', 'gsplat', 'triton' or 'cpu', got {backend!r}")
     if antialiased is None:
         antialiased = gaussians.mode == "antialiased"
     gaussians = gaussians.map(torch.Tensor.float)

@@ -1,7 +1,7 @@
 """The Triton backend: one source for NVIDIA GPUs without a CUDA toolkit, AMD and Intel GPUs.
 
-``_triton_project``, ``_triton_lists`` and ``_triton_raster`` hold the kernels, in the order in which they run. Constants,
-conventions and gradients are those of the CPU backend.
+``_triton_project``, ``_triton_lists`` and ``_triton_raster`` hold the kernels, in the order in which they run.
+Constants, conventions and gradients are those of the CPU backend.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from psd_gs.cameras import Cameras
-from psd_gs.gaussians import Gaussians
+from psd_gs.cameras import Cameras, turntable
+from psd_gs.errors import BackendError
+from psd_gs.gaussians import Gaussians, from_points
 from psd_gs.render._constants import SPLAT, TILE
 from psd_gs.render._triton_lists import count_tiles, fill_tiles
-from psd_gs.render._triton_project import project_backward, project_forward
+from psd_gs.render._triton_project import bands_backward, project_backward, project_forward
 from psd_gs.render._triton_raster import GRAD, rasterize_backward, rasterize_forward, sum_gradients
 
 BLOCK = 128
@@ -72,12 +73,18 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, g_means2d: Tensor, g_splats: Tensor, g_radii: Any):
         *parameters, viewmats, Ks, positions, splats = ctx.saved_tensors
         means, quats, scales, opacities, _, shN = parameters
-        grads = [torch.empty_like(parameter) for parameter in parameters[:5]] + [torch.zeros_like(shN)]
+        grads = [torch.empty_like(parameter) for parameter in parameters[:5]]
+        counts, g_splats = (len(means), len(viewmats)), g_splats.contiguous()
         _launch(
-            project_backward, (_blocks(len(means)),), means, quats, scales, opacities, shN, viewmats, Ks, positions, splats,
-            g_means2d.contiguous(), g_splats.contiguous(), *grads, len(means), len(viewmats), *ctx.size, **ctx.options,
+            project_backward, (_blocks(len(means)),), means, quats, scales, opacities, shN, viewmats, Ks, positions,
+            splats, g_means2d.contiguous(), g_splats, *grads, *counts, *ctx.size, **ctx.options,
         )  # fmt: skip
-        return *grads, None, None, None, None, None, None
+        g_shN = torch.zeros_like(shN)
+        if (bands := ctx.options["BANDS"]) > 1:
+            options = {name: value for name, value in ctx.options.items() if name != "ANTIALIASED"}
+            grid = _blocks(len(means)), bands - 1
+            _launch(bands_backward, grid, means, positions, splats, g_splats, g_shN, *counts, **options)
+        return *grads, g_shN, None, None, None, None, None, None
 
 
 class _Rasterize(torch.autograd.Function):
@@ -151,15 +158,14 @@ def _tile_lists(means2d: Tensor, splats: Tensor, width: int, height: int) -> _Ti
     counts = torch.empty(total, dtype=torch.int32, device=order.device)
     # Both kernels must come to the same tiles: no multiplication may be fused with an addition in one of them alone.
     options = {"BLOCK": BLOCK, "enable_fp_fusion": False}
-    _launch(count_tiles, (_blocks(total),), order, means2d, splats, counts, total, width, height, **options)
+    grid = (_blocks(total),)
+    _launch(count_tiles, grid, order, means2d, splats, counts, total, width, height, **options)
     ends = counts.cumsum(0, dtype=torch.int64)
     M = int(ends[-1]) if total else 0
     # A radix sort takes half as many passes over keys of half the size.
     keys = torch.empty(M, dtype=torch.int16 if tiles < 2**15 else torch.int32, device=order.device)
     rows = torch.empty(M, dtype=torch.int32, device=order.device)
-    _launch(
-        fill_tiles, (_blocks(total),), order, means2d, splats, counts, ends, keys, rows, total, max(1, N), *image, **options
-    )
+    _launch(fill_tiles, grid, order, means2d, splats, counts, ends, keys, rows, total, max(1, N), *image, **options)
     keys, slots = keys.sort(stable=True)
     starts = torch.searchsorted(keys, torch.arange(tiles + 1, dtype=keys.dtype, device=keys.device))
     return _TileLists(order, counts, ends, starts, rows[slots], slots, image)
@@ -184,3 +190,23 @@ def rasterize(
     rgb, alpha, depth, median = _Rasterize.apply(means2d, splats, background, width, height, median_depth, absgrad)
     meta = {"means2d": means2d, "radii": radii, "depths": splats[..., 7]}
     return rgb, alpha, depth, median if median_depth else None, meta
+
+
+def self_test(device: torch.device) -> str:
+    """Render one Gaussian and its gradient; what is wrong with them, or nothing.
+
+    Raises:
+        Exception: of Triton's compilers or drivers, which have many.
+    """
+    if device.type == "cpu" and isinstance(project_forward, triton.JITFunction):  # not interpreted
+        raise BackendError("it compiles for GPUs only")
+    gaussians = from_points(torch.zeros(1, 3), torch.full((1, 3), 0.5), scale=0.1, opacity=0.5).to(device)
+    gaussians = gaussians.map(lambda parameter: parameter.requires_grad_())
+    rgb, alpha, *_ = rasterize(
+        gaussians, turntable(1, size=3).to(device), torch.zeros(1, 3, device=device), 0, False, False, True
+    )
+    rgb[0, 1, 1].sum().backward()
+    # In the middle alpha is the opacity o = 1/2, and each of three colours of 1/2 has d(o/2)/d(logit) = o (1 - o) / 2.
+    assert gaussians.opacities.grad is not None
+    seen, moved = alpha[0, 1, 1, 0].item(), gaussians.opacities.grad.item()
+    return "" if abs(seen - 0.5) < 1e-3 and abs(moved - 0.375) < 1e-3 else f"alpha {seen:.3f}, gradient {moved:.3f}"
