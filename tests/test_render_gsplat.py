@@ -101,7 +101,7 @@ def test_an_extension_that_does_not_load_is_reported_with_a_remedy(monkeypatch, 
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backend, "_run_smallest_kernel", fail)
-    with pytest.raises(BackendError, match=r"nvcc of version .*C\+\+17 compiler.*ninja and packaging") as caught:
+    with pytest.raises(BackendError, match=r"nvcc of CUDA .*C\+\+20 compiler.*ninja and packaging") as caught:
         backend.require_gsplat(torch.device("cuda"))
     assert str(failure) in str(caught.value)
     with pytest.raises(BackendError, match="needs CUDA tensors, got cpu"):

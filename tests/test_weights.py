@@ -442,7 +442,7 @@ def test_doctor(tmp_path):
     done = psd_gs("doctor", HF_HOME=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    for what in ("python", "torch", "disk", "hub", "weights", "backend", "prior"):
+    for what in ("python", "torch", "disk", "hub", "weights", "renderer", "prior"):
         assert any(f" {what}: " in line for line in lines), what
     assert "HF_HUB_OFFLINE is set" in done.stdout
     assert "Traceback" not in done.stderr
@@ -472,16 +472,38 @@ def test_models_commands(tmp_path, saved):
 
 
 @pytest.mark.parametrize(
-    ("nvcc", "torch_cuda", "state"), [("13.0", "13.0", "ok"), ("13.2", "13.0", "problem"), (None, "13.0", "problem")]
+    ("nvcc", "torch_cuda", "state", "says"),
+    [
+        ("13.0", "13.0", "ok", "13.0, as torch"),
+        ("13.2", "13.0", "ok", "13.2, torch was built for 13.0; the same major version is enough"),
+        ("12.8", "13.0", "note", "12.8, but torch was built for 13.0; gsplat needs 13.x"),
+        (None, "13.0", "note", "not found"),
+        (None, "12.8", "note", "not found"),
+    ],
 )
-def test_doctor_compares_nvcc_with_torch(monkeypatch, nvcc, torch_cuda, state):
+def test_doctor_compares_nvcc_with_torch(monkeypatch, nvcc, torch_cuda, state, says):
     from psd_gs.cli import doctor
+    from psd_gs.render import gsplat
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    monkeypatch.setattr(gsplat, "is_built", lambda: False)
     answer = f"Cuda compilation tools, release {nvcc}, V{nvcc}.48" if nvcc else None
     monkeypatch.setattr(doctor, "_output", lambda command: answer)
     found = {finding.what: finding for finding in doctor.build_tools()}
     assert found["nvcc"].state == state
-    assert ("nvidia-cuda-nvcc==13.0.*" in found["nvcc"].remedy) == (state == "problem")
-    assert all(finding.remedy for finding in found.values() if finding.state == "problem")
+    assert found["nvcc"].text.startswith(says)
+    # NVIDIA's wheels hold nvcc since CUDA 13.
+    assert ("cuda-toolkit[nvcc,cccl,cudart]==13.0.*" in found["nvcc"].remedy) == (state == "note" and torch_cuda > "13")
+    assert (f"CUDA toolkit {torch_cuda}" in found["nvcc"].remedy) == (state == "note")
+    assert not any(finding.state == "problem" for finding in found.values())
+
+
+def test_doctor_asks_for_no_compiler_where_gsplat_is_built(monkeypatch):
+    from psd_gs.cli import doctor
+    from psd_gs.render import gsplat
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(gsplat, "is_built", lambda: True)
+    assert [finding.what for finding in doctor.build_tools()] == ["gsplat"]

@@ -95,8 +95,9 @@ class Densifier:
         """Everything that the next round depends on."""
         return {"gradient": self.gradient, "visible": self.visible, "generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.gradient, self.visible = state["gradient"].clone(), state["visible"].clone()
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device | str) -> None:
+        """Continue where ``state_dict`` was taken, beside Gaussians on ``device``."""
+        self.gradient, self.visible = (state[name].to(device, copy=True) for name in ("gradient", "visible"))
         self.generator.set_state(state["generator"].cpu())
 
 

@@ -33,6 +33,7 @@ from psd_gs.guidance.guide import Guidance
 from psd_gs.models import digests_of, models_of, resolve, resolve_device
 from psd_gs.priors import FAMILY, DType, TextEmbedding, load_prior
 from psd_gs.priors.base import Prior
+from psd_gs.render import choose_renderer, renderer_device
 from psd_gs.rewards import load_reward
 from psd_gs.rewards.base import Reward
 from psd_gs.scoring import score_asset
@@ -297,6 +298,8 @@ class TextTo3DPipeline:
             ModelError: weights that cannot be had, or damaged files.
         """
         where = resolve_device(device)
+        if where.index is not None:  # else what torch does for itself would open a context on the first GPU, too
+            torch.cuda.set_device(where)
         prior, reward, judge = resolve(prior, reward, judge, where)
         model = load_prior(prior, where, dtype=dtype, vram=vram, image_size=prior_size)
         return cls(model, load_reward(reward, where), load_reward(judge, where), digests_of(prior, reward, judge))
@@ -381,7 +384,8 @@ class TextTo3DPipeline:
             self.prior, config.prompt, config.guidance, reward=self.reward, negative=negative, seed=seeds["guidance"]
         )
         start = initial_gaussians(config, torch.Generator().manual_seed(seeds["init"]), self.prior.device)
-        trainer = Trainer(config, guidance, start.to(self.prior.device), folder)
+        renderer, _ = choose_renderer(self.prior.device)
+        trainer = Trainer(config, guidance, start.to(renderer_device(renderer, self.prior.device)), folder, renderer)
         trainer.observe = self._observer(config.prompt, folder) if folder else None
         return trainer
 

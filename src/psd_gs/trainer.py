@@ -25,7 +25,7 @@ from psd_gs.errors import BackendError, FormatError, PsdGsError
 from psd_gs.files import write_atomic, writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
-from psd_gs.render import render
+from psd_gs.render import Backend, render
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +66,21 @@ class Trainer:
     Args:
         config: options.
         guidance: the gradient on the views.
-        gaussians: where to start.
+        gaussians: where to start; they, their optimizers and their statistics stay on their device, which need not be
+            that of the guidance's networks.
         folder: gets ``checkpoints/latest.safetensors`` and ``metrics.jsonl``; None keeps everything in memory.
+        renderer: of that device.
     """
 
-    def __init__(self, config: Config, guidance: Guidance, gaussians: Gaussians, folder: Path | None = None) -> None:
-        self.config, self.guidance, self.folder = config, guidance, folder
+    def __init__(
+        self,
+        config: Config,
+        guidance: Guidance,
+        gaussians: Gaussians,
+        folder: Path | None = None,
+        renderer: Backend = "auto",
+    ) -> None:
+        self.config, self.guidance, self.folder, self.renderer = config, guidance, folder, renderer
         seeds = stream_seeds(config.seed)
         self.generators = {
             name: torch.Generator().manual_seed(seeds[name]) for name in ("cameras", "background", "densify")
@@ -162,21 +171,23 @@ class Trainer:
     def _step(self) -> dict[str, float]:
         config, progress = self.config, self.step / self.config.steps
         self._unchanged = True
-        watch = Stopwatch(self.gaussians.device)
+        here, there = self.gaussians.device, self.guidance.prior.device
+        watch = Stopwatch(there)
         self._set_rates(progress)
         size = config.cameras.size[progress >= config.cameras.size_at]
         views = self.guidance.prior.views
         groups = config.cameras.groups
         cameras = joined(
             [sample_cameras(config.cameras, views, size, self.generators["cameras"]) for _ in range(groups)]
-        ).to(self.gaussians.device)
-        background = sample_background(config.backgrounds, self.generators["background"]).to(self.gaussians.device)
-        out = render(self.gaussians, cameras, background, absgrad=True)
+        )
+        background = sample_background(config.backgrounds, self.generators["background"])
+        out = render(self.gaussians, cameras.to(here), background.to(here), absgrad=True, backend=self.renderer)
+        # Here, and nowhere else, the pictures cross to the networks; the backward pass brings their gradient home.
+        images = out.rgb.permute(0, 3, 1, 2).unflatten(0, (groups, views)).to(there)
         watch.lap("render")
-        images = out.rgb.permute(0, 3, 1, 2).unflatten(0, (groups, views))
-        guided = self.guidance(images, cameras, progress, self.step)
+        guided = self.guidance(images, cameras.to(there), progress, self.step)
         watch.lap("guidance")
-        loss = guided.loss + self._regularizer()
+        loss = guided.loss + self._regularizer().to(there)
         loss.backward()
         watch.lap("backward")
         # A prior that answers NaN would otherwise leave a step of the regularizers alone.
@@ -263,7 +274,7 @@ class Trainer:
         self._adopt(gaussians, moments)
         for name, generator in self.generators.items():
             generator.set_state(state[f"generator.{name}"])
-        self.densifier.load_state_dict(part("densifier."))
+        self.densifier.load_state_dict(part("densifier."), device)
         self.guidance.load_state_dict(part("guidance."))
         self.step, self.skipped = int(state["step"]), int(state["skipped"])
 
@@ -322,7 +333,7 @@ class Stopwatch:
     """Where the time of a step goes; on CUDA by events, so that the host does not wait for the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
+        self.device, self.cuda = device, device.type == "cuda"
         self.start = time.perf_counter()
         self.laps: list[tuple[str, Any]] = [("", self._now())]
 
@@ -330,7 +341,7 @@ class Stopwatch:
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def lap(self, name: str) -> None:
@@ -338,7 +349,9 @@ class Stopwatch:
         self.laps.append((name, self._now()))
 
     def seconds(self) -> dict[str, float]:
-        """``seconds`` since the start and ``seconds_NAME`` of each lap; to be asked when the device is done with it."""
+        """``seconds`` since the start and ``seconds_NAME`` of each lap; waits until the device is done with them."""
+        if self.cuda:
+            self.laps[-1][1].synchronize()
         out = {"seconds": time.perf_counter() - self.start}
         for (_, before), (name, now) in itertools.pairwise(self.laps):
             out[f"seconds_{name}"] = before.elapsed_time(now) / 1000 if self.cuda else now - before

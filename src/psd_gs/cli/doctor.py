@@ -95,31 +95,52 @@ def driver_version() -> str | None:
 
 
 def build_tools() -> Iterator[Finding]:
-    """What gsplat compiles itself with at its first use on CUDA."""
+    """What gsplat compiles itself with when it is asked for; nothing else needs it."""
     import torch
 
-    if not torch.cuda.is_available():
+    from psd_gs.render.gsplat import is_built
+
+    if not torch.cuda.is_available() or torch.version.cuda is None:
         return
-    nvcc = re.search(r"release (\d+\.\d+)", _output(["nvcc", "--version"]) or "")
-    wanted = torch.version.cuda
-    advice = f"install the CUDA toolkit {wanted}, or `pip install 'nvidia-cuda-nvcc=={wanted}.*'` and set CUDA_HOME"
-    if nvcc is None:
-        yield Finding("nvcc", "problem", f"not found; gsplat needs {wanted} to compile itself", advice)
-    elif nvcc[1] != wanted:
-        yield Finding("nvcc", "problem", f"{nvcc[1]}, but torch was built for {wanted}", advice)
-    else:
-        yield Finding("nvcc", "ok", f"{nvcc[1]}, as torch")
+    if is_built():
+        yield Finding("gsplat", "ok", "its CUDA kernels are built")
+        return
+    yield Finding("gsplat", "note", "its CUDA kernels are not built; the first `--renderer gsplat` does it, in minutes")
+    yield nvcc(torch.version.cuda)
     compiler = "cl" if os.name == "nt" else os.environ.get("CXX", "c++")
     if shutil.which(compiler):
         yield Finding("compiler", "ok", compiler)
     else:
-        yield Finding("compiler", "problem", f"{compiler} is not on the PATH", "install a C++17 compiler")
+        remedy = "install a C++20 compiler, such as g++ 11 or newer"
+        yield Finding("compiler", "note", f"{compiler} is not on the PATH; gsplat needs it to compile itself", remedy)
     if shutil.which("ninja"):
         yield Finding("ninja", "ok", "found")
     else:
-        yield Finding("ninja", "problem", "not on the PATH", "pip install ninja")
+        yield Finding("ninja", "note", "not on the PATH; gsplat needs it to compile itself", "pip install ninja")
     if importlib.util.find_spec("packaging") is None:
-        yield Finding("packaging", "problem", "missing; gsplat imports it without saying so", "pip install packaging")
+        yield Finding("packaging", "note", "missing; gsplat imports it without saying so", "pip install packaging")
+
+
+def nvcc(wanted: str) -> Finding:
+    """The CUDA compiler that torch would take, beside the CUDA version of torch: the major versions must be equal."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    command = os.path.join(CUDA_HOME, "bin", "nvcc") if CUDA_HOME else "nvcc"
+    found = re.search(r"release (\d+)\.(\d+)", _output([command, "--version"]) or "")
+    major = wanted.split(".")[0]
+    remedy = f"install the CUDA toolkit {wanted} (https://developer.nvidia.com/cuda-toolkit-archive) and set CUDA_HOME"
+    if int(major) >= 13:  # NVIDIA's wheels for CUDA 12 hold no nvcc
+        remedy += (
+            f"; or pip install 'cuda-toolkit[nvcc,cccl,cudart]=={wanted}.*', set CUDA_HOME to nvidia/cu{major} in "
+            f"site-packages, and there, in lib, ln -s libcudart.so.{major} libcudart.so"
+        )
+    if found is None:
+        return Finding("nvcc", "note", f"not found; gsplat needs that of CUDA {wanted} to compile itself", remedy)
+    version = f"{found[1]}.{found[2]}"
+    if found[1] != major:
+        return Finding("nvcc", "note", f"{version}, but torch was built for {wanted}; gsplat needs {major}.x", remedy)
+    suffix = "as torch" if version == wanted else f"torch was built for {wanted}; the same major version is enough"
+    return Finding("nvcc", "ok", f"{version}, {suffix}")
 
 
 def resources() -> Iterator[Finding]:
@@ -177,10 +198,11 @@ def cached_weights() -> Iterator[Finding]:
 def choices() -> Iterator[Finding]:
     """What ``auto`` would take."""
     from psd_gs.models import choose_prior, downloads, resolve, resolve_device
+    from psd_gs.render import choose_renderer, renderer_device
 
     device = resolve_device("auto")
-    backend = "gsplat" if device.type == "cuda" else "cpu"
-    yield Finding("backend", "ok", f"auto is {backend} on {device}")
+    renderer, reason = choose_renderer(device)
+    yield Finding("renderer", "ok", f"auto is {renderer} on {renderer_device(renderer, device)}: {reason}")
     names = resolve("auto", "auto", "auto", device)
     missing = downloads(*names)
     text = f"auto is prior {names[0]}, reward {names[1]}, judge {names[2]}: {choose_prior(device)[1]}"

@@ -39,8 +39,9 @@ def require_gsplat(device: torch.device) -> None:
     except (ImportError, OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         raise BackendError(
             f"gsplat's CUDA extension cannot be built or loaded ({error}). It is compiled at first use and needs nvcc "
-            f"of version {torch.version.cuda} exactly (that of torch; set CUDA_HOME), a C++17 compiler, and the "
-            "packages ninja and packaging. Backend 'cpu' runs without it: use gaussians.to('cpu')"
+            f"of CUDA {torch.version.cuda} or of the same major version (that of torch; set CUDA_HOME), a C++20 compiler "
+            "such as g++ 11, and the packages ninja and packaging; `psd-gs doctor` looks for them. Renderers 'triton' "
+            "and 'cpu' run without it"
         ) from error
 
 
