@@ -188,4 +188,3 @@ def test_a_numbered_gpu_becomes_the_current_one(monkeypatch, name, calls):
     monkeypatch.setattr(pipeline_module, "load_reward", lambda *args, **kwargs: None)
     TextTo3DPipeline.from_pretrained("mini", reward="mini", judge="mini-judge", device=name)
     assert seen == calls
-

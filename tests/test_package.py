@@ -92,6 +92,7 @@ def test_every_dependency_of_the_main_job_is_a_base_one():
         "coacd",  # of the extra collision
         "viser",  # of the extra live
         "ray",  # of the extra ray
+        "triton",  # of torch's wheels for GPUs
     }
     named = {"imageio-ffmpeg", "scikit-image", "pyyaml", "pillow", "huggingface-hub", "mapbox-earcut"}
     assert named <= {name.replace("_", "-") for name in base}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import filelock
 import gsplat
 import pytest
 import torch
@@ -106,3 +107,18 @@ def test_an_extension_that_does_not_load_is_reported_with_a_remedy(monkeypatch, 
     assert str(failure) in str(caught.value)
     with pytest.raises(BackendError, match="needs CUDA tensors, got cpu"):
         backend.require_gsplat(torch.device("cpu"))
+
+
+def test_processes_do_not_build_at_once(monkeypatch, tmp_path):
+    held = []
+
+    def build(device):
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(tmp_path / "gsplat_cuda.lock", timeout=0).acquire()
+        held.append(device)
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backend, "_run_smallest_kernel", build)
+    backend.require_gsplat(torch.device("cuda"))
+    assert held == [torch.device("cuda")]

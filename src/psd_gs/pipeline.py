@@ -385,7 +385,7 @@ class TextTo3DPipeline:
         )
         start = initial_gaussians(config, torch.Generator().manual_seed(seeds["init"]), self.prior.device)
         renderer, _ = choose_renderer(self.prior.device)
-        trainer = Trainer(config, guidance, start.to(renderer_device(renderer, self.prior.device)), folder, renderer)
+        trainer = Trainer(config, guidance, start.to(renderer_device(self.prior.device)), folder, renderer)
         trainer.observe = self._observer(config.prompt, folder) if folder else None
         return trainer
 

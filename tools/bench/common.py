@@ -41,7 +41,7 @@ from psd_gs.gaussians import Gaussians
 from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.priors import FAMILY
 from psd_gs.priors.mini import folder as embedded
-from psd_gs.render import render
+from psd_gs.render import render, renderer_device
 from psd_gs.rewards import EMBEDDED
 from psd_gs.runs import slug
 from psd_gs.scoring import evaluation_cameras, evaluation_images
@@ -296,7 +296,7 @@ class Bench:
             asset, facts = optimize(self.pipeline, config)
             write_tensors(path, asset.params())
             write_atomic(record, json.dumps(facts | {"config": decides["config"]}) + "\n")
-        asset = Gaussians(**read_tensors(path)).to(self.pipeline.prior.device)
+        asset = Gaussians(**read_tensors(path)).to(renderer_device(self.pipeline.prior.device))
         return Drawn(evaluation_images(asset), object_views(asset), json.loads(record.read_text()))
 
 

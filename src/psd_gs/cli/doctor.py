@@ -202,7 +202,7 @@ def choices() -> Iterator[Finding]:
 
     device = resolve_device("auto")
     renderer, reason = choose_renderer(device)
-    yield Finding("renderer", "ok", f"auto is {renderer} on {renderer_device(renderer, device)}: {reason}")
+    yield Finding("renderer", "ok", f"auto is {renderer} on {renderer_device(device)}: {reason}")
     names = resolve("auto", "auto", "auto", device)
     missing = downloads(*names)
     text = f"auto is prior {names[0]}, reward {names[1]}, judge {names[2]}: {choose_prior(device)[1]}"

@@ -195,6 +195,7 @@ class Score:
         from psd_gs.evaluation.scores import Protocol, score_asset
         from psd_gs.evaluation.suites import load_suite, wrong_captions
         from psd_gs.models import resolve, resolve_device
+        from psd_gs.render import renderer_device
 
         silence_libraries()
         console = Console(highlight=False, markup=False)
@@ -205,7 +206,7 @@ class Score:
         rows = []
         for path, prompt in zip(self.assets, prompts, strict=True):
             check_prompt_text(prompt)
-            asset = open_asset(path, fit=not self.as_is).to(device)
+            asset = open_asset(path, fit=not self.as_is).to(renderer_device(device))
             same = next((item.wrong for item in suite if item.prompt == prompt), None)
             wrong = same or wrong_captions(prompt, [item.prompt for item in suite])
             found = score_asset(asset, prompt, wrong, models, protocol)

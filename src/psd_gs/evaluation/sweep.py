@@ -33,6 +33,7 @@ from psd_gs.guidance.config import check_combination
 from psd_gs.job import Job
 from psd_gs.pipeline import Product, Result, TextTo3DPipeline
 from psd_gs.priors.mini import folder as embedded
+from psd_gs.render import renderer_device
 from psd_gs.rewards import EMBEDDED
 
 Row = dict[str, Any]
@@ -271,7 +272,8 @@ class Sweep:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         kept = {name: found[name] for name in ("scores", "janus", "scored_by") if name in found}
         if kept.get("scored_by") != scored_by:
-            asset = None if cost["error"] else read_ply(folder / runs.ASSET).to(self.pipeline.prior.device)
+            place = renderer_device(self.pipeline.prior.device)
+            asset = None if cost["error"] else read_ply(folder / runs.ASSET).to(place)
             kept = score_asset(asset, item.prompt, item.wrong, self.models, self.plan.protocol)
             kept["scored_by"] = scored_by
         facts = {

@@ -25,7 +25,7 @@ def _tiles(centre, reach, size):
 def _ellipse(means2d, splats, row, mask):
     """Centre, a, k, h, twice the sigma at which it ends, and the half extents of its bounding box with a margin."""
     x, y = tl.load(means2d + 2 * row, mask, 0.0), tl.load(means2d + 2 * row + 1, mask, 0.0)
-    splat = splats + SPLAT * row
+    splat = splats + row * SPLAT
     a, k, h = tl.load(splat, mask, 1.0), tl.load(splat + 1, mask, 0.0), tl.load(splat + 2, mask, 1.0)
     level = 2.0 * tl.maximum(tl.load(splat + 8, mask, 0.0), 0.0)
     reach_x, reach_y = tl.sqrt(level * (1.0 / a + k * k / h)), tl.sqrt(level / h)
@@ -49,13 +49,13 @@ def _band(band, x, y, a, k, h, level, reach_x, reach_y, margin, width):
     return _tiles(x + 0.5 * (x_right + x_left), 0.5 * (x_right - x_left), width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "width", "height"])
 def count_tiles(order, means2d, splats, counts, total, width, height, BLOCK: tl.constexpr):
     """Program per block of the depth order: how many tiles each of its Gaussians touches."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < total
     row = tl.load(order + i, mask, 0)
-    mask &= tl.load(splats + SPLAT * row + 8, mask, -1.0) >= 0.0
+    mask &= tl.load(splats + row * SPLAT + 8, mask, -1.0) >= 0.0
     x, y, a, k, h, level, reach_x, reach_y, margin = _ellipse(means2d, splats, row, mask)
     top, bottom = _tiles(y, reach_y, height)
     bands = tl.where(mask, bottom - top, 0)
@@ -66,7 +66,7 @@ def count_tiles(order, means2d, splats, counts, total, width, height, BLOCK: tl.
     tl.store(counts + i, count, i < total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "N", "width", "height", "tiles_x", "tiles_y"])
 def fill_tiles(
     order, means2d, splats, counts, ends, tiles, rows, total, N, width, height, tiles_x, tiles_y, BLOCK: tl.constexpr
 ):

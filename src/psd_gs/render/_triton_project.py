@@ -75,12 +75,12 @@ def _store3(pointer, v, mask):
 def _camera(viewmats, Ks, c):
     """Rows of a world-to-camera matrix, and fx, fy, cx, cy."""
     V, K = viewmats + 16 * c, Ks + 9 * c
-    rows = (
+    return (
         (tl.load(V), tl.load(V + 1), tl.load(V + 2), tl.load(V + 3)),
         (tl.load(V + 4), tl.load(V + 5), tl.load(V + 6), tl.load(V + 7)),
         (tl.load(V + 8), tl.load(V + 9), tl.load(V + 10), tl.load(V + 11)),
+        (tl.load(K), tl.load(K + 4), tl.load(K + 2), tl.load(K + 5)),
     )
-    return rows, (tl.load(K), tl.load(K + 4), tl.load(K + 2), tl.load(K + 5))
 
 
 @triton.jit
@@ -88,12 +88,12 @@ def _rotation(q):
     """Rows of the rotation matrix of a quaternion, and the inverse of its norm; not finite if it is zero."""
     inverse = 1.0 / tl.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3])
     w, x, y, z = q[0] * inverse, q[1] * inverse, q[2] * inverse, q[3] * inverse
-    rows = (
+    return (
         (1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y)),
         (2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x)),
         (2.0 * (x * z - w * y), 2.0 * (y * z + w * x), 1.0 - 2.0 * (x * x + y * y)),
+        inverse,
     )
-    return rows, inverse
 
 
 @triton.jit
@@ -125,7 +125,7 @@ def _footprint(V, K, width, height, mean, R, s):
     m = _times((s[1] * s[2], s[2] * s[0], s[0] * s[1]), _sum_rows(R, _cross(t0, t1)))
     p, q, r = _dot(y0, y0), _dot(y0, y1), _dot(y1, y1)
     det = _dot(m, m)
-    det_blurred = det + EPS2D * (p + r) + EPS2D * EPS2D
+    det_blurred = det + (p + r) * EPS2D + EPS2D * EPS2D
     return (x, y, z), (px, py), t0, t1, y0, y1, m, p + EPS2D, q, r + EPS2D, det, det_blurred
 
 
@@ -219,7 +219,7 @@ def _basis_gradient(B: tl.constexpr, d):
     return gx, gy, gz
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "width", "height"])
 def project_forward(
     means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, means2d, splats, radii, N, width, height,
     BANDS: tl.constexpr, STORED: tl.constexpr, ANTIALIASED: tl.constexpr, BLOCK: tl.constexpr,
@@ -231,9 +231,11 @@ def project_forward(
     n, c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1)
     mask = n < N
     mean, quat, s, opacity, _ = _gaussian(means, quats, scales, opacities, n, mask)
-    V, K = _camera(viewmats, Ks, c)
-    R, _ = _rotation(quat)
-    camera, _, _, _, _, _, _, p, q, r, det, det_blurred = _footprint(V, K, width, height, mean, R, s)
+    V0, V1, V2, K = _camera(viewmats, Ks, c)
+    R0, R1, R2, _ = _rotation(quat)
+    camera, _, _, _, _, _, _, p, q, r, det, det_blurred = _footprint(
+        (V0, V1, V2), K, width, height, mean, (R0, R1, R2), s
+    )
     if ANTIALIASED:
         opacity *= tl.sqrt(det / det_blurred)
     z = camera[2]
@@ -251,12 +253,12 @@ def project_forward(
     tl.store(means2d + 2 * row, tl.where(visible, x, 0.0), mask)
     tl.store(means2d + 2 * row + 1, tl.where(visible, y, 0.0), mask)
     colour = _load3(sh0 + 3 * n, mask)
-    colour = 0.5 + SH_C0 * colour[0], 0.5 + SH_C0 * colour[1], 0.5 + SH_C0 * colour[2]
+    colour = colour[0] * SH_C0 + 0.5, colour[1] * SH_C0 + 0.5, colour[2] * SH_C0 + 0.5
     if BANDS > 1:
         direction, _ = _direction(mean, positions, c)
         for b in tl.static_range(1, BANDS):
             colour = _combine(1.0, colour, _basis(b, direction), _load3(shN + 3 * ((STORED - 1) * n + b - 1), mask))
-    splat = splats + SPLAT * row
+    splat = splats + row * SPLAT
     _store3(splat, (tl.where(visible, r / det_blurred, 0.0), tl.where(visible, q / r, 0.0), 1.0 / r), mask)
     tl.store(splat + 3, tl.where(visible, opacity, 0.0), mask)
     _store3(splat + 4, (tl.maximum(colour[0], 0.0), tl.maximum(colour[1], 0.0), tl.maximum(colour[2], 0.0)), mask)
@@ -284,7 +286,7 @@ def _quaternion_gradient(q, inverse, m0, m1, m2):
 @triton.jit
 def _colour_gradient(splats, g_splats, row, seen):
     """Gradient of the colour, none where it is clamped at black."""
-    g, colour = _load3(g_splats + SPLAT * row + 4, seen), _load3(splats + SPLAT * row + 4, seen)
+    g, colour = _load3(g_splats + row * SPLAT + 4, seen), _load3(splats + row * SPLAT + 4, seen)
     return (
         tl.where(colour[0] > 0.0, g[0], 0.0),
         tl.where(colour[1] > 0.0, g[1], 0.0),
@@ -292,7 +294,7 @@ def _colour_gradient(splats, g_splats, row, seen):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "C", "width", "height"])
 def project_backward(
     means, quats, scales, opacities, shN, viewmats, Ks, positions, splats, g_means2d, g_splats,
     g_means, g_quats, g_scales, g_opacities, g_sh0, N, C, width, height,
@@ -302,24 +304,26 @@ def project_backward(
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = n < N
     mean, quat, s, opacity, rest = _gaussian(means, quats, scales, opacities, n, mask)
-    R, inverse_norm = _rotation(quat)
+    R0, R1, R2, inverse_norm = _rotation(quat)
+    R = R0, R1, R2
     zero = tl.zeros([BLOCK], tl.float32)
     g_mean, g_scale, g_sh, g_opacity = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero), zero
-    R0, R1, R2 = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero)
+    g_R0, g_R1, g_R2 = (zero, zero, zero), (zero, zero, zero), (zero, zero, zero)
     ever = zero > 0.0
     for c in range(C):
         row = tl.cast(c, tl.int64) * N + n
-        seen = tl.load(splats + SPLAT * row + 8, mask, -1.0) >= 0.0
+        seen = tl.load(splats + row * SPLAT + 8, mask, -1.0) >= 0.0
         ever |= seen
-        V, K = _camera(viewmats, Ks, c)
+        V0, V1, V2, K = _camera(viewmats, Ks, c)
+        V = V0, V1, V2
         camera, clamped, t0, t1, y0, y1, m, _, q, r, det, det_blurred = _footprint(V, K, width, height, mean, R, s)
         x, y, rz = camera[0], camera[1], 1.0 / camera[2]
         # a = 1 / (p - q^2 / r), k = q / r, h = 1 / r. With d = y0 - k y1, which a needle makes small, nothing cancels:
         # |y1|^2 y0 - q y1 = y1 x m.
         a, k, h = r / det_blurred, q / r, 1.0 / r
         r1 = tl.maximum(_dot(y1, y1), 1e-30)
-        d = _combine(1.0 / r1, _cross(y1, m), EPS2D * k / r1, y1)
-        g = g_splats + SPLAT * row
+        d = _combine(1.0 / r1, _cross(y1, m), k / r1 * EPS2D, y1)
+        g = g_splats + row * SPLAT
         ga, gk, gh = _load3(g, seen)
         g_alpha = tl.load(g + 3, seen, 0.0)
         gd, gk, gh = -2.0 * a * a * ga, h * gk, -2.0 * h * h * gh
@@ -342,9 +346,9 @@ def project_backward(
         g_scale = _add_where(seen, g_scale, gs)
         g0, g1 = _times(gy0, s), _times(gy1, s)
         # y_i = S R^T t_i, so dL/dR = t0 g0^T + t1 g1^T and dL/dt_i = R g_i.
-        R0 = _add_where(seen, R0, _combine(t0[0], g0, t1[0], g1))
-        R1 = _add_where(seen, R1, _combine(t0[1], g0, t1[1], g1))
-        R2 = _add_where(seen, R2, _combine(t0[2], g0, t1[2], g1))
+        g_R0 = _add_where(seen, g_R0, _combine(t0[0], g0, t1[0], g1))
+        g_R1 = _add_where(seen, g_R1, _combine(t0[1], g0, t1[1], g1))
+        g_R2 = _add_where(seen, g_R2, _combine(t0[2], g0, t1[2], g1))
         u0 = _dot(R[0], g0), _dot(R[1], g0), _dot(R[2], g0)
         u1 = _dot(R[0], g1), _dot(R[1], g1), _dot(R[2], g1)
         # t0 = (fx / z) (V0 - px V2), t1 = (fy / z) (V1 - py V2), mean2d = (fx x, fy y) / z + (cx, cy).
@@ -356,7 +360,7 @@ def project_backward(
         g_mean = _add_where(seen, g_mean, _combine(rz * v0, V[0], rz * v1, V[1]))
         g_mean = _add_where(seen, g_mean, (vz * V[2][0], vz * V[2][1], vz * V[2][2]))
         gc = _colour_gradient(splats, g_splats, row, seen)
-        g_sh = _combine(1.0, g_sh, SH_C0, gc)
+        g_sh = g_sh[0] + gc[0] * SH_C0, g_sh[1] + gc[1] * SH_C0, g_sh[2] + gc[2] * SH_C0
         if BANDS > 1:
             direction, inverse = _direction(mean, positions, c)
             e = (zero, zero, zero)
@@ -369,12 +373,12 @@ def project_backward(
     _store3(g_scales + 3 * n, g_scale, mask)
     _store3(g_sh0 + 3 * n, g_sh, mask)
     tl.store(g_opacities + n, tl.where(ever, g_opacity * opacity * rest, 0.0), mask)
-    g_quat = _quaternion_gradient(quat, inverse_norm, R0, R1, R2)
+    g_quat = _quaternion_gradient(quat, inverse_norm, g_R0, g_R1, g_R2)
     for j in tl.static_range(4):
         tl.store(g_quats + 4 * n + j, tl.where(ever, g_quat[j], 0.0), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "C"])
 def bands_backward(
     means, positions, splats, g_splats, g_shN, N, C,
     BANDS: tl.constexpr, STORED: tl.constexpr, BLOCK: tl.constexpr,
@@ -387,7 +391,7 @@ def bands_backward(
     total = (zero, zero, zero)
     for c in range(C):
         row = tl.cast(c, tl.int64) * N + n
-        seen = tl.load(splats + SPLAT * row + 8, mask, -1.0) >= 0.0
+        seen = tl.load(splats + row * SPLAT + 8, mask, -1.0) >= 0.0
         direction, _ = _direction(mean, positions, c)
         basis = zero
         for k in tl.static_range(1, BANDS):

@@ -59,7 +59,7 @@ def _evaluate(means2d, splats, rows, at, some, x, y, PTX: tl.constexpr):
     """
     row = tl.load(rows + at, some, 0)
     mx, my = tl.load(means2d + 2 * row, some, 0.0), tl.load(means2d + 2 * row + 1, some, 0.0)
-    splat = splats + SPLAT * row
+    splat = splats + row * SPLAT
     a, k, h = tl.load(splat, some, 0.0), tl.load(splat + 1, some, 0.0), tl.load(splat + 2, some, 0.0)
     opacity, cutoff = tl.load(splat + 3, some, 1.0), tl.load(splat + 8, some, -1.0)
     colour = tl.load(splat + 4, some, 0.0), tl.load(splat + 5, some, 0.0), tl.load(splat + 6, some, 0.0)
@@ -78,7 +78,7 @@ def _last(T_after):
     return tl.where(T > T_MIN, T, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "height", "tiles_x", "tiles_y"])
 def rasterize_forward(
     means2d, splats, rows, starts, background, rgb, alpha, depth, median, width, height, tiles_x, tiles_y,
     MEDIAN: tl.constexpr, BATCH: tl.constexpr, PTX: tl.constexpr,
@@ -119,13 +119,13 @@ def rasterize_forward(
     tl.store(rgb + 3 * at + 2, blue + through * tl.load(background + 3 * c + 2), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "height", "tiles_x", "tiles_y"])
 def rasterize_backward(
     means2d, splats, rows, starts, slots, rgb, alpha, depth, g_rgb, g_alpha, g_depth, grads, g_background,
     width, height, tiles_x, tiles_y, ABSGRAD: tl.constexpr, BATCH: tl.constexpr,
     PTX: tl.constexpr,
 ):  # fmt: skip
-    """Program per tile: fill ``grads [M,GRAD]`` and ``g_background [C*tiles,3]``."""
+    """Program per tile: fill ``grads [M,GRAD]`` (zero on entry) and ``g_background [C*tiles,3]``."""
     t = tl.program_id(0)
     _, at, inside, x, y = _pixels(t, width, height, tiles_x, tiles_y)
     opaque = tl.load(alpha + at, inside, 0.0)
@@ -160,7 +160,7 @@ def rasterize_backward(
         # sigma = (a u^2 + h dy^2) / 2 with u = x - mx - k dy and dy = y - my.
         gu, gy = g * u, g * dy
         m_u, m_y = tl.sum(gu, 1), tl.sum(gy, 1)
-        slot = grads + GRAD * tl.load(slots + i + order, some, 0)
+        slot = grads + tl.load(slots + i + order, some, 0) * GRAD
         tl.store(slot, -a * m_u, some)
         tl.store(slot + 1, a * k * m_u - h * m_y, some)
         if ABSGRAD:
@@ -178,13 +178,9 @@ def rasterize_backward(
         T = _last(T_after)
         i += BATCH
         alive = (i < end) & (tl.max(T, 0) > 0.0)
-    for rest in range(i, end, BATCH):  # hidden from all pixels
-        some = rest + order < end
-        slot = grads + GRAD * tl.load(slots + rest + order, some, 0)
-        tl.store(slot[:, None] + tl.arange(0, GRAD)[None, :], 0.0, some[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def sum_gradients(
     grads, counts, ends, order, g_means2d, g_abs, g_splats, total,
     ABSGRAD: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
@@ -195,15 +191,15 @@ def sum_gradients(
     count = tl.load(counts + i, mask, 0)
     first = tl.load(ends + i, mask, 0) - count
     column, step = tl.arange(0, GRAD), tl.arange(0, STEP)
-    slot = grads + GRAD * first[:, None, None] + column[None, None, :]
+    slot = grads + first[:, None, None] * GRAD + column[None, None, :]
     sums = tl.zeros([BLOCK, GRAD], tl.float32)
     for j in range(0, tl.max(count, 0), STEP):
         some = (j + step)[None, :, None] < count[:, None, None]
-        sums += tl.sum(tl.load(slot + GRAD * (j + step)[None, :, None], some, 0.0), 1)
+        sums += tl.sum(tl.load(slot + (j + step)[None, :, None] * GRAD, some, 0.0), 1)
     row, column = tl.load(order + i, mask, 0)[:, None], column[None, :]
     mask = mask[:, None]
     tl.store(g_means2d + 2 * row + column, sums, mask & (column < 2))
     if ABSGRAD:
         tl.store(g_abs + 2 * row + column - 2, sums, mask & (column >= 2) & (column < 4))
     sums = tl.where(column < 12, sums, 0.0)  # the last column of a splat, the cutoff, has no gradient
-    tl.store(g_splats + SPLAT * row + column - 4, sums, mask & (column >= 4) & (column < 4 + SPLAT))
+    tl.store(g_splats + row * SPLAT + column - 4, sums, mask & (column >= 4) & (column < 4 + SPLAT))

@@ -45,9 +45,9 @@ def choose_renderer(device: torch.device, asked: Backend = "auto") -> tuple[Rend
     return "cpu", f"{without_gsplat}; {without_triton}"
 
 
-def renderer_device(renderer: Renderer, device: torch.device) -> torch.device:
-    """Where the Gaussians live beside networks on ``device``."""
-    return torch.device("cpu") if renderer == "cpu" else device
+def renderer_device(device: torch.device, asked: Backend = "auto") -> torch.device:
+    """Where the Gaussians live beside networks on ``device``; see :func:`choose_renderer`."""
+    return torch.device("cpu") if choose_renderer(device, asked)[0] == "cpu" else device
 
 
 def trouble_with_gsplat(device: torch.device) -> str:

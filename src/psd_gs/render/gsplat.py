@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import math
 import subprocess
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -35,25 +37,34 @@ def require_gsplat(device: torch.device) -> None:
     if device.type != "cuda":
         raise BackendError(f"backend 'gsplat' needs CUDA tensors, got {device}: use gaussians.to('cuda')")
     try:
-        _run_smallest_kernel(device)
+        # gsplat deletes a build that another process is at: the first builds, the others wait.
+        with nullcontext() if _in_wheel() else FileLock(f"{_build_folder()}.lock"):
+            _run_smallest_kernel(device)
     except (ImportError, OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         raise BackendError(
             f"gsplat's CUDA extension cannot be built or loaded ({error}). It is compiled at first use and needs nvcc "
-            f"of CUDA {torch.version.cuda} or of the same major version (that of torch; set CUDA_HOME), a C++20 compiler "
-            "such as g++ 11, and the packages ninja and packaging; `psd-gs doctor` looks for them. Renderers 'triton' "
-            "and 'cpu' run without it"
+            f"of CUDA {torch.version.cuda} or of the same major version (that of torch; set CUDA_HOME), a C++20 "
+            "compiler such as g++ 11, and the packages ninja and packaging; `psd-gs doctor` looks for them. Renderers "
+            "'triton' and 'cpu' run without it"
         ) from error
 
 
 def is_built() -> bool:
     """Whether gsplat's CUDA extension is there already: in its wheel, or built by an earlier use."""
+    return _in_wheel() or any(file.suffix in (".so", ".pyd") for file in _build_folder().iterdir())
+
+
+def _in_wheel() -> bool:
     package = importlib.util.find_spec("gsplat")
-    if package is None or package.origin is None:
-        return False
+    folder = Path(package.origin).parent if package and package.origin else None
+    return folder is not None and any(folder.glob("csrc*.so")) | any(folder.glob("csrc*.pyd"))
+
+
+def _build_folder() -> Path:
+    """Where torch builds extensions that are compiled at first use; made if it is missing."""
     from torch.utils.cpp_extension import _get_build_directory
 
-    folders = Path(package.origin).parent, Path(_get_build_directory("gsplat_cuda", verbose=False))
-    return any(file.suffix in (".so", ".pyd") for folder in folders for file in folder.iterdir())
+    return Path(_get_build_directory("gsplat_cuda", verbose=False))
 
 
 @cache

@@ -111,7 +111,7 @@ class _Rasterize(torch.autograd.Function):
     def backward(ctx: Any, g_rgb: Tensor, g_alpha: Tensor, g_depth: Tensor, g_median: Any):
         means2d, splats, *images = ctx.saved_tensors
         lists, C = ctx.lists, len(means2d)
-        grads = means2d.new_empty(len(lists.rows), GRAD.value)
+        grads = means2d.new_zeros(len(lists.rows), GRAD.value)
         g_tiles = means2d.new_empty(len(lists.starts) - 1, 3)
         _launch(
             rasterize_backward, (len(g_tiles),), means2d, splats, lists.rows, lists.starts, lists.slots, *images,
