@@ -159,7 +159,18 @@ INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
     ]
 )
 def compare(request):
+    if request.param.backend == "triton" and INTERPRETED:
+        request.getfixturevalue("large_batches")
     return request.param
+
+
+@pytest.fixture
+def large_batches(monkeypatch):
+    """Fewer operations for Triton's interpreter, which pays for each; by default batches are as on a GPU."""
+    from psd_gs.render import triton
+
+    for name in ("FORWARD", "BACKWARD"):
+        monkeypatch.setattr(triton, name, {**getattr(triton, name), "BATCH": 16})
 
 
 @pytest.mark.parametrize("antialiased", [False, True])

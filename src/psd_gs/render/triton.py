@@ -192,8 +192,10 @@ def rasterize(
     return rgb, alpha, depth, median if median_depth else None, meta
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def self_test(device: torch.device) -> str:
-    """Render one Gaussian and its gradient; what is wrong with them, or nothing.
+    """Render one Gaussian and its gradient, wherever it is called; what is wrong with them, or nothing.
 
     Raises:
         Exception: of Triton's compilers or drivers, which have many.
