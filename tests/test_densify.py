@@ -183,7 +183,7 @@ def test_follows_its_generator_and_resumes():
     assert torch.equal(means, grown(densifier(gradient, seed=1, grow=0.3)))
     assert not torch.equal(means, grown(densifier(gradient, seed=2, grow=0.3)))
     resumed = Densifier(first.config, generator(99))
-    resumed.load_state_dict(state, "cpu")
+    resumed.load_state_dict(state)
     assert torch.equal(means, grown(resumed))
     assert torch.equal(first.generator.get_state(), resumed.generator.get_state())
 

@@ -52,8 +52,8 @@ class Densifier:
         if self.gradient.shape[0] != norm.shape[1]:
             self.gradient = torch.zeros(norm.shape[1], device=norm.device)
             self.visible = torch.zeros(norm.shape[1], device=norm.device)
-        self.gradient += torch.where(seen, norm, 0).sum(0)
-        self.visible += seen.sum(0)
+        self.gradient = self.gradient.to(norm.device) + torch.where(seen, norm, 0).sum(0)
+        self.visible = self.visible.to(norm.device) + seen.sum(0)
 
     def plan(self, gaussians: Gaussians, grow: bool) -> tuple[Int[Tensor, " M"], Bool[Tensor, " M"]]:
         """Which Gaussians live on, and which of them are new.
@@ -95,9 +95,9 @@ class Densifier:
         """Everything that the next round depends on."""
         return {"gradient": self.gradient, "visible": self.visible, "generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Tensor], device: torch.device | str) -> None:
-        """Continue where ``state_dict`` was taken, beside Gaussians on ``device``."""
-        self.gradient, self.visible = (state[name].to(device, copy=True) for name in ("gradient", "visible"))
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where ``state_dict`` was taken, on any device: the sums follow the Gaussians that are observed."""
+        self.gradient, self.visible = state["gradient"].clone(), state["visible"].clone()
         self.generator.set_state(state["generator"].cpu())
 
 

@@ -274,7 +274,7 @@ class Trainer:
         self._adopt(gaussians, moments)
         for name, generator in self.generators.items():
             generator.set_state(state[f"generator.{name}"])
-        self.densifier.load_state_dict(part("densifier."), device)
+        self.densifier.load_state_dict(part("densifier."))
         self.guidance.load_state_dict(part("guidance."))
         self.step, self.skipped = int(state["step"]), int(state["skipped"])
 
