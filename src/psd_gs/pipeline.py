@@ -199,7 +199,12 @@ class Result:
         return self.failed != before
 
     def _record(self, folder: Path) -> None:
-        runs.write_json(folder / runs.RECORD, self.metadata | ({"failed": self.failed} if self.failed else {}))
+        from psd_gs.export.formats import sha256_of
+
+        names = (runs.ASSET, *(name for name in PRODUCTS if name != REPORT))
+        files = {name: sha256_of(folder / name) for name in names if (folder / name).exists()}
+        failed = {"failed": self.failed} if self.failed else {}
+        runs.write_json(folder / runs.RECORD, self.metadata | {"files": files} | failed)
 
 
 Product = Callable[[Result, Path], object]

@@ -22,7 +22,7 @@ from psd_gs.cameras import Cameras, joined, orbit
 from psd_gs.config import CameraConfig, Config
 from psd_gs.densify import Densifier, sweep
 from psd_gs.errors import BackendError, FormatError, PsdGsError
-from psd_gs.files import write_atomic, writing
+from psd_gs.files import atomic_path, write_atomic, writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
 from psd_gs.render import Backend, render
@@ -283,10 +283,7 @@ class Trainer:
         assert self.folder is not None
         state = state or self.state_dict()
         latest, previous = (self.folder / "checkpoints" / name for name in CHECKPOINTS)
-        if latest.exists():
-            with writing(previous):
-                os.replace(latest, previous)
-        write_tensors(latest, state, {"sha256": digest_of(state)})
+        write_tensors(latest, state, {"sha256": digest_of(state)}, keep=previous)
 
     def drop_previous_checkpoint(self) -> None:
         """Only a run that goes on has a use for it."""
@@ -415,8 +412,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
-    """A safetensors file, replaced in one step.
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None, keep: Path | None = None
+) -> None:
+    """A safetensors file, replaced in one step; what it replaces becomes ``keep``, if that is given.
 
     Raises:
         OutputError: the folder is read-only or full.
@@ -429,7 +428,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
     )
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, data)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+        if keep and path.exists():
+            os.replace(path, keep)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
