@@ -27,11 +27,11 @@ from psd_gs.batch.tasks import (
     Worker,
     make_tasks,
     read_prompts,
-    read_shard,
     run_task,
     share_embeddings,
     steps_done,
 )
+from psd_gs.cli.run_options import parse_shard
 from psd_gs.config import make_config, to_dict
 from psd_gs.errors import BackendError, ConfigError, InputError, OutputError
 from psd_gs.export.ply import read_ply
@@ -74,11 +74,11 @@ def test_every_prompt_has_its_own_folder(tmp_path):
 
 def test_shards_divide_the_work():
     work = list(range(11))
-    parts = [work[i::n] for i, n in (read_shard(f"{i}/3") for i in range(3))]
+    parts = [work[i::n] for i, n in (parse_shard(f"{i}/3") for i in range(3))]
     assert sorted(number for part in parts for number in part) == work
     for bad in ("3/3", "1", "a/b", "-1/3", "0/0", "1/2/3"):
         with pytest.raises(ConfigError, match="--shard: expected i/n"):
-            read_shard(bad)
+            parse_shard(bad)
 
 
 def test_a_run_goes_on_and_is_left_when_finished(tmp_path, painted, quick_files):

@@ -163,7 +163,9 @@ def check_arms(run) -> None:
     for text in (*run.arms.split(","), *run.arm):
         if "=" in text and ":" not in text:  # NAME=FILE.yaml
             continue
-        check_combination(config.make_config(run.preset, "mini", parse_arm(text).options).guidance)
+        check_combination(
+            config.make_config(run.recipe or run.preset or "draft", "mini", parse_arm(text).options).guidance
+        )
 
 
 def test_commands_are_found():

@@ -17,10 +17,11 @@ from psd_gs.errors import ConfigError, InputError, OutputError
 from psd_gs.evaluation import compare, sweep
 from psd_gs.evaluation.arms import parse_arm
 from psd_gs.evaluation.report import write_report
-from psd_gs.evaluation.scores import Protocol
+from psd_gs.evaluation.scores import Viewing
 from psd_gs.evaluation.suites import Item
 from psd_gs.evaluation.sweep import Plan, Sweep, collect, spent
 from psd_gs.export.ply import read_ply
+from psd_gs.job import Request
 from psd_gs.rewards.base import CallableReward
 from psd_gs.trainer import Trainer
 
@@ -36,8 +37,9 @@ def options(**more) -> dict:
 
 
 def plan_of(*arms: str, **more) -> Plan:
-    more = {"items": ITEMS[:1], "options": options()} | more
-    return Plan(suite="test", arms=[parse_arm(arm) for arm in arms], protocol=Protocol(4, 32), **more)
+    request = Request("", "draft", options=more.pop("options", options()))
+    more = {"items": ITEMS[:1], "request": request} | more
+    return Plan(suite="test", arms=[parse_arm(arm) for arm in arms], viewing=Viewing(4, 32), **more)
 
 
 def sweep_of(folder, *arms: str, prior=None, **more) -> Sweep:

@@ -20,13 +20,13 @@ from psd_gs.errors import ConfigError, FormatError, InputError
 from psd_gs.evaluation.arms import Arm, parse_arm, parse_arms, parse_overrides
 from psd_gs.evaluation.budget import equal_steps, equal_time
 from psd_gs.evaluation.scores import (
-    Protocol,
+    Viewing,
     azimuths,
     janus,
     logit_scale,
+    measure_asset,
     model_scores,
     ring_images,
-    score_asset,
     turntable_webp,
 )
 from psd_gs.evaluation.statistics import bootstrap, cliffs_delta, cohens_d, paired, wilson
@@ -34,10 +34,12 @@ from psd_gs.evaluation.suites import SUITES, load_suite, parse_suite
 from psd_gs.export.formats import save
 from psd_gs.export.frames import bounding_ball, fitted
 from psd_gs.gaussians import Gaussians, from_points, random_ball, rgb_to_sh0
+from psd_gs.rewards import EMBEDDED, load_reward
 from psd_gs.rewards.base import CallableReward
+from psd_gs.rewards.combine import Scored, WeightedSum
+from psd_gs.rewards.fitted import FittedReward, LinearHead
 from psd_gs.runs import unique_run_name
-from psd_gs.scoring import evaluation_images
-from psd_gs.scoring import score_asset as pipeline_score
+from psd_gs.scoring import evaluation_images, score_asset
 
 # --- statistics ------------------------------------------------------------------------------------------------------
 
@@ -244,12 +246,12 @@ def head(*faces: float) -> Gaussians:
 
 
 RED = CallableReward(lambda images, prompts: (images[:, 0] - images[:, 1]).mean((1, 2)), "red")
-SMALL = Protocol(views=12, size=32)
+SMALL = Viewing(views=12, size=32)
 
 
 @pytest.fixture(scope="module")
 def heads():
-    return {name: score_asset(head(*faces), "a head", (), {"red": RED}, SMALL) for name, faces in FACES.items()}
+    return {name: measure_asset(head(*faces), "a head", (), {"red": RED}, SMALL) for name, faces in FACES.items()}
 
 
 FACES = {"one": (0,), "two": (0, 180)}
@@ -277,8 +279,49 @@ def test_mean_is_the_score_of_the_pipeline(heads):
     cameras_and_size = evaluation_images(head(0), 32)
     expected = RED.score(cameras_and_size, ["a head"] * 2).mean()
     assert heads["one"]["scores"]["red"]["mean"] == pytest.approx(float(expected), abs=1e-4)
-    at_128 = score_asset(head(0), "a head", (), {"red": RED}, Protocol(4, 128))
-    assert at_128["scores"]["red"]["mean"] == pytest.approx(pipeline_score(head(0), "a head", RED), abs=1e-4)
+    whole = measure_asset(head(0), "a head", (), {"red": RED}, Viewing(4))
+    assert whole["scores"]["red"]["mean"] == pytest.approx(score_asset(head(0), "a head", RED), abs=1e-4)
+
+
+class Sized:
+    """Remembers the shapes of what it was shown."""
+
+    name, differentiable = "sized", False
+
+    def __init__(self, **wishes: int) -> None:
+        self.seen: set[tuple[int, int]] = set()
+        for name, value in wishes.items():
+            setattr(self, name, value)
+
+    def score(self, images, prompts, cameras):
+        assert len(cameras) == len(images) * images.shape[1]
+        assert (cameras.width, cameras.height) == images.shape[-2:]
+        self.seen.add(tuple(images.shape[1:2] + images.shape[-1:]))
+        return images.mean((1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("wishes", "prior_size", "size"),
+    [({}, 0, 256), ({}, 32, 256), ({}, 512, 512), ({"render_size": 128}, 512, 128), ({"views": 4}, 0, 256)],
+)
+def test_models_see_renders_of_the_size_that_they_want(wishes, prior_size, size):
+    model = Sized(**wishes)
+    measure_asset(head(0).select(torch.arange(20)), "a head", ("a foot",), {"sized": model}, Viewing(4), prior_size)
+    assert model.seen == {(4, size), (wishes.get("views", 1), size)}
+    model.seen.clear()
+    score_asset(head(0).select(torch.arange(20)), "a head", model, prior_size)
+    assert model.seen == {(4, size)}
+
+
+def test_what_a_sum_and_a_fitted_reward_want():
+    small, plain, four = Sized(render_size=128), Sized(), Sized(views=4)
+    sums = [WeightedSum([Scored(part) for part in parts], "sum") for parts in ((small, small), (small, plain, four))]
+    assert [(one.render_size, one.views) for one in sums] == [(128, 1), (None, 4)]
+    fitted_ones = [
+        FittedReward(base, LinearHead(torch.zeros(1), torch.zeros(1)), "fit") for base in (small, plain, four)
+    ]
+    assert [(one.render_size, one.views) for one in fitted_ones] == [(128, 1), (None, 1), (None, 4)]
+    assert {load_reward(name).render_size for name in EMBEDDED} == {128}
 
 
 def test_a_clip_is_asked_for_front_views():
@@ -291,7 +334,7 @@ def test_a_clip_is_asked_for_front_views():
     words = CLIPTokenizer.from_pretrained(folder("prior") / "tokenizer")
     torch.manual_seed(0)
     model = CLIPReward(CLIPModel(clip_config(vocabulary=len(words), length=words.model_max_length)), words)
-    ring = ring_images(head(0), Protocol(4, 32))
+    ring = ring_images(head(0), 4, 32)
     found = janus(ring, "a head", {"red": RED, "clip": model})
     assert (found["features"], found["front_by"]) == ("clip", "view prompts")
     texts = model.encode_prompts([f"a head, {side} view" for side in ("front", "side", "back")])
@@ -334,14 +377,14 @@ def test_logit_scale_undoes_the_standardization():
 
 
 def test_a_vanished_asset_is_white():
-    result = score_asset(None, "a head", (), {"red": RED}, SMALL)
+    result = measure_asset(None, "a head", (), {"red": RED}, SMALL)
     assert result["scores"]["red"]["mean"] == 0.0
     assert result["janus"]["back_share"] == 0.5
 
 
 def test_the_ring_begins_in_front_and_goes_around():
     assert azimuths(8) == [0, 45, 90, 135, 180, -135, -90, -45]
-    ring = ring_images(head(90), SMALL)
+    ring = ring_images(head(90), 12, 32)
     red = (ring[:, 0] - ring[:, 1]).mean((1, 2))
     assert int(red.argmax()) == 3  # of 12 views, the one from +X
     assert len(turntable(12)) == len(ring)
@@ -350,11 +393,11 @@ def test_the_ring_begins_in_front_and_goes_around():
 @pytest.mark.parametrize("options", [{"views": 5}, {"views": 2}, {"size": 4}])
 def test_protocols_that_cannot_be(options):
     with pytest.raises(ConfigError):
-        Protocol(**options)
+        Viewing(**options)
 
 
 def test_the_film_holds_all_views():
-    film = Image.open(io.BytesIO(turntable_webp(ring_images(head(0), SMALL))))
+    film = Image.open(io.BytesIO(turntable_webp(ring_images(head(0), 12, 32))))
     assert (film.format, film.n_frames, film.size) == ("WEBP", 12, (32, 32))
 
 
@@ -371,7 +414,7 @@ def test_splats_of_any_place_and_size_are_framed_alike(tmp_path):
     assert radius == pytest.approx(RADIUS, rel=0.01)
     assert prompt_of(tmp_path / "far.spz") == "a head"
     assert open_asset(tmp_path / "far.spz", fit=False).means.mean() > 2.5
-    close = ring_images(fitted(asset, RADIUS), SMALL) - ring_images(found, SMALL)
+    close = ring_images(fitted(asset, RADIUS), 12, 32) - ring_images(found, 12, 32)
     assert float(close.abs().mean()) < 0.01
 
 
@@ -383,7 +426,7 @@ def test_meshes_are_seen_from_the_right_side(tmp_path, suffix):
     colours[box.vertices[:, 2] > 0.9, :3] = (230, 20, 20)  # the face toward +Z is the front
     box.visual = trimesh.visual.ColorVisuals(box, vertex_colors=colours)
     box.export(tmp_path / f"box{suffix}")
-    ring = ring_images(open_asset(tmp_path / f"box{suffix}"), Protocol(4, 32))
+    ring = ring_images(open_asset(tmp_path / f"box{suffix}"), 4, 32)
     red = (ring[:, 0] - ring[:, 1]).mean((1, 2))
     assert red[0] > 0.1
     assert red[2] < 0.02

@@ -17,7 +17,7 @@ from psd_gs.models import digests_of, resolve
 from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.ranking import fit
 from psd_gs.ranking.answers import Answer, append_answer, read_answers
-from psd_gs.ranking.fit import Comparisons, bt_loss, fit_head, folds_of, gain, ipo_loss, wilson
+from psd_gs.ranking.fit import Comparisons, accuracy, bt_loss, fit_head, folds_of, gain, ipo_loss
 from psd_gs.ranking.server import Session
 from psd_gs.rewards import load_reward, names_of, needed
 from psd_gs.rewards.base import FeatureReward
@@ -117,7 +117,7 @@ def test_folds_keep_prompts_together():
 
 def test_intervals():
     """Wilson's interval of 8 of 10, as tables have it; prompts that all agree leave no doubt."""
-    found = wilson(torch.tensor([True] * 8 + [False] * 2))
+    found = accuracy(torch.tensor([True] * 8 + [False] * 2))
     assert (found.share, found.low, found.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
     assert gain(torch.ones(6), torch.zeros(6), ["a", "b", "c"] * 2) == (1.0, 1.0, 1.0)
     mean, low, high = gain(torch.tensor([1.0, 1, 0, 0]), torch.zeros(4), ["a", "a", "b", "b"])

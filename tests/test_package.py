@@ -150,7 +150,7 @@ LAYERS = {
         *("errors", "files", "gaussians", "cameras", "weights", "render", "priors", "rewards", "guidance", "config"),
         *("export", "mesh", "report", "runs", "trainer", "pipeline", "scoring", "job"),
     },
-    "ranking": {"errors", "files", "export", "rewards", "runs", "scoring"},
+    "ranking": {"errors", "files", "evaluation", "export", "rewards", "runs", "scoring"},
     "batch": {"errors", "files", "config", "job", "pipeline", "priors", "report", "runs", "trainer"},
     "scoring": {"cameras", "gaussians", "render", "rewards"},
     "models": {"config", "errors", "priors", "published", "rewards", "weights"},

@@ -76,8 +76,12 @@ class Request:
     where: str = "command line"
 
 
-def resolve(request: Request) -> Config:
+def resolve(request: Request, pipeline: TextTo3DPipeline | None = None) -> Config:
     """Everything that decides the run: preset or recipe, then the file, then the options; models by their names.
+
+    Args:
+        request: what is asked for.
+        pipeline: whose models the run will have, whatever the options say of them; None: as they say.
 
     Raises:
         BackendError: a device that is not there.
@@ -85,22 +89,31 @@ def resolve(request: Request) -> Config:
         InputError: not a prompt.
         ModelError: weights that are needed to tell a prior's family cannot be had.
     """
+    check_prompt_text(request.prompt)
+    name = _preset(request)
+    decided: dict[str, Any] = {"prompt": request.prompt, "preset": name}
+    if pipeline is not None:
+        config = pipeline.config(name, request.file, request.options, decided, where=request.where)
+    else:
+        family, names = _models(request, name)
+        config = make_config(name, family, request.file, request.options, decided | names, where=request.where)
+    check_combination(config.guidance)
+    return config
+
+
+def _models(request: Request, name: str) -> tuple[str, dict[str, str]]:
+    """The prior's family, and the names of prior, reward and judge."""
     from psd_gs.models import resolve as resolve_models
     from psd_gs.models import resolve_device
     from psd_gs.priors import prior_family
 
-    check_prompt_text(request.prompt)
-    name = _preset(request)
     given = dict(request.file) | dict(request.options)
     device = resolve_device(str(given.get("device", "auto")))
     prior = resolve_models(str(given.get("prior", preset(name, "").get("prior", "auto"))), "auto", "auto", device)[0]
     family = prior_family(prior)
     own = preset(name, family) | given
     names = resolve_models(prior, str(own.get("reward", "auto")), str(own.get("judge", "auto")), device)
-    decided = {"prompt": request.prompt, "preset": name, **dict(zip(("prior", "reward", "judge"), names, strict=True))}
-    config = make_config(name, family, request.file, request.options, decided, where=request.where)
-    check_combination(config.guidance)
-    return config
+    return family, dict(zip(("prior", "reward", "judge"), names, strict=True))
 
 
 def _preset(request: Request) -> str:

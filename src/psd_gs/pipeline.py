@@ -352,15 +352,13 @@ class TextTo3DPipeline:
         self,
         preset: str,
         *overrides: Mapping[str, Any],
-        weights: Mapping[str, str] | None = None,
         where: str = "config",
     ) -> Config:
         """A complete configuration: preset, ``overrides`` in order, and the models of this pipeline.
 
         Args:
-            preset: draft, default or quality.
+            preset: draft, default or quality, or a recipe.
             overrides: nested options; what they say of the models does not count.
-            weights: SHA-256 of the files that decide the run; None: :attr:`digests`.
             where: the options come from, for errors.
 
         Raises:
@@ -371,7 +369,7 @@ class TextTo3DPipeline:
             "device": str(self.prior.device),
             "reward": self.reward.name if self.reward else "none",
             "judge": self.judge.name if self.judge else "none",
-            "weights": self.digests if weights is None else weights,
+            "weights": self.digests,
         }
         family = FAMILY.get(self.prior.name) or str(getattr(self.prior, "family", "mini"))
         return make_config(preset, family, *overrides, models, where=where)
@@ -406,7 +404,7 @@ class TextTo3DPipeline:
                 with writing(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
                 picture_png(asset, path)
-                return {f"score_{model.name}": score_asset(asset, prompt, model) for model in models}
+                return {f"score_{model.name}": self._score(asset, prompt, model) for model in models}
             except Exception:  # the run matters more than its pictures
                 logger.info("step %d was not looked at", step, exc_info=True)
                 return {}
@@ -437,6 +435,8 @@ class TextTo3DPipeline:
         parts = [part.reward for model in given for part in getattr(model, "parts", ())]
         models = {model.name: model for model in (*given, *parts)}
         prompt = result.config.prompt
-        return replace(
-            result, scores={name: score_asset(result.gaussians, prompt, model) for name, model in models.items()}
-        )
+        scores = {name: self._score(result.gaussians, prompt, model) for name, model in models.items()}
+        return replace(result, scores=scores)
+
+    def _score(self, asset: Gaussians, prompt: str, model: Reward) -> float:
+        return score_asset(asset, prompt, model, self.prior.image_size)

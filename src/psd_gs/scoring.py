@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from psd_gs.cameras import Cameras, turntable
 from psd_gs.gaussians import Gaussians
 from psd_gs.render import render
 from psd_gs.rewards.base import Reward, group_score
+
+MIN_SIZE = 256
+"""Least side in pixels of what a reward is shown that does not ask for less; most want 224."""
+
+
+def render_size(model: Reward, prior_size: int = 0) -> int:
+    """Side in pixels of the renders that a model scores: its own ``render_size``, else that of the prior's images, at
+    least :data:`MIN_SIZE`.
+
+    Args:
+        model: the reward or judge.
+        prior_size: side of the images of the prior that made the asset; 0 where it is unknown.
+    """
+    return getattr(model, "render_size", None) or max(MIN_SIZE, prior_size)
 
 
 def evaluation_cameras(size: int = 128) -> Cameras:
@@ -19,16 +34,16 @@ def evaluation_cameras(size: int = 128) -> Cameras:
 
 
 @torch.no_grad()
-def evaluation_images(asset: Gaussians, size: int = 128) -> Tensor:
-    """``[2, 4, 3, H, W]``: the views of :func:`evaluation_cameras` on white, sRGB in [0, 1]."""
+def evaluation_images(asset: Gaussians, size: int = 128) -> Float[Tensor, "2 4 3 H W"]:
+    """The views of :func:`evaluation_cameras` on white, sRGB in [0, 1]."""
     cameras = evaluation_cameras(size).to(asset.device)
     rgb = render(asset, cameras, torch.ones(3, device=asset.device)).rgb.clamp(0, 1)
     return rgb.permute(0, 3, 1, 2).unflatten(0, (2, 4))
 
 
 @torch.no_grad()
-def score_asset(asset: Gaussians, prompt: str, model: Reward) -> float:
-    """Mean score over the evaluation views."""
-    images = evaluation_images(asset)
-    cameras = evaluation_cameras().to(asset.device)
+def score_asset(asset: Gaussians, prompt: str, model: Reward, prior_size: int = 0) -> float:
+    """Mean score over the evaluation views, rendered at :func:`render_size`."""
+    size = render_size(model, prior_size)
+    images, cameras = evaluation_images(asset, size), evaluation_cameras(size).to(asset.device)
     return float(group_score(model.score(images, [prompt] * len(images), cameras)).mean())

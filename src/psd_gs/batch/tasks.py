@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psd_gs.config import Config
-from psd_gs.errors import ConfigError, InputError, PsdGsError
+from psd_gs.errors import InputError, PsdGsError
 from psd_gs.job import Job
 from psd_gs.runs import unique_run_name
 
@@ -77,18 +77,6 @@ def make_tasks(config: Config, prompts: Sequence[str], output_dir: Path) -> list
     """A task per prompt, all with the same options."""
     root = output_dir.resolve()
     return [Task(replace(config, prompt=prompt), root / unique_run_name(prompt, config.seed)) for prompt in prompts]
-
-
-def read_shard(text: str) -> tuple[int, int]:
-    """``i/n``: which of n parts, from 0.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ConfigError(f"--shard: expected i/n with i from 0 to n - 1, such as 0/4, received {text!r}.")
-    return int(index), int(count)
 
 
 def steps_done(folder: Path) -> int:

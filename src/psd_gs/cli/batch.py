@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from psd_gs.cli.run_options import RunOptions, Text
+from psd_gs.cli.run_options import RunOptions, Text, parse_shard
 from psd_gs.cli.terminal import silence_libraries
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Batch(RunOptions):
         from psd_gs import runs
         from psd_gs.batch.index import write_index
         from psd_gs.batch.queue import Journal, run_all
-        from psd_gs.batch.tasks import make_tasks, read_prompts, read_shard
+        from psd_gs.batch.tasks import make_tasks, read_prompts
         from psd_gs.errors import ConfigError
         from psd_gs.files import writing
         from psd_gs.models import fetch
@@ -64,7 +64,7 @@ class Batch(RunOptions):
         prompts = read_prompts(self.prompts)
         config = self._config(prompts[0])
         everything = make_tasks(config, prompts, self.output_dir)
-        part, parts = read_shard(self.shard) if self.shard else (0, 1)
+        part, parts = parse_shard(self.shard) if self.shard else (0, 1)
         mine = everything[part::parts]
         tasks = [task for task in mine if not runs.is_finished(task.folder)]
         root = self.output_dir.resolve()

@@ -6,25 +6,27 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, UseAppendAction, arg, subcommand
 
+from psd_gs.cli.run_options import Number, SharedOptions, Text, parse_shard
+from psd_gs.config import Preset
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from psd_gs.evaluation.sweep import Row
+    from psd_gs.job import Request
     from psd_gs.rewards.base import Reward
 
-Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
-Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Names = Annotated[str, arg(metavar="NAME,NAME", help_behavior_hint="")]
 
 
-@dataclass
-class Run:
+@dataclass(kw_only=True)
+class Run(SharedOptions):
     """Run prompts x arms x seeds, each in a folder of its own, score everything, and write a report.
 
     Start the same command again to go on; what is finished is not made again. An arm is a preference score (psd,
@@ -49,26 +51,14 @@ class Run:
     """With equal-time: the arm whose time all may take, or slowest."""
     calibrate: Annotated[int, arg(metavar="N")] = 2
     """With equal-time: prompts on which it is measured."""
-    preset: str = "draft"
-    """draft, default or quality."""
-    steps: Number = None
-    """Instead of the preset's."""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """YAML file of options over the preset, for all arms."""
-    prior: str = "auto"
-    """As of psd-gs generate."""
-    reward: str = "auto"
-    """What arms optimize, and what picks the best of N."""
-    judge: str = "auto"
-    """Held out; the first one of the report."""
+    preset: Annotated[Preset | None, arg(help_behavior_hint="")] = None
+    """Tier of quality against time (configs/*.yaml), under all arms. Default: draft."""
     judges: Names = ""
     """Further held-out models."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
     views: Annotated[int, arg(metavar="N")] = 12
     """Of the ring around each asset that scores by view are taken from; even."""
-    size: Annotated[int, arg(metavar="PX")] = 128
-    """Of the views."""
+    size: Annotated[int | None, arg(metavar="PX", help_behavior_hint="")] = None
+    """Of the views. Default: 128 for the embedded models, else the prior's, at least 256."""
     shard: Annotated[str, arg(metavar="I/N")] = "0/1"
     """Every N-th prompt from the I-th only; all shards share the folder."""
     against: Names = ""
@@ -82,40 +72,44 @@ class Run:
         from rich.console import Console
 
         from psd_gs.cli.terminal import silence_libraries
-        from psd_gs.config import merged, read_yaml
         from psd_gs.evaluation.arms import parse_arms
-        from psd_gs.evaluation.scores import Protocol
+        from psd_gs.evaluation.scores import Viewing
         from psd_gs.evaluation.suites import load_suite
         from psd_gs.evaluation.sweep import Plan, Sweep
+        from psd_gs.job import resolve
         from psd_gs.pipeline import TextTo3DPipeline
         from psd_gs.rewards import check_judge
 
         console = Console(highlight=False, markup=False)
         silence_libraries()
-        file = read_yaml(self.config) if self.config else {}
+        items = load_suite(self.suite, self.prompts)
         plan = Plan(
             suite=Path(self.suite).stem,
-            items=load_suite(self.suite, self.prompts),
+            items=items,
             arms=parse_arms([*(text for text in self.arms.split(",") if text.strip()), *self.arm]),
             seeds=self.seeds,
-            preset=self.preset,
-            options=merged(file, {"steps": self.steps} if self.steps else {}),
+            request=self.request(items[0].prompt),
             budget=self.budget,
             time_of=self.time_of,
             calibration=self.calibrate,
             shard=parse_shard(self.shard),
-            protocol=Protocol(self.views, self.size),
+            viewing=Viewing(self.views, self.size),
         )
-        pipeline = TextTo3DPipeline.from_pretrained(
-            self.prior, reward=self.reward, judge=self.judge, device=self.device
-        )
+        config = resolve(plan.request)
         for name in names(self.judges):
-            check_judge(pipeline.reward.name if pipeline.reward else "none", name)
+            check_judge(config.reward, name)
+        pipeline = TextTo3DPipeline.of(config)
         folder = self.output_dir or Path("outputs") / f"eval-{plan.suite}-{plan.budget}"
         sweep = Sweep(pipeline, plan, folder, load_models(names(self.judges), pipeline.prior.device))
         self._all(console, sweep)
         arms, prompts = [arm.name for arm in plan.arms], [item.prompt for item in plan.items]
         report(console, folder, arms, prompts, names(self.against), plan.shard[1] == 1)
+
+    def request(self, prompt: str) -> Request:
+        """What is asked for with this prompt; the preset is draft unless told."""
+        asked = super().request(prompt)
+        own = None if asked.recipe or "preset" in asked.file else "draft"
+        return replace(asked, preset=asked.preset or own)
 
     def _all(self, console: Console, sweep: Any) -> None:
         from psd_gs.evaluation.report import budget_lines
@@ -177,8 +171,8 @@ class Score:
     one ball."""
     views: Annotated[int, arg(metavar="N")] = 12
     """Of the ring around each asset; even."""
-    size: Annotated[int, arg(metavar="PX")] = 128
-    """Of the views."""
+    size: Annotated[int | None, arg(metavar="PX", help_behavior_hint="")] = None
+    """Of the views. Default: 128 for the embedded models, else 256."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
@@ -192,14 +186,14 @@ class Score:
         from psd_gs.asset import open_asset, prompt_of
         from psd_gs.cli.terminal import silence_libraries
         from psd_gs.config import check_prompt_text
-        from psd_gs.evaluation.scores import Protocol, score_asset
+        from psd_gs.evaluation.scores import Viewing, measure_asset
         from psd_gs.evaluation.suites import load_suite, wrong_captions
         from psd_gs.models import resolve, resolve_device
         from psd_gs.render import renderer_device
 
         silence_libraries()
         console = Console(highlight=False, markup=False)
-        device, protocol = resolve_device(self.device), Protocol(self.views, self.size)
+        device, viewing = resolve_device(self.device), Viewing(self.views, self.size)
         prompts = [self.prompt or prompt_of(path) for path in self.assets]
         suite = load_suite(self.captions)
         models = load_models(names(self.models) or list(resolve("auto", "auto", "auto", device)[1:]), device)
@@ -209,7 +203,7 @@ class Score:
             asset = open_asset(path, fit=not self.as_is).to(renderer_device(device))
             same = next((item.wrong for item in suite if item.prompt == prompt), None)
             wrong = same or wrong_captions(prompt, [item.prompt for item in suite])
-            found = score_asset(asset, prompt, wrong, models, protocol)
+            found = measure_asset(asset, prompt, wrong, models, viewing)
             rows.append({"asset": str(path), "prompt": prompt, "gaussians": len(asset), **found})
         if self.json:
             for row in rows:
@@ -248,20 +242,6 @@ class Eval:
 
     def run(self) -> None:
         self.action.run()
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """``0/4`` to its numbers.
-
-    Raises:
-        ConfigError: another form.
-    """
-    from psd_gs.errors import ConfigError
-
-    index, slash, of = text.partition("/")
-    if not (slash and index.isdecimal() and of.isdecimal()):
-        raise ConfigError(f"--shard: expected I/N, such as 0/4, received {text!r}.")
-    return int(index), int(of)
 
 
 def names(text: str) -> list[str]:

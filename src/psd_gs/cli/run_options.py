@@ -1,7 +1,8 @@
-"""What ``generate`` and ``batch`` let the user decide about a run."""
+"""What ``generate``, ``batch`` and ``eval run`` let the user decide about a run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,8 +22,8 @@ File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 
 
 @dataclass(kw_only=True)
-class RunOptions:
-    """Options of a run: a preset or recipe, then the --config file, then what is given here."""
+class SharedOptions:
+    """What runs can have in common: a preset or recipe, then the --config file, then what is given here."""
 
     preset: Annotated[Preset | None, arg(help_behavior_hint="")] = None
     """Tier of quality against time (configs/*.yaml). Default: default."""
@@ -38,16 +39,12 @@ class RunOptions:
     """What scores the result, likewise, and is never optimized. Default: the one that belongs to the prior."""
     method: Annotated[Method | None, arg(help_behavior_hint="")] = None
     """Base score. Default: the preset's."""
-    preference: Annotated[Preference | None, arg(help_behavior_hint="")] = None
-    """Preference score. Default: the preset's."""
     negative_prompt: Text = None
     """What the asset should not look like; where the refinement of the negative embedding starts."""
     negative_embedding: File = None
     """Start from a refined negative embedding (negative.safetensors of an earlier run)."""
     steps: Number = None
     """Optimization steps. Default: the preset's; the schedule stretches with it."""
-    seed: Number = None
-    """Seed of everything random. Default: 0."""
     device: Text = None
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     vram: Annotated[Literal[0, 8, 12, 24] | None, arg(help_behavior_hint="")] = None
@@ -74,13 +71,11 @@ class RunOptions:
             "vram": self.vram,
             "steps": self.steps,
             "solid_steps": SOLID_STEPS if self.for_mesh else None,
-            "seed": self.seed,
             "negative_embedding": str(self.negative_embedding) if self.negative_embedding else None,
             "init": {"source": self.init} if self.init else None,
         }
-        guidance = {"method": self.method, "preference": self.preference, "negative_prompt": self.negative_prompt}
-        flags["guidance"] = {name: value for name, value in guidance.items() if value is not None} or None
-        return merged({name: value for name, value in flags.items() if value is not None}, parse_overrides(self.set))
+        flags["guidance"] = given({"method": self.method, "negative_prompt": self.negative_prompt}) or None
+        return merged(given(flags), parse_overrides(self.set))
 
     def request(self, prompt: str) -> Request:
         """What is asked for with this prompt."""
@@ -101,3 +96,40 @@ class RunOptions:
         from psd_gs.job import resolve
 
         return resolve(self.request(prompt))
+
+
+@dataclass(kw_only=True)
+class RunOptions(SharedOptions):
+    """Options of a run: a preset or recipe, then the --config file, then what is given here."""
+
+    preference: Annotated[Preference | None, arg(help_behavior_hint="")] = None
+    """Preference score. Default: the preset's."""
+    seed: Number = None
+    """Seed of everything random. Default: 0."""
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The options that are given here, nested; --set has the last word."""
+        from psd_gs.config import merged
+
+        own = given({"seed": self.seed, "guidance": given({"preference": self.preference}) or None})
+        return merged(own, super().named)
+
+
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were named."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``i/n``: which of n parts, from 0.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    from psd_gs.errors import ConfigError
+
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"--shard: expected i/n with i from 0 to n - 1, such as 0/4, received {text!r}.")
+    return int(index), int(count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,11 +58,13 @@ class Results:
         values = [[measure.of(row) for row in self.of(arm, prompt)] for prompt in self.seeds]
         return np.array([mean(some) for some in values])
 
-    def mean(self, arm: str, measure: Measure, prompts: Sequence[str] | None = None) -> float:
-        """Over prompts (all of them if None), seeds averaged first."""
-        chosen = self.seeds if prompts is None else prompts
-        picked = [value for p, value in zip(self.seeds, self.by_prompt(arm, measure), strict=True) if p in chosen]
-        return mean(picked)
+    def mean(self, arm: str, measure: Measure) -> float:
+        """Over prompts, seeds averaged first."""
+        return mean(self.by_prompt(arm, measure).tolist())
+
+    def only(self, prompts: Sequence[str]) -> Results:
+        """The same for some of the prompts."""
+        return replace(self, seeds={prompt: self.seeds[prompt] for prompt in prompts})
 
     @property
     def groups(self) -> dict[str, list[str]]:
@@ -142,7 +144,13 @@ def headline(row: Row) -> list[Measure]:
     """What arms are compared by: the first judge in all respects, the others' means, the proxy for two faces, and
     last the reward that was optimized."""
     judging = judges(row)
-    parts = {"mean": "", "min": ", worst view", "back": ", back", "match": ", prompt match"}
+    parts = {
+        "mean": "",
+        "worst_set": ", worse set",
+        "min": ", worst view",
+        "back": ", back",
+        "match": ", prompt match",
+    }
     found = [Measure(judging[0] + text, score_of(judging[0], part)) for part, text in parts.items()] if judging else []
     found += [Measure(name, score_of(name, "mean")) for name in judging[1:]]
     found.append(Measure("front seen behind", janus_of("back_share"), -1))

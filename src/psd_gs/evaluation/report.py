@@ -112,15 +112,18 @@ def _cells(p: Paired) -> list[str]:
     ]
 
 
-def groups_table(found: Results) -> Cells:
-    """The first measure by groups of the suite; empty if there is one group."""
+def groups_table(found: Results, against: Sequence[str]) -> Cells:
+    """The first measure by groups of the suite: means, and shares of prompts won; empty if there is one group."""
     measure = headline(next(iter(found.rows.values())))[0]
     if len(found.groups) < 2:
         return []
-    lines = [["group", "prompts", *found.arms]]
+    compared = pairs(found.arms, against)
+    lines = [["group", "prompts", *found.arms, *(f"{first} against {second}, won" for first, second in compared)]]
     for group, prompts in found.groups.items():
-        means = (number(found.mean(arm, measure, prompts)) for arm in found.arms)
-        lines.append([group or "-", str(len(prompts)), *means])
+        part = found.only(prompts)
+        means = (number(part.mean(arm, measure)) for arm in found.arms)
+        wins = (share(p.wins) if (p := compare(part, *pair, measure)) else "-" for pair in compared)
+        lines.append([group or "-", str(len(prompts)), *means, *wins])
     return lines
 
 
@@ -190,7 +193,7 @@ def markdown(found: Results, against: Sequence[str], budget: Mapping[str, Any], 
         cells = comparison_table(found, measure, against)
         if len(cells) > 1:
             parts += [f"### {measure.name}{direction(measure)}", markdown_table(cells)]
-    if groups := groups_table(found):
+    if groups := groups_table(found, against):
         parts += [f"## {headline(row)[0].name}, by group", markdown_table(groups)]
     parts += [f"## {headline(row)[0].name}, by prompt", markdown_table(prompts_table(found))]
     return "\n\n".join(parts) + "\n"
@@ -222,7 +225,7 @@ def page(found: Results, against: Sequence[str], budget: Mapping[str, Any], comm
         if len(cells := comparison_table(found, m, against)) > 1
     )
     sections["Comparisons"] = "".join(tables)
-    if groups := groups_table(found):
+    if groups := groups_table(found, against):
         sections[f"{measures[0].name}, by group"] = html.table(groups[1:], groups[0])
     prompts = prompts_table(found)
     sections[f"{measures[0].name}, by prompt"] = html.table(prompts[1:], prompts[0])

@@ -17,65 +17,104 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_gs.cameras import turntable
+from psd_gs.cameras import Cameras, turntable
 from psd_gs.errors import ConfigError
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.prompts import directed
 from psd_gs.render import render
 from psd_gs.rewards.base import Reward, group_score
-from psd_gs.scoring import evaluation_cameras, evaluation_images
+from psd_gs.scoring import evaluation_cameras, evaluation_images, render_size
 
 Models = Mapping[str, Reward]
 """By name."""
 
 
+FILM_SIZE = 128
+"""Of the pictures that reports show, pixels."""
+
+
 @dataclass(frozen=True)
-class Protocol:
+class Viewing:
     """From where an asset is looked at.
 
     Attributes:
         views: of the ring at 15 degrees above the horizon, evenly around from the front; even.
-        size: of every image, pixels.
+        size: of every image, pixels; None: for each model what it wants, see :func:`psd_gs.scoring.render_size`.
     """
 
     views: int = 12
-    size: int = 128
+    size: int | None = None
 
     def __post_init__(self) -> None:
         if self.views < 4 or self.views % 2:
             raise ConfigError(f"views: expected an even number from 4 on, received {self.views}.")
-        if self.size < 16:
+        if self.size is not None and self.size < 16:
             raise ConfigError(f"size: expected 16 pixels or more, received {self.size}.")
+
+    def size_for(self, model: Reward, prior_size: int = 0) -> int:
+        """Of what a model is shown of an asset of a prior whose images have ``prior_size``."""
+        return self.size or render_size(model, prior_size)
+
+
+def ring_cameras(views: int, size: int) -> Cameras:
+    """A turntable at 15 degrees above the horizon; the first view is the front."""
+    return turntable(views, elevation=15.0, radius=0.69, size=size)
 
 
 @torch.no_grad()
-def ring_images(asset: Gaussians, protocol: Protocol) -> Float[Tensor, "R 3 H W"]:
-    """The views of a turntable on white, sRGB in [0, 1]; the first one from the front."""
-    cameras = turntable(protocol.views, elevation=15.0, radius=0.69, size=protocol.size).to(asset.device)
+def ring_images(asset: Gaussians, views: int, size: int = FILM_SIZE) -> Float[Tensor, "R 3 H W"]:
+    """The views of :func:`ring_cameras` on white, sRGB in [0, 1]."""
+    cameras = ring_cameras(views, size).to(asset.device)
     pictures = [
         render(asset, cameras[first : first + 4], torch.ones(3, device=asset.device)).rgb
-        for first in range(0, protocol.views, 4)
+        for first in range(0, views, 4)
     ]
     return torch.cat(pictures).clamp(0, 1).permute(0, 3, 1, 2)
 
 
-def score_asset(
-    asset: Gaussians | None, prompt: str, wrong: Sequence[str], models: Models, protocol: Protocol
+def measure_asset(
+    asset: Gaussians | None, prompt: str, wrong: Sequence[str], models: Models, viewing: Viewing, prior_size: int = 0
 ) -> dict[str, Any]:
     """Everything that is measured of an asset; None is one that vanished: white pictures.
+
+    Args:
+        asset: as its run left it.
+        prompt: what it should be.
+        wrong: captions that do not fit it.
+        models: that judge it.
+        viewing: how it is looked at.
+        prior_size: side of the images of the prior that made it, pixels; 0 where it is unknown.
 
     Returns:
         ``scores`` by model (see :func:`model_scores`), and ``janus`` (see :func:`janus`).
     """
-    if asset is None or not len(asset):
-        ring = torch.ones(protocol.views, 3, protocol.size, protocol.size)
-        sets = torch.ones(2, 4, 3, protocol.size, protocol.size)
-    else:
-        ring, sets = ring_images(asset, protocol), evaluation_images(asset, protocol.size)
+
+    def look(size: int) -> tuple[Tensor, Tensor]:
+        if asset is None or not len(asset):
+            return torch.ones(viewing.views, 3, size, size), torch.ones(2, 4, 3, size, size)
+        return ring_images(asset, viewing.views, size), evaluation_images(asset, size)
+
+    sizes = {name: viewing.size_for(model, prior_size) for name, model in models.items()}
+    seen = {size: look(size) for size in sorted({*sizes.values()} or {viewing.size or FILM_SIZE})}
+    witness = describer(models)
+    ring = seen[sizes[witness] if witness else min(seen)][0]
     return {
-        "scores": {name: model_scores(model, ring, sets, prompt, wrong) for name, model in models.items()},
+        "scores": {name: model_scores(model, *seen[sizes[name]], prompt, wrong) for name, model in models.items()},
         "janus": janus(ring, prompt, models),
     }
+
+
+@torch.no_grad()
+def caption_scores(
+    model: Reward, sets: Float[Tensor, "S 4 3 H W"], captions: Sequence[str]
+) -> Float[Tensor, "S captions"]:
+    """Scores of the sets of four orthogonal views (at most both of the evaluation views) under each caption."""
+    cameras, rows = evaluation_cameras(sets.shape[-1]).to(sets.device), []
+    for i, views in enumerate(sets):
+        around = cameras[torch.arange(4 * i, 4 * i + 4).repeat(len(captions))]
+        scores = model.score(views.expand(len(captions), *views.shape), list(captions), around)
+        rows.append(group_score(scores).float().cpu())
+    return torch.stack(rows)
 
 
 @torch.no_grad()
@@ -85,40 +124,46 @@ def model_scores(
     """One model's scores of one asset.
 
     Returns:
-        ``mean`` over the sets of four orthogonal views, the same number as in a run's ``psd_gs.json``;
-        ``views``, one per view of the ring, each judged by itself; their ``min``; ``front`` and ``back``, the means
-        over the two half circles; ``match``, the probability of the prompt among the ``wrong`` captions (softmax
-        over logits, mean over sets), and ``right``, the share of sets where it comes first; both None without
-        wrong captions.
+        ``mean`` over the sets of four orthogonal views, the same number as in a run's ``psd_gs.json``, and
+        ``worst_set``, the lower one; ``views``, one per view of the ring, each judged by itself; their ``min``;
+        ``front`` and ``back``, the means over the two half circles; ``match``, the probability of the prompt among the
+        ``wrong`` captions (softmax over logits, mean over sets), and ``right``, the share of sets where it comes
+        first; both None without wrong captions.
     """
-    cameras = evaluation_cameras(sets.shape[-1]).to(sets.device)
-    texts = [prompt, *wrong]
-    by_set = []
-    for i, views in enumerate(sets):
-        repeated = views.expand(len(texts), *views.shape)
-        around = cameras[4 * i : 4 * i + 4] if len(texts) == 1 else None
-        by_set.append(group_score(model.score(repeated, texts, around)).float().cpu())
-    logits = torch.stack(by_set)  # [S, captions]
+    logits = caption_scores(model, sets, [prompt, *wrong])
     views = view_scores(model, ring, prompt)
     front = torch.tensor([abs(a) < 90 - 1e-6 for a in azimuths(len(ring))])
     back = torch.tensor([abs(a) > 90 + 1e-6 for a in azimuths(len(ring))])
-    match = (logit_scale(model) * logits).softmax(1)[:, 0].mean()
-    right = (logits[:, 0] > logits[:, 1:].amax(1)).float().mean() if wrong else None
     return {
         "mean": _rounded(logits[:, 0].mean()),
+        "worst_set": _rounded(logits[:, 0].min()),
         "min": _rounded(views.min()),
         "front": _rounded(views[front].mean()),
         "back": _rounded(views[back].mean()),
-        "match": _rounded(match) if wrong else None,
-        "right": _rounded(right) if right is not None else None,
+        "match": _rounded(match(model, logits)) if wrong else None,
+        "right": _rounded(right(logits)) if wrong else None,
         "views": [_rounded(score) for score in views],
     }
 
 
+def match(model: Reward, scores: Float[Tensor, "S captions"]) -> float:
+    """Probability of the first caption among all of them, mean over sets: a softmax over the model's logits."""
+    return float((logit_scale(model) * scores).softmax(1)[:, 0].mean())
+
+
+def right(scores: Float[Tensor, "S captions"]) -> float:
+    """Share of the sets in which the first caption beats all others; a tie does not."""
+    return float((scores[:, 0] > scores[:, 1:].amax(1)).float().mean())
+
+
 @torch.no_grad()
 def view_scores(model: Reward, ring: Float[Tensor, "R 3 H W"], prompt: str) -> Float[Tensor, " R"]:
-    """One score per view; a model that judges sets gets sets of one view."""
-    return group_score(model.score(ring[:, None], [prompt] * len(ring), None)).float().cpu()
+    """One score per view. A model that judges sets gets sets of one view; one that needs four, four times that view."""
+    views = getattr(model, "views", 1)
+    cameras = ring_cameras(len(ring), ring.shape[-1]).to(ring.device)
+    around = cameras[torch.arange(len(ring)).repeat_interleave(views)]
+    images = ring[:, None].expand(-1, views, *ring.shape[1:])
+    return group_score(model.score(images, [prompt] * len(ring), around)).float().cpu()
 
 
 def azimuths(views: int) -> list[float]:
@@ -183,20 +228,28 @@ def janus(ring: Float[Tensor, "R 3 H W"], prompt: str, models: Models) -> dict[s
     }
 
 
-def view_features(ring: Float[Tensor, "R 3 H W"], models: Models) -> tuple[str, Float[Tensor, "R D"]]:
-    """What a view looks like, by the first model that can tell: a CLIP's embedding, or the summary that an embedded
-    judge makes of a set of one view; without either, the pixels of a 32 by 32 thumbnail."""
-    from psd_gs.rewards.clip import image_features
+def describer(models: Models) -> str | None:
+    """Name of the model that tells best what a view looks like: a CLIP, else the last embedded one."""
     from psd_gs.rewards.mini import MiniReward
 
-    for name, model in models.items():
-        if _is_clip(model):
-            return name, image_features(model.model, ring.to(model.device), model.fit).cpu()  # type: ignore[attr-defined]
-    for name, model in reversed(list(models.items())):
-        if isinstance(model, MiniReward):
-            images = ring[:, None].to(model.device, model.network.position.dtype)
-            return name, model.network.encode_images(images).summary.float().cpu()
-    return "pixels", F.interpolate(ring, (32, 32), mode="area").flatten(1).cpu()
+    clips = [name for name, model in models.items() if _is_clip(model)]
+    embedded = [name for name, model in models.items() if isinstance(model, MiniReward)]
+    return next(iter([*clips, *reversed(embedded)]), None)
+
+
+def view_features(ring: Float[Tensor, "R 3 H W"], models: Models) -> tuple[str, Float[Tensor, "R D"]]:
+    """What a view looks like, by the :func:`describer`: a CLIP's embedding, or the summary that an embedded judge makes
+    of a set of one view; without either, the pixels of a 32 by 32 thumbnail."""
+    from psd_gs.rewards.clip import image_features
+
+    name = describer(models)
+    if name is None:
+        return "pixels", F.interpolate(ring, (32, 32), mode="area").flatten(1).cpu()
+    model: Any = models[name]
+    if _is_clip(model):
+        return name, image_features(model.model, ring.to(model.device), model.fit).cpu()
+    images = ring[:, None].to(model.device, model.network.position.dtype)
+    return name, model.network.encode_images(images).summary.float().cpu()
 
 
 def front_probability(model: Reward, ring: Float[Tensor, "R 3 H W"], prompt: str) -> Float[Tensor, " R"]:

@@ -24,13 +24,12 @@ from psd_gs.errors import BackendError, ConfigError, InputError, OutputError, Ps
 from psd_gs.evaluation.arms import Arm
 from psd_gs.evaluation.budget import Budget, Kind, equal_steps, equal_time
 from psd_gs.evaluation.compare import held_out
-from psd_gs.evaluation.scores import Models, Protocol, ring_images, score_asset, turntable_webp
+from psd_gs.evaluation.scores import FILM_SIZE, Models, Viewing, measure_asset, ring_images, turntable_webp
 from psd_gs.evaluation.suites import Item
 from psd_gs.export.pictures import preview_png
 from psd_gs.export.ply import read_ply
 from psd_gs.files import write_atomic, writing
-from psd_gs.guidance.config import check_combination
-from psd_gs.job import Job
+from psd_gs.job import Job, Request, resolve
 from psd_gs.pipeline import Product, Result, TextTo3DPipeline
 from psd_gs.priors.mini import folder as embedded
 from psd_gs.render import renderer_device
@@ -51,26 +50,24 @@ class Plan:
         items: prompts.
         arms: to be compared.
         seeds: of each prompt: 0 to ``seeds - 1``.
-        preset: under all arms.
-        options: over the preset, for all arms.
+        request: preset or recipe and options under all arms; its prompt does not count.
         budget: equal steps or equal time.
         time_of: arm whose time all may take, or ``slowest`` (equal time).
         calibration: prompts that the time is measured on.
         shard: this process and how many there are; it takes every n-th prompt.
-        protocol: how assets are looked at.
+        viewing: how assets are looked at.
     """
 
     suite: str
     items: Sequence[Item]
     arms: Sequence[Arm]
     seeds: int = 1
-    preset: str = "draft"
-    options: Mapping[str, Any] | None = None
+    request: Request = field(default_factory=lambda: Request("", "draft"))
     budget: Kind = "equal-steps"
     time_of: str = "slowest"
     calibration: int = 2
     shard: tuple[int, int] = (0, 1)
-    protocol: Protocol = field(default_factory=Protocol)
+    viewing: Viewing = field(default_factory=Viewing)
 
     def __post_init__(self) -> None:
         index, of = self.shard
@@ -109,7 +106,7 @@ class Sweep:
         parts = [part.reward for model in given for part in getattr(model, "parts", ())]  # of weighted sums
         self.models = {model.name: model for model in (*given, *parts)} | dict(judges or {})
         for arm in plan.arms:  # a misspelt option must not show after hours
-            check_combination(self.config(arm, plan.items[0].prompt, 0).guidance)
+            self.config(arm, plan.items[0].prompt, 0)
         self._warm = False
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -119,20 +116,14 @@ class Sweep:
     def config(self, arm: Arm, prompt: str, seed: int, steps: int | None = None) -> Config:
         """The options of one run, complete with the models and the digests of their weights."""
         names: Row = {"prompt": prompt, "seed": seed} | ({} if steps is None else {"steps": steps})
-        layers = (self.plan.options or {}, arm.options, names)
-        return self.pipeline.config(self.plan.preset, *layers, weights=self.decisive, where=f"arm {arm.name}")
+        options = merged(self.plan.request.options, arm.options, names)
+        request = replace(self.plan.request, prompt=prompt, options=options, where=f"arm {arm.name}")
+        return replace(resolve(request, self.pipeline), weights=self.decisive)
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of all weights, the embedded ones included: a changed model makes another run."""
-        found = dict(self.pipeline.digests)
-        parts = [("prior", self.pipeline.prior.name == "mini")]
-        parts += [(folder, name in self.models) for name, folder in EMBEDDED.items()]
-        for part, used in parts:
-            if used:
-                for file, digest in weights.checksums(embedded(part)).items():
-                    found[f"mini/{part}/{file}"] = digest
-        return found
+        return digests_of(self.pipeline, self.models)
 
     @cached_property
     def decisive(self) -> dict[str, str]:
@@ -201,14 +192,7 @@ class Sweep:
     @cached_property
     def machine(self) -> Row:
         """Where and with what a time was measured."""
-        cuda = self.pipeline.prior.device.type == "cuda"
-        return {
-            "system": platform.system(),
-            "processor": processor(),
-            "gpu": torch.cuda.get_device_name(self.pipeline.prior.device) if cuda else None,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
+        return machine_of(self.pipeline.prior.device)
 
     # --- runs ---
 
@@ -262,10 +246,11 @@ class Sweep:
             if not (folder / COST).exists():
                 self._optimize(job)
         cost = json.loads((folder / COST).read_text(encoding="utf-8"))
+        viewing, size = self.plan.viewing, self.pipeline.prior.image_size
         scored_by = {
             "models": {name: self._digest_of(name) for name in self.models},
-            "views": self.plan.protocol.views,
-            "size": self.plan.protocol.size,
+            "views": viewing.views,
+            "size": {name: viewing.size_for(model, size) for name, model in self.models.items()},
             "wrong": list(item.wrong),
         }
         path = folder / SCORES
@@ -274,11 +259,11 @@ class Sweep:
         if kept.get("scored_by") != scored_by:
             place = renderer_device(self.pipeline.prior.device)
             asset = None if cost["error"] else read_ply(folder / runs.ASSET).to(place)
-            kept = score_asset(asset, item.prompt, item.wrong, self.models, self.plan.protocol)
+            kept = measure_asset(asset, item.prompt, item.wrong, self.models, viewing, size)
             kept["scored_by"] = scored_by
         facts = {
             "suite": self.plan.suite,
-            "preset": self.plan.preset,
+            "preset": config.preset,
             "budget": self.plan.budget,
             "prompt": item.prompt,
             "group": item.group,
@@ -322,7 +307,8 @@ class Sweep:
         """What the report shows of an asset."""
 
         def film(result: Result, path: Path) -> None:
-            write_atomic(path, turntable_webp(ring_images(result.gaussians, self.plan.protocol)))
+            viewing = self.plan.viewing
+            write_atomic(path, turntable_webp(ring_images(result.gaussians, viewing.views, viewing.size or FILM_SIZE)))
 
         def preview(result: Result, path: Path) -> None:
             preview_png(result.gaussians, path, size=256, metadata=result.metadata)
@@ -336,6 +322,29 @@ class Sweep:
                 for _ in self.pipeline.trainer(replace(config, steps=min(3, config.steps))).run():
                     pass
             self._warm = True
+
+
+def digests_of(pipeline: TextTo3DPipeline, models: Models) -> dict[str, str]:
+    """SHA-256 of the weights of a pipeline's prior and of ``models``, those that ship with the package included."""
+    found = dict(pipeline.digests)
+    parts = [("prior", pipeline.prior.name == "mini")]
+    parts += [(folder, name in models) for name, folder in EMBEDDED.items()]
+    for part, used in parts:
+        if used:
+            for file, digest in weights.checksums(embedded(part)).items():
+                found[f"mini/{part}/{file}"] = digest
+    return found
+
+
+def machine_of(device: torch.device) -> Row:
+    """Where and with what a time is measured."""
+    return {
+        "system": platform.system(),
+        "processor": processor(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from psd_gs.errors import ConfigError, InputError
+from psd_gs.evaluation.statistics import wilson
 from psd_gs.ranking.answers import Answer, read_answers
 from psd_gs.ranking.pairs import folder_of
 from psd_gs.rewards.base import FeatureReward, Reward
@@ -164,8 +165,10 @@ def comparisons(answers: Sequence[Answer], path: Path, base: FeatureReward) -> C
         InputError: a run is no longer there.
     """
     from psd_gs.export.ply import read_ply
-    from psd_gs.scoring import evaluation_cameras, evaluation_images
+    from psd_gs.scoring import evaluation_cameras, evaluation_images, render_size
 
+    size = render_size(base)
+    cameras = evaluation_cameras(size)
     rows: dict[tuple[str, str], int] = {}
     features: list[Tensor] = []
     for answer in answers:
@@ -175,8 +178,8 @@ def comparisons(answers: Sequence[Answer], path: Path, base: FeatureReward) -> C
             splat = folder_of(name, path) / ASSET
             if not splat.is_file():
                 raise InputError(f"{path} compares {splat}, which is not there. Move it back, with the file beside it.")
-            images = evaluation_images(read_ply(splat))
-            seen, scores = features_and_scores(base, images, [answer.prompt] * len(images), evaluation_cameras())
+            images = evaluation_images(read_ply(splat), size)
+            seen, scores = features_and_scores(base, images, [answer.prompt] * len(images), cameras)
             both = torch.cat([seen.float(), scores.float()[..., None]], -1)
             rows[name, answer.prompt] = len(features)
             features.append(both.flatten(0, -2).mean(0).cpu())
@@ -315,19 +318,15 @@ def cross_validated(data: Comparisons, loss: Loss) -> Fit:
     prompts = [prompt for prompt, kept in zip(data.prompts, decided.tolist(), strict=True) if kept]
     everything = torch.arange(len(z))
     penalty = choose_penalty(data, loss, everything)
-    return Fit(fit_head(data, loss, penalty), penalty, wilson(fitted), wilson(base), gain(fitted, base, prompts))
+    return Fit(fit_head(data, loss, penalty), penalty, accuracy(fitted), accuracy(base), gain(fitted, base, prompts))
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
 
 
-def wilson(right: Tensor) -> Accuracy:
-    """Share of True with Wilson's 95 % score interval (Wilson 1927)."""
-    n, z = right.numel(), 1.959964
-    share = float(right.double().mean())
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Accuracy(share, max(0.0, middle - half), min(1.0, middle + half), n)
+def accuracy(right: Tensor) -> Accuracy:
+    """Share of True with Wilson's 95 % score interval."""
+    return Accuracy(float(right.double().mean()), *wilson(float(right.sum()), right.numel()), right.numel())
 
 
 def gain(fitted: Tensor, base: Tensor, prompts: Sequence[str], draws: int = 2000) -> tuple[float, float, float]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from psd_gs.cameras import Cameras
-from psd_gs.rewards.base import check_groups
+from psd_gs.rewards.base import ScoredByFeatures, check_groups
 from psd_gs.rewards.blip import LinearHead
 from psd_gs.rewards.checkpoints import build, find_file, read_tensors
 from psd_gs.rewards.clip import image_features, load_clip
@@ -30,8 +30,8 @@ from psd_gs.rewards.clip import image_features, load_clip
 FILES = ("sac+logos+ava1-l14-linearMSE.pth", "sa_0_4_vit_l_14_linear.pth")
 
 
-class AestheticReward:
-    """A :class:`~psd_gs.rewards.base.Reward` that looks at each view and ignores the prompt.
+class AestheticReward(ScoredByFeatures):
+    """A :class:`~psd_gs.rewards.base.Reward`: one score per view, on the raters' scale of 1 to 10, whatever the prompt.
 
     Args:
         clip: its image side is used, and frozen.
@@ -46,25 +46,10 @@ class AestheticReward:
         self.head = head.requires_grad_(False).eval()
         self.name = name
 
-    def score(
-        self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
-    ) -> Float[Tensor, "G V"]:
-        """One score per view, float32, on the raters' scale of 1 to 10.
-
-        Args:
-            images: sRGB in [0, 1], any size; gradients reach them.
-            prompts: G prompts, not read.
-            cameras: not needed.
-
-        Raises:
-            InputError: shapes do not agree.
-        """
-        return self.score_features(self.features(images, prompts))
-
     def features(
         self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
     ) -> Float[Tensor, "G V D"]:
-        """Unit vectors of the images."""
+        """Unit vectors of the images; prompts and cameras are not read."""
         check_groups(images, prompts, self.name)
         seen = image_features(self.clip, images.flatten(0, 1).to(self.clip.logit_scale.device))
         return seen.unflatten(0, images.shape[:2])

@@ -17,7 +17,11 @@ Pooling = Literal["mean", "min", "softmin"]
 
 
 class Reward(Protocol):
-    """Scores images against prompts; higher is better, only differences at one prompt mean anything."""
+    """Scores images against prompts; higher is better, only differences at one prompt mean anything.
+
+    Two attributes may be left out: ``render_size``, the side in pixels of the renders that it scores best (default:
+    the prior's, at least 256), and ``views``, how many a group must have (default 1: any number will do).
+    """
 
     @property
     def name(self) -> str:
@@ -49,7 +53,16 @@ class FeatureReward(Reward, Protocol):
     def features(
         self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
     ) -> Float[Tensor, "G V D"] | Float[Tensor, "G D"]:
-        """Per view, or per group where the views are judged together; arguments and errors of ``score``."""
+        """Per view, or per group where the views are judged together.
+
+        Args:
+            images: sRGB in [0, 1], any size; gradients reach them.
+            prompts: G prompts, one per group.
+            cameras: G*V cameras, the views of a group adjacent; None where unknown.
+
+        Raises:
+            InputError: shapes do not agree.
+        """
         ...
 
     def score_features(
@@ -57,6 +70,16 @@ class FeatureReward(Reward, Protocol):
     ) -> Float[Tensor, "G V"] | Float[Tensor, " G"]:
         """What ``score`` makes of them."""
         ...
+
+
+class ScoredByFeatures:
+    """The ``score`` of a :class:`FeatureReward`."""
+
+    def score(
+        self: FeatureReward, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
+    ) -> Float[Tensor, "G V"] | Float[Tensor, " G"]:
+        """Scores in float32, higher is better; arguments and errors of ``features``."""
+        return self.score_features(self.features(images, prompts, cameras))
 
 
 def check_groups(images: Tensor, prompts: list[str], name: str) -> None:

@@ -29,7 +29,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 
 from psd_gs.cameras import SIDES, Cameras, side_index
 from psd_gs.errors import InputError, ModelError
-from psd_gs.rewards.base import check_groups
+from psd_gs.rewards.base import ScoredByFeatures, check_groups
 from psd_gs.rewards.checkpoints import build, find_file, read_tensors
 from psd_gs.rewards.images import fit_crop, normalize
 
@@ -174,7 +174,7 @@ class BlipNetwork(nn.Module):
         return self.head(self.features(pixels, ids, mask))
 
 
-class BlipReward:
+class BlipReward(ScoredByFeatures):
     """A :class:`~psd_gs.rewards.base.Reward`: ImageReward scores each view, Reward3D four views together.
 
     Args:
@@ -199,6 +199,7 @@ class BlipReward:
     ) -> None:
         self.network = network.requires_grad_(False).eval()
         self.tokenizer, self.name, self.length, self.view_prompts = tokenizer, name, length, view_prompts
+        self.views = VIEWS if view_prompts else 1
         self._tokens: dict[str, Int[Tensor, "2 T"]] = {}
 
     @property
@@ -213,10 +214,10 @@ class BlipReward:
         ids, mask = torch.stack([self._tokens[prompt] for prompt in prompts], 1)
         return ids, mask
 
-    def score(
+    def features(
         self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
-    ) -> Float[Tensor, "G V"] | Float[Tensor, " G"]:
-        """Scores in float32; higher is better.
+    ) -> Float[Tensor, "G V D"]:
+        """What the head reads of each view.
 
         Args:
             images: sRGB in [0, 1], any size; gradients reach them. Reward3D: V = 4, around the object.
@@ -226,12 +227,6 @@ class BlipReward:
         Raises:
             InputError: shapes do not agree, or Reward3D was given other than four views with their cameras.
         """
-        return self.score_features(self.features(images, prompts, cameras))
-
-    def features(
-        self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
-    ) -> Float[Tensor, "G V D"]:
-        """What the head reads of each view; arguments and errors of :meth:`score`."""
         check_groups(images, prompts, self.name)
         groups, views = images.shape[:2]
         rows = [prompt for prompt in prompts for _ in range(views)]

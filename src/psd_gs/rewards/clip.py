@@ -31,7 +31,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from psd_gs.cameras import Cameras
 from psd_gs.errors import ModelError
-from psd_gs.rewards.base import check_groups
+from psd_gs.rewards.base import ScoredByFeatures, check_groups
 from psd_gs.rewards.checkpoints import build, find_file, read_tensors
 from psd_gs.rewards.images import fit_crop, fit_pad, normalize
 
@@ -68,7 +68,7 @@ def vit_h_14() -> CLIPConfig:
     return _clip_config("gelu", 1024, (1024, 24, 16), (1280, 32, 16))
 
 
-class CLIPReward:
+class CLIPReward(ScoredByFeatures):
     """A :class:`~psd_gs.rewards.base.Reward` that scores each view: the cosine of its embedding and the prompt's.
 
     Args:
@@ -108,21 +108,6 @@ class CLIPReward:
             features = unit(self.model.text_projection(pooled).float(), dim=-1)
             self._texts |= dict(zip(new, features, strict=True))
         return torch.stack([self._texts[prompt] for prompt in prompts])
-
-    def score(
-        self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
-    ) -> Float[Tensor, "G V"]:
-        """One score per view, float32; higher is better.
-
-        Args:
-            images: sRGB in [0, 1], any size; gradients reach them.
-            prompts: G prompts, one per group.
-            cameras: not needed.
-
-        Raises:
-            InputError: shapes do not agree.
-        """
-        return self.score_features(self.features(images, prompts))
 
     def features(
         self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -89,6 +90,17 @@ class WeightedSum:
     @property
     def differentiable(self) -> bool:
         return all(part.reward.differentiable for part in self.parts)
+
+    @property
+    def views(self) -> int:
+        """What a group must have for all parts."""
+        return max(getattr(part.reward, "views", 1) for part in self.parts)
+
+    @property
+    def render_size(self) -> int | None:
+        """The largest of the parts'; None, the default of rewards, if any has none."""
+        sizes: list[Any] = [getattr(part.reward, "render_size", None) for part in self.parts]
+        return max(sizes) if all(sizes) else None
 
     def score(
         self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None

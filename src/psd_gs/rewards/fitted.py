@@ -53,6 +53,8 @@ class FittedReward:
 
     def __init__(self, base: FeatureReward, head: LinearHead, name: str) -> None:
         self.base, self.head, self.name = base, head, name
+        self.views = getattr(base, "views", 1)
+        self.render_size = getattr(base, "render_size", None)
 
     @property
     def differentiable(self) -> bool:

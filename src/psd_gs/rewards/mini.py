@@ -28,7 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from psd_gs.cameras import Cameras
 from psd_gs.errors import ModelError
 from psd_gs.files import atomic_path, write_atomic
-from psd_gs.rewards.base import check_groups
+from psd_gs.rewards.base import ScoredByFeatures, check_groups
 
 HEAD_WIDTH = 32
 """Channels per attention head."""
@@ -319,12 +319,12 @@ class RewardNetwork(nn.Module):
         return self.score_features(self.features(image, text, per_image))
 
 
-class MiniReward:
+class MiniReward(ScoredByFeatures):
     """A :class:`~psd_gs.rewards.base.Reward` over a small trained network.
 
-    Judges the views of a group together, so ``score`` returns one number per group. Any number of
-    views and any image size will do; the size inside is 64 pixels, and the network was trained on
-    four orthogonal views.
+    Judges the views of a group together, so ``score`` returns one number per group, of mean 0 and
+    standard deviation 1 on the validation set. Any number of views and any image size will do; the
+    size inside is 64 pixels, and the network was trained on four orthogonal views.
 
     Args:
         network: is frozen.
@@ -333,6 +333,7 @@ class MiniReward:
     """
 
     differentiable = True
+    render_size = 128
 
     def __init__(self, network: RewardNetwork, tokenizer: CLIPTokenizer, name: str = "mini") -> None:
         self.network = network.requires_grad_(False).eval()
@@ -405,21 +406,6 @@ class MiniReward:
             self._texts[prompt] = self.network.encode_text(tokens.input_ids.to(self.device))
         texts = [self._texts[prompt] for prompt in prompts]
         return TextFeatures(torch.cat([t.states for t in texts]), torch.cat([t.mask for t in texts]))
-
-    def score(
-        self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
-    ) -> Float[Tensor, " G"]:
-        """One score per group, mean 0 and standard deviation 1 on the validation set; higher is better.
-
-        Args:
-            images: sRGB in [0, 1], any size; gradients reach them.
-            prompts: G prompts, one per group.
-            cameras: not needed.
-
-        Raises:
-            InputError: shapes do not agree.
-        """
-        return self.score_features(self.features(images, prompts))
 
     def features(
         self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
