@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles.shared import weights
-from tiny_rewards import clip_folder, pictures
+from tiny_rewards import AESTHETIC_LAYERS, aesthetic_heads, clip_folder, pictures
 
 from psd_gs.errors import InputError, ModelError
 from psd_gs.rewards.aesthetic import FILES, load_aesthetic
@@ -13,18 +12,10 @@ from psd_gs.rewards.clip import image_features, load_clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LAYERS = {0: (1024, 24), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
-
 
 @pytest.fixture
 def folder(tmp_path):
-    """Both heads beside a tiny CLIP; only the width of the published ones, 768, is changed."""
-    clip_folder(tmp_path)
-    mlp = {f"layers.{i}.weight": shape for i, shape in LAYERS.items()}
-    mlp |= {f"layers.{i}.bias": shape[:1] for i, shape in LAYERS.items()}
-    for name, rows in zip(FILES, (mlp, {"weight": (1, 24), "bias": (1,)}), strict=True):
-        torch.save({key: torch.as_tensor(value) for key, value in weights(rows).items()}, tmp_path / name)
-    return tmp_path
+    return aesthetic_heads(clip_folder(tmp_path))
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -39,7 +30,7 @@ def test_score_is_the_formula(folder, file):
         expected = features @ state["weight"].T + state["bias"]
     else:
         expected = features
-        for i in LAYERS:
+        for i in AESTHETIC_LAYERS:
             expected = expected @ state[f"layers.{i}.weight"].T + state[f"layers.{i}.bias"]
     torch.testing.assert_close(scores.flatten().double(), expected[:, 0], rtol=1e-4, atol=1e-4)
     with pytest.raises(InputError):

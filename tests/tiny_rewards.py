@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BlipTextConfig, BlipVisionConfig, CLIPConfig
 
+from psd_gs.rewards import aesthetic
 from psd_gs.rewards.blip import BlipSizes
 
+AESTHETIC_LAYERS = {0: (1024, 24), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
 BLIP_FILES = {"image": "ImageReward.pt", "scorer": "Reward3D_Scorer.pt", "fusion": "Reward3D_CrossViewFusion.pt"}
 
 
@@ -51,6 +53,23 @@ def clip_folder(folder: Path, vocabulary: int = VOCABULARY) -> Path:
     embedding = {"text_model.embeddings.token_embedding.weight": (vocabulary, 32)}
     save_file(random_state(answers("clip")["pick_keys"], **embedding), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(clip_config(vocabulary=vocabulary).to_dict()), encoding="utf-8")
+    return folder
+
+
+def hps_checkpoints(folder: Path, vocabulary: int) -> Path:
+    """HPS v1, v2 and v2.1 in open_clip's layout."""
+    tensors = random_state(answers("clip")["tiny_keys"], **{"token_embedding.weight": (vocabulary, 32)})
+    for name in ("hpc.pth", "HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt"):
+        torch.save(tensors, folder / name)
+    return folder
+
+
+def aesthetic_heads(folder: Path) -> Path:
+    """Both heads, to go beside a tiny CLIP; only the width of the published ones, 768, is changed."""
+    mlp = {f"layers.{i}.weight": shape for i, shape in AESTHETIC_LAYERS.items()}
+    mlp |= {f"layers.{i}.bias": shape[:1] for i, shape in AESTHETIC_LAYERS.items()}
+    for name, rows in zip(aesthetic.FILES, (mlp, {"weight": (1, 24), "bias": (1,)}), strict=True):
+        torch.save({key: torch.as_tensor(value) for key, value in weights(rows).items()}, folder / name)
     return folder
 
 
