@@ -1,10 +1,10 @@
 """Are the meshes of generated assets like their splats?
 
-    python tools/bench/asset_meshes.py outputs/*/splat.ply outputs/bench/assets/*.safetensors --count 20
+    python tools/bench/asset_meshes.py outputs/preference/psd/*-0/splat.ply
 
 For every asset, from 16 views that nothing was made from: silhouette IoU (bar 0.95) and PSNR inside the splat's
-silhouette (bar 22 dB) of the mesh against the splat, watertight, bodies. Finished rows are kept in OUT/runs*.jsonl, so
-it can be stopped, and shared between processes with --shard.
+silhouette (bar 22 dB) of the mesh against the splat, watertight, bodies. Finished rows are kept in OUT, so it can be
+stopped, and shared between processes with --shard.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,20 +20,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 
-from bench.common import ROOT, Journal, Progress, Row, digest, fingerprint
+from bench.common import ROOT, Progress, Row, digest, kept
 from bench.mesh_views import against_splat
+from psd_gs.cli.run_options import parse_shard
 from psd_gs.export.formats import load
-from psd_gs.gaussians import Gaussians
 from psd_gs.mesh.build import BuildOptions, build
 from psd_gs.mesh.extract import MeshOptions
-from psd_gs.trainer import read_tensors
 
 IOU, PSNR = 0.95, 22.0
 
 
 def measure(path: Path, texture_size: int, picture: Path) -> Row:
     """Mesh one asset and compare."""
-    asset = Gaussians(**read_tensors(path)) if path.suffix == ".safetensors" else load(path)
+    asset = load(path)
     start = time.process_time()
     built = build(asset, BuildOptions(MeshOptions(), texture_size=texture_size, normal_map=False))
     seconds = time.process_time() - start
@@ -45,24 +45,18 @@ def measure(path: Path, texture_size: int, picture: Path) -> Row:
 
 def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("assets", nargs="+", type=Path, help="splat files, or .safetensors of other benchmarks")
+    parser.add_argument("assets", nargs="+", type=Path, help="splat files")
     parser.add_argument("--count", type=int, default=20, help="so many of them, evenly spread (default: 20)")
     parser.add_argument("--texture-size", type=int, default=0, help="default: 0, vertex colours")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th asset from the I-th only")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "asset_meshes")
     options = parser.parse_args(arguments)
-    index, _, of = options.shard.partition("/")
-    journal = Journal(options.out, "runs" if int(of or 1) == 1 else f"runs-{index}")
-    count = min(options.count, len(options.assets))
-    chosen = [options.assets[i * len(options.assets) // count] for i in range(count)][int(index) :: int(of or 1)]
+    (index, of), count = parse_shard(options.shard), min(options.count, len(options.assets))
+    chosen = [options.assets[i * len(options.assets) // count] for i in range(count)][index::of]
     progress, rows = Progress(len(chosen)), []
     for path in chosen:
-        key = fingerprint({"asset": digest([path]), "texture": options.texture_size})
-        row = journal.rows.get(key)
-        if row is None:
-            picture = options.out / f"{key}.png"
-            found = measure(path, options.texture_size, picture)
-            row = journal.append({"key": key, "texture": options.texture_size, **found})
+        decides = {"asset": digest([path]), "texture": options.texture_size}
+        row = kept(options.out, decides, partial(measure, path, options.texture_size))
         rows.append(row)
         text = f"IoU {row['iou']:.3f}  PSNR {row['psnr']:.1f}  bodies {row['bodies']}  genus {row['genus']}"
         progress.step(f"{path.parent.name}/{path.name[:40]}  {text}")

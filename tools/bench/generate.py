@@ -15,7 +15,6 @@ Nothing else should run on the machine.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -26,7 +25,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,22 +34,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common import (
-    ROOT,
-    Bench,
-    Row,
-    add_set_argument,
-    load_pipeline,
-    make_run_config,
-    optimize,
-    options_of,
-    provenance,
-    write_report,
-)
-from bench.verdicts import table, yes
+from bench.common import BENCH, Row, add_set_argument, load_pipeline, options_of, provenance, write_report, yes
 from psd_gs import trainer
 from psd_gs.config import Config, merged
+from psd_gs.evaluation.report import markdown_table
+from psd_gs.evaluation.sweep import spent
 from psd_gs.guidance.negative import NegativeEmbedding
+from psd_gs.job import Request, resolve
 from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.runs import slug, write_yaml
 
@@ -105,8 +94,7 @@ def time_command(prompt: str, preset: str, seed: int, overrides: Row) -> list[Ro
             given += ["--config", str(options)] if overrides else []
             seconds, gigabytes = run_command(given, Path(folder) / "numba")
             run = out / f"{slug(prompt)}-{seed}"
-            lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            loop = sum(json.loads(line)["seconds"] for line in lines)
+            loop = spent(run / "metrics.jsonl")
             rows.append({"kind": "command", "run": name, "seconds": seconds, "loop": loop, "gigabytes": gigabytes})
             print(f"{name} run: {seconds:.1f} s, of which {loop:.1f} s in the loop; {gigabytes:.2f} GB", flush=True)
     return rows
@@ -225,10 +213,22 @@ def time_preference(pipeline: TextTo3DPipeline, config: Config, base: Config, re
     rows = []
     for i in range(repetitions):
         for name, options in (("psd", config), ("base", base)):
-            _, facts = optimize(pipeline, options)
-            rows.append({"kind": "preference", "arm": name, "seconds": facts["seconds"], "cpu": facts["cpu_seconds"]})
-            print(f"{name} {i + 1}/{repetitions}: {facts['seconds']:.1f} s", flush=True)
+            seconds, cpu = optimize(pipeline, options)
+            rows.append({"kind": "preference", "arm": name, "seconds": seconds, "cpu": cpu})
+            print(f"{name} {i + 1}/{repetitions}: {seconds:.1f} s", flush=True)
     return rows
+
+
+def optimize(pipeline: TextTo3DPipeline, config: Config) -> tuple[float, float]:
+    """Seconds and CPU seconds of a whole run in memory."""
+    trainer = pipeline.trainer(config)
+    start, busy = time.perf_counter(), time.process_time()
+    for _ in trainer.run():
+        pass
+    trainer.finish()
+    if pipeline.prior.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 # --- report ----------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def of_kind(rows: list[Row], kind: str) -> list[Row]:
 
 def bars_table(rows: list[Row], preset: str, size: int) -> str:
     """The bars for which something was measured."""
-    lines = []
+    lines = [["bar", "measured", "asked for", "met"]]
 
     def line(name: str, value: float, digits: int, unit: str, bar: float | None) -> None:
         limit = [f"at most {bar:g} {unit}", yes(value <= bar)] if bar else ["", ""]
@@ -273,7 +273,7 @@ def bars_table(rows: list[Row], preset: str, size: int) -> str:
     if runs := of_kind(rows, "preference"):
         mean = {arm: np.mean([row["seconds"] for row in runs if row["arm"] == arm]) for arm in ("psd", "base")}
         line("run with preference against one without", mean["psd"] / mean["base"], 2, "x", MAX_PREFERENCE)
-    return table(["bar", "measured", "asked for", "met"], lines)
+    return markdown_table(lines)
 
 
 def parts_table(rows: list[Row]) -> str:
@@ -282,25 +282,28 @@ def parts_table(rows: list[Row]) -> str:
     lines = [
         [
             row["part"],
-            row["calls"],
+            str(row["calls"]),
             f"{row['seconds']:.2f}",
             f"{100 * row['seconds'] / total:.0f} %",
             "" if row["bare"] is None else f"{row['bare']:.2f}",
         ]
         for row in of_kind(rows, "part")
     ]
-    lines += [["loop", row["steps"], f"{total:.2f}", "100 %", f"{row['bare']:.2f}"] for row in of_kind(rows, "loop")]
-    return table(["part", "calls", "seconds in the loop", "share", "seconds alone (rendering: both ways)"], lines)
+    lines += [
+        ["loop", str(row["steps"]), f"{total:.2f}", "100 %", f"{row['bare']:.2f}"] for row in of_kind(rows, "loop")
+    ]
+    header = ["part", "calls", "seconds in the loop", "share", "seconds alone (rendering: both ways)"]
+    return markdown_table([header, *lines])
 
 
 def runs_table(rows: list[Row]) -> str:
     """Every whole run."""
-    lines = []
+    lines = [["run", "seconds", "CPU seconds", "peak GB"]]
     for r in of_kind(rows, "preference"):
         lines.append([f"{r['arm']}, in memory", f"{r['seconds']:.1f}", f"{r['cpu']:.1f}", ""])
     for r in of_kind(rows, "command"):
         lines.append([f"command, {r['run']} run", f"{r['seconds']:.1f}", "", f"{r['gigabytes']:.2f}"])
-    return table(["run", "seconds", "CPU seconds", "peak GB"], lines)
+    return markdown_table(lines)
 
 
 def main(argv: list[str] | None = None) -> str:
@@ -314,33 +317,32 @@ def main(argv: list[str] | None = None) -> str:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--repeat", type=int, default=2, help="runs with and without preference (default: 2; 0: none)")
     parser.add_argument("--skip-command", action="store_true", help="measure in this process only")
-    parser.add_argument("--report", type=Path, default=ROOT / "outputs/bench/generate.md", help="where the tables go")
+    parser.add_argument("--report", type=Path, default=BENCH / "generate.md", help="where the tables go")
     arguments = parser.parse_args(argv)
     options = options_of(arguments)
     rows: list[Row] = []
     if not arguments.skip_command:
         rows += time_command(arguments.prompt, arguments.preset, arguments.seed, options)
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(load_pipeline(arguments.device), Path(folder))
-    named = partial(make_run_config, bench, arguments.preset, arguments.prompt, arguments.seed, where="command line")
-    config, base = named(options), named(merged(options, {"guidance": {"preference": "none"}}))
-    optimize(bench.pipeline, replace(config, steps=3))  # compiled kernels are loaded before anything is timed
-    rows += time_parts(bench.pipeline, config)
-    rows += time_preference(bench.pipeline, config, base, arguments.repeat)
-    size = bench.pipeline.prior.image_size
+    pipeline = load_pipeline(arguments.device)
+    request = Request(arguments.prompt, arguments.preset, options=merged(options, {"seed": arguments.seed}))
+    config = resolve(request, pipeline)
+    base = replace(config, guidance=replace(config.guidance, preference="none"))
+    optimize(pipeline, replace(config, steps=3))  # compiled kernels are loaded before anything is timed
+    rows += time_parts(pipeline, config)
+    rows += time_preference(pipeline, config, base, arguments.repeat)
+    size = pipeline.prior.image_size
     text = PAGE.format(
         prompt=arguments.prompt,
         preset=arguments.preset,
         seed=arguments.seed,
         size=size,
-        provenance=provenance(bench),
+        provenance=provenance(pipeline),
         bars=bars_table(rows, arguments.preset, size),
         samples=SAMPLES,
         parts=parts_table(rows),
         runs=runs_table(rows),
     )
-    write_report(arguments.report, text, [row | {"machine": bench.machine, "weights": bench.weights} for row in rows])
-    print(text)
+    write_report(arguments.report, text, rows)
     return text
 
 

@@ -1,8 +1,9 @@
-"""Write ``prompts.json``: 40 report prompts, half of them held out of training, each with its distractors.
+"""Write ``prompts.json``, 40 report prompts, half of them held out of training, each with its distractors, and
+``dev_prompts.json``, eight others to tune options on.
 
     python tools/bench/make_prompts.py
 
-Run once, before any training; the judged tables of the project read the committed file.
+Run once, before any training; the judged tables of the project read the committed files.
 """
 
 from __future__ import annotations
@@ -75,6 +76,18 @@ HELD_OUT = [
 ]
 
 
+DEV = [
+    one("dog"),
+    one("boat", "red"),
+    one("castle"),
+    one("teddy bear", accessory="scarf", accessory_colour="yellow"),
+    one("pig", "blue"),
+    one("cake", "cyan"),
+    two(("cone", "yellow"), "on", ("cube", "red")),
+    two(("cylinder", "green"), "on", ("sphere", "purple")),
+]
+
+
 def is_held_out(look: Look) -> bool:
     colours = any((item.category, item.colour) in HELD_COLOURS for item in look.items)
     names = [item.category for item in look.items]
@@ -144,22 +157,28 @@ def other_arrangements(look: Look, rng: random.Random) -> list[Look]:
     return out[:3]
 
 
+GROUPS = {"objects": other_objects, "colours": other_colours, "arrangements": other_arrangements}
+
+
+def row_of(look: Look, seed: int) -> dict:
+    """A prompt with its distractors, group by group."""
+    rng = random.Random(seed)
+    distractors = {name: [caption(other) for other in make(look, rng)] for name, make in GROUPS.items()}
+    texts = [text for group in distractors.values() for text in group]
+    if len({*texts, caption(look)}) != len(texts) + 1:
+        raise SystemExit(f"{caption(look)!r} has equal distractors: {texts}")
+    return {"prompt": caption(look), "held_out": is_held_out(look), "look": asdict(look), "distractors": distractors}
+
+
 def main() -> None:
-    rows = []
-    for index, look in enumerate(SEEN + HELD_OUT):
-        rng = random.Random(index)
-        if is_held_out(look) != (index >= len(SEEN)):
+    for look in SEEN + HELD_OUT:
+        if is_held_out(look) != (look in HELD_OUT):
             raise SystemExit(f"{caption(look)!r} stands in the wrong list; compare tools/mini/holdout.json")
-        groups = {"objects": other_objects, "colours": other_colours, "arrangements": other_arrangements}
-        distractors = {name: [caption(d) for d in make(look, rng)] for name, make in groups.items()}
-        texts = [t for group in distractors.values() for t in group]
-        if len({*texts, caption(look)}) != len(texts) + 1:
-            raise SystemExit(f"{caption(look)!r} has equal distractors: {texts}")
-        rows.append(
-            {"prompt": caption(look), "held_out": is_held_out(look), "look": asdict(look), "distractors": distractors}
-        )
-    lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    (Path(__file__).parent / "prompts.json").write_text(f"[\n{lines}\n]\n")
+        if look in DEV:
+            raise SystemExit(f"{caption(look)!r} is both in the report and for tuning")
+    for name, chosen, seed in (("prompts", SEEN + HELD_OUT, 0), ("dev_prompts", DEV, 1000)):
+        lines = ",\n".join("  " + json.dumps(row_of(look, seed + i)) for i, look in enumerate(chosen))
+        Path(__file__).with_name(f"{name}.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
