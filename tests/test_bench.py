@@ -1,7 +1,8 @@
-"""Benchmarks: statistics against closed forms, colours against the generator, work that is taken up again."""
+"""Benchmarks: measures against closed forms, colours against the generator, work that is taken up again."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import sys
@@ -10,143 +11,52 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from painted import PaintedPrior, RedReward, tiny_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from bench import common, generate, preference, recognizable, verdicts
+from bench import common, densify, generate, recognizable
 from bench.colours import NAMES, classify, fits, named, needed, shares
 from mini.dataset import sample_light, shade, trace_scene
 from mini.scenes import COLOURS, ItemLook, Look, paint, scene_of
 
-from psd_gs.errors import PsdGsError
+from psd_gs.config import read_config, to_dict
+from psd_gs.evaluation.suites import load_suite
+from psd_gs.export.ply import read_ply
 from psd_gs.gaussians import from_points, random_ball
 from psd_gs.pipeline import TextTo3DPipeline
+from psd_gs.rewards.base import CallableReward
 from psd_gs.scoring import evaluation_cameras
-from psd_gs.trainer import StepEvent
 
-PROMPTS = common.load_prompts()
-
-
-# --- stand-ins: a pipeline whose assets are balls, and judges with known tastes --------------------------------------
-
-
-class Judge:
-    """Likes dark pictures, and captions in the order of their length."""
-
-    differentiable = True
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def score(self, images, prompts, cameras=None):
-        dark = 1 - images.mean((2, 3, 4))
-        return 10 * dark.mean(1) - torch.tensor([float(len(prompt)) for prompt in prompts])
-
-
-class Prior:
-    name = "stand-in"
-    device = torch.device("cpu")
-
-
-class StandIn(TextTo3DPipeline):
-    """Makes a ball of ``init.count`` Gaussians; counts how often."""
-
-    def __init__(self) -> None:
-        super().__init__(Prior(), Judge("likes"), Judge("judges"))
-        self.made: list = []
-
-    def trainer(self, config, folder=None):
-        self.made.append(config)
-        return Run(config)
-
-
-class Run:
-    def __init__(self, config) -> None:
-        self.config = config
-        generator = torch.Generator().manual_seed(config.seed)
-        self.gaussians = random_ball(config.init.count, 0.5, scale=0.05, opacity=0.5, generator=generator)
-
-    def run(self):
-        for step in range(self.config.steps):
-            grown = {"grown": 3.0, "pruned": 1.0} if step == 1 else {}
-            yield StepEvent(step + 1, self.config.steps, grown)
-        if self.config.guidance.method == "sds":
-            raise PsdGsError("every Gaussian became transparent")
-
-    def finish(self):
-        return self.gaussians.select(torch.arange(len(self.gaussians) - 2))
-
-
-@pytest.fixture
-def bench(tmp_path):
-    return common.Bench(StandIn(), tmp_path / "out")
-
-
-def config_of(bench, **options):
-    options = {"steps": 4, "init": {"count": 40}} | options
-    return common.make_run_config(bench, "draft", PROMPTS[0]["prompt"], 0, options, where="test")
-
-
-# --- statistics ------------------------------------------------------------------------------------------------------
-
-
-def row_of(*sets):
-    return {"judge": [list(scores) for scores in sets]}
+# --- measures --------------------------------------------------------------------------------------------------------
 
 
 def test_measures_of_a_verdict():
-    right = [3.0, *[0.0] * 10]
-    colour = [1.0, *[0.0] * 4, 2.0, *[0.0] * 5]
-    row = row_of(right, colour)
-    assert verdicts.accuracy(row) == 0.5
-    assert verdicts.accuracy(row, "objects") == 1.0
-    assert verdicts.accuracy(row, "colours") == 0.5
-    assert verdicts.accuracy(row, "arrangements") == 1.0
-    assert (verdicts.right_score(row), verdicts.worst_score(row)) == (2.0, 1.0)
-    e = np.exp
-    expected = (e(6) / (e(6) + 10) + e(2) / (e(2) + e(4) + 9)) / 2
-    assert verdicts.match_probability(row, scale=2.0) == pytest.approx(expected)
-
-
-def test_a_tie_is_not_right():
-    assert verdicts.accuracy(row_of([0.0] * 11)) == 0.0
-
-
-def test_captions_and_groups_agree():
-    for prompt in PROMPTS:
-        texts = verdicts.captions(prompt)
-        assert texts[0] == prompt["prompt"]
-        for group, place in verdicts.GROUPS.items():
-            assert texts[place] == prompt["distractors"][group]
-
-
-def test_verdict_scores_sets_by_captions():
-    images = torch.rand(2, 4, 3, 8, 8)
-    scores = verdicts.verdict(images, PROMPTS[0], {"judge": Judge("judges")})["judge"]
-    texts = verdicts.captions(PROMPTS[0])
-    expected = [[10 * float(1 - views.mean()) - len(text) for text in texts] for views in images]
-    assert np.allclose(scores, expected, atol=1e-3)
+    row = {"scores": [[3.0, *[0.0] * 10], [1.0, *[0.0] * 4, 2.0, *[0.0] * 5]]}
+    assert recognizable.accuracy(row) == 0.5
+    assert [recognizable.accuracy(row, group) for group in recognizable.GROUPS] == [1.0, 0.5, 1.0]
+    assert recognizable.score(row) == 2.0
+    assert recognizable.accuracy({"scores": [[0.0] * 11]}) == 0.0  # a tie is not right
 
 
 def test_ratio_counts_from_the_given_zero():
     ones = np.ones(6)
-    ratio, interval = recognizable.ratio_above(0.8 * ones, 1.8 * ones, -0.2 * ones)
-    assert ratio == pytest.approx(0.5)
-    assert interval == "[0.50, 0.50]"
+    assert recognizable.ratio_above(0.8 * ones, 1.8 * ones, -0.2 * ones) == "0.50 [0.50, 0.50]"
 
 
-def test_tables_are_markdown():
-    assert verdicts.table(["a", "b"], [["x|y", 1]]).splitlines() == ["| a | b |", "| --- | ---: |", "| x\\|y | 1 |"]
+def test_the_generator_can_build_every_prompt_of_the_suites():
+    items = [item for suite in ("mini-40", "mini-dev-8") for item in load_suite(suite)]
+    assert {item.prompt for item in items} == recognizable.looks().keys()
 
 
-def test_logit_scale_undoes_the_standardization():
-    class Embedded:
-        class network:  # noqa: N801
-            class config:  # noqa: N801
-                score_std = 2.5
-
-    assert verdicts.logit_scale(Embedded()) == 2.5
-    assert verdicts.logit_scale(Judge("judges")) == 1.0
+def test_crumbs_are_counted():
+    body = random_ball(300, 0.3, scale=0.05, opacity=0.5, generator=torch.Generator().manual_seed(0))
+    speck = from_points(torch.tensor([[3.0, 0.0, 0.0]]), torch.ones(1, 3), scale=0.01, opacity=0.5)
+    both = body.map(torch.clone)
+    for name, tensor in both.params().items():
+        setattr(both, name, torch.cat([tensor, speck.params()[name]]))
+    assert densify.crumbs(body) == 0
+    assert densify.crumbs(both) == 1
 
 
 # --- colours ---------------------------------------------------------------------------------------------------------
@@ -189,140 +99,61 @@ def test_needed_shares():
 # --- work that is kept -----------------------------------------------------------------------------------------------
 
 
-def test_finished_runs_are_not_made_again(bench):
-    config = config_of(bench)
-    row = bench.asset_row(PROMPTS[0], config)
-    assert [c.steps for c in bench.pipeline.made] == [3, 4]  # once to warm up, once in earnest
-    assert (row["gaussians"], row["grown"], row["pruned"], row["swept"]) == (38, 3, 1, 2)
-    assert bench.asset_row(PROMPTS[0], config) is row
-    again = common.Bench(StandIn(), bench.out)
-    assert again.asset_row(PROMPTS[0], config) == json.loads(json.dumps(row))
-    assert again.pipeline.made == []
-    assert bench.picture(row["key"]).exists()
+def test_finished_work_is_found_again(tmp_path):
+    made = []
+
+    def make(picture):
+        made.append(picture)
+        return {"x": len(made)}
+
+    first = common.kept(tmp_path / "new", {"a": 1}, make)
+    assert first == {"x": 1, "picture": str(made[0])}
+    assert common.kept(tmp_path / "new", {"a": 1}, make) == first
+    assert common.kept(tmp_path / "new", {"a": 2}, make)["x"] == 2
+    assert len(set(made)) == 2
 
 
-def test_another_judge_scores_the_kept_asset(bench):
-    config = config_of(bench)
-    row = bench.asset_row(PROMPTS[0], config)
-    pipeline = StandIn()
-    pipeline.judge = Judge("another")
-    again = common.Bench(pipeline, bench.out).asset_row(PROMPTS[0], config)
-    assert again["key"] != row["key"]
-    assert (again["judge"], again["seconds"], pipeline.made) == (row["judge"], row["seconds"], [])
+def arguments_of(folder: Path) -> list[str]:
+    tiny = to_dict(tiny_config())
+    options = {name: tiny[name] for name in ("guidance", "init", "cameras", "densify", "backgrounds", "solid_steps")}
+    sets = [f"--set={name}={json.dumps(value)}" for name, value in options.items()]
+    return ["--prompts", "1", "--steps", "12", "--output-dir", str(folder), *sets]
 
 
-def test_options_that_cannot_act_do_not_make_another_run(bench):
-    quiet = {"guidance": {"preference": "none"}}
-    louder = {"guidance": {"preference": "none", "psd": {"weight": 1.5}}}
-    first, second = (bench.decides(config_of(bench, **options)) for options in (quiet, louder))
-    assert first == second
-    assert bench.decides(config_of(bench)) != bench.decides(config_of(bench, guidance={"psd": {"weight": 1.5}}))
+@pytest.fixture
+def painted(monkeypatch):
+    """Benchmarks with a prior, reward and judge that take no time."""
+    judge = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "bright")
+    monkeypatch.setattr(common, "load_pipeline", lambda *_: TextTo3DPipeline(PaintedPrior(), RedReward(), judge))
 
 
-def test_a_torn_line_is_ignored(tmp_path):
-    journal = common.Journal(tmp_path)
-    journal.append({"key": "a", "x": 1})
-    with journal.path.open("a", encoding="utf-8") as file:
-        file.write('{"key": "b", "x"')
-    again = common.Journal(tmp_path)
-    again.append({"key": "c", "x": 3})
-    assert set(common.Journal(tmp_path).rows) == {"a", "c"}
+@pytest.mark.usefixtures("one_thread", "painted")
+def test_the_fixed_arm_starts_with_what_the_densified_one_ended_with(tmp_path, capsys):
+    table = densify.main(arguments_of(tmp_path))
+    folders = {arm: tmp_path / arm / "a-corgi-0" for arm in ("densified", "fixed")}
+    final = len(read_ply(folders["densified"] / "splat.ply"))
+    assert final != 120
+    configs = {arm: read_config(folder / "config.yaml") for arm, folder in folders.items()}
+    assert (configs["densified"].init.count, configs["fixed"].init.count) == (120, final)
+    assert (configs["densified"].densify.enabled, configs["fixed"].densify.enabled) == (True, False)
+    logs = [json.loads(line) for line in (folders["densified"] / "metrics.jsonl").read_text().splitlines()]
+    grown, pruned = (sum(log.get(name, 0) for log in logs) for name in ("grown", "pruned"))
+    assert f"| densified | 120 | {grown:.0f} | {pruned:.0f} | {final} |" in table
+    assert f"| fixed | {final} | 0 | 0 |" in table
+    assert "| densified against fixed |" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("splat.ply")}
+    assert densify.main(arguments_of(tmp_path)) == table
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("splat.ply")} == before
 
 
-def test_shards_share_what_they_finished(tmp_path):
-    first, second = (common.Bench(StandIn(), tmp_path, (i, 2)) for i in range(2))
-    prompts = PROMPTS[:5]
-    assert first.mine(prompts) + second.mine(prompts) == [prompts[i] for i in (0, 2, 4, 1, 3)]
-    row = second.asset_row(prompts[1], config_of(second))
-    assert common.Journal(tmp_path).rows[row["key"]]["prompt"] == prompts[1]["prompt"]
-
-
-def test_a_vanished_asset_is_an_empty_one(bench):
-    row = bench.asset_row(PROMPTS[0], config_of(bench, guidance={"method": "sds"}))
-    assert row["gaussians"] == 0
-    assert "transparent" in row["error"]
-    assert row["colours"] == {}
-    assert verdicts.right_score(row) == pytest.approx(-len(PROMPTS[0]["prompt"]), abs=1e-3)  # white
-
-
-def test_small_components_are_counted():
-    body = random_ball(300, 0.3, scale=0.05, opacity=0.5, generator=torch.Generator().manual_seed(0))
-    speck = from_points(torch.tensor([[3.0, 0.0, 0.0]]), torch.ones(1, 3), scale=0.01, opacity=0.5)
-    both = body.map(torch.clone)
-    for name, tensor in both.params().items():
-        setattr(both, name, torch.cat([tensor, speck.params()[name]]))
-    assert common.small_components(body) == 0
-    assert common.small_components(both) == 1
-
-
-# --- arms ------------------------------------------------------------------------------------------------------------
-
-
-def test_arms_are_parsed():
-    arm = preference.Arm.parse("fixed:densify.enabled=false,init.count=final:psd,steps=time:psd")
-    assert arm == preference.Arm("fixed", {"densify": {"enabled": False}}, time_of="psd", count_of="psd")
-    assert preference.Arm.parse("psd") == preference.Arm("psd", {})
-
-
-def compare(bench, *texts, prompts=PROMPTS[:2]):
-    arms = {arm.name: arm for arm in map(preference.Arm.parse, texts)}
-    return preference.Comparison(bench, arms, "draft", {"steps": 10, "init": {"count": 40}}, prompts)
-
-
-def test_an_arm_can_start_with_the_final_count_of_another(bench):
-    runs = compare(bench, "grown", "fixed:densify.enabled=false,init.count=final:grown")
-    assert runs.run("fixed", PROMPTS[0], 0)["start"] == runs.run("grown", PROMPTS[0], 0)["gaussians"] == 38
-
-
-def test_an_arm_can_take_the_time_of_another(bench, monkeypatch):
-    real = common.optimize
-
-    def slow_preference(pipeline, config):
-        asset, facts = real(pipeline, config)
-        per_step = 2.5 if config.guidance.preference == "psd" else 1.0
-        return asset, facts | {"seconds": config.steps * per_step}
-
-    monkeypatch.setattr(common, "optimize", slow_preference)
-    runs = compare(bench, *preference.ARMS)
-    row = runs.run("base-time", PROMPTS[0], 0)
-    assert row["steps"] == 25
-    assert row["seconds"] == runs.run("psd", PROMPTS[0], 0)["seconds"]
-    resumed = compare(common.Bench(StandIn(), bench.out), *preference.ARMS)
-    assert resumed.run("base-time", PROMPTS[0], 0)["key"] == row["key"]
-
-
-def test_arms_must_refer_to_earlier_ones(bench):
-    with pytest.raises(Exception, match="no arm before it"):
-        compare(bench, "late:steps=time:psd", "psd")
-
-
-def test_comparison_and_report(bench):
-    def row(score, seconds, held):
-        scores = [[score, *[0.0] * 10]] * 2
-        return {
-            "judge": scores, "reward": scores, "seconds": seconds, "cpu_seconds": seconds, "steps": 10, "start": 5,
-            "grown": 1, "pruned": 2, "swept": 3, "gaussians": 1, "small_components": 0, "error": None,
-            "held_out": held, "prompt": "a corgi", "machine": bench.machine,
-        }  # fmt: skip
-
-    runs = {
-        "psd": [[row(1.0, 3.0, False), row(2.0, 3.0, False)], [row(0.5, 3.0, True)] * 2],
-        "base": [[row(1.0, 2.0, False), row(1.0, 2.0, False)], [row(0.7, 2.0, True)] * 2],
-    }
-    c = preference.comparison(runs, "psd", "base", 1.0)
-    assert c["judge"].tolist() == pytest.approx([0.5, -0.2])
-    assert (c["wins"], c["held"], c["time"]) == (0.5, 0.0, 1.5)
-    assert c["met"][0] is False
-    page = preference.report(runs, ["base"], bench, "Title", "draft", 2)
-    assert "| psd against base | 1.50x | 50 % | 0 % | +0.150 [-0.200, +0.500]" in page
-    assert bench.machine["cpu"] in page
-
-
-def test_dev_prompts_are_not_report_prompts():
-    development = common.load_prompts(common.PROMPTS.with_name("dev_prompts.json"))
-    assert len(development) == 8
-    assert not {row["prompt"] for row in development} & {row["prompt"] for row in PROMPTS}
-    assert all(len(set(verdicts.captions(row))) == 11 for row in development)
+def test_options_of_an_evaluation(painted, tmp_path):
+    parser = argparse.ArgumentParser()
+    common.add_sweep_arguments(parser, "x")
+    sweep = common.sweep_of(parser.parse_args(arguments_of(tmp_path)), ["psd"])
+    assert [item.prompt for item in sweep.plan.items] == ["a corgi"]
+    assert sweep.config(sweep.plan.arms[0], "a corgi", 3).steps == 12
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--set", "steps"])
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -362,22 +193,19 @@ def test_bars_of_the_main_command():
 
 @pytest.mark.full
 def test_two_prompts_from_the_command_line(tmp_path):
-    out = ["--out", str(tmp_path / "out"), "--prompts", "2", "--steps", "3", "--set", "init.count=100"]
-    report = tmp_path / "preference.md"
-    arguments = [*out, "--calibrate", "1", "--report", str(report)]
-    preference.main(arguments)
-    rows = [json.loads(line) for line in report.with_suffix(".jsonl").read_text().splitlines()]
-    assert [row["arm"] for row in rows] == ["psd"] * 2 + ["base"] * 2 + ["base-time"] * 2
-    journal = (tmp_path / "out" / "runs.jsonl").read_text()
-    preference.main(arguments)
-    assert (tmp_path / "out" / "runs.jsonl").read_text() == journal
-
     report = tmp_path / "recognizable.md"
-    recognizable.main([*out, "--draws", "1", "--sampling-steps", "2", "--report", str(report)])
-    assert "right caption picked" in report.read_text()
-    assert report.with_suffix(".png").exists()
-    new = (tmp_path / "out" / "runs.jsonl").read_text().removeprefix(journal).splitlines()
-    assert sorted(json.loads(line)["kind"] for line in new) == ["empty"] * 2 + ["generator"] * 2 + ["prior"] * 2
+    arguments = ["--output-dir", str(tmp_path / "out"), "--prompts", "2", "--steps", "3", "--set", "init.count=100"]
+    arguments += ["--draws", "1", "--sampling-steps", "2", "--report", str(report)]
+    text = recognizable.main(arguments)
+    assert "right caption picked" in text
+    assert report.read_text() == text.rstrip() + "\n"
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"recognizable_{k}.png" for k in recognizable.KINDS}
+    rows = [json.loads(line) for line in report.with_suffix(".jsonl").read_text().splitlines()]
+    assert [(len(row["scores"]), len(row["scores"][0])) for row in rows] == [(2, 11)] * 8
+    kept = sorted((tmp_path / "out" / "pictures").glob("*.json"))
+    assert len(kept) == 8  # of each prompt three kinds and the empty picture
+    recognizable.main(arguments)
+    assert sorted((tmp_path / "out" / "pictures").glob("*.json")) == kept
 
 
 @pytest.mark.full

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +94,10 @@ def test_paired_counts_ties_as_half_and_leaves_gaps_out():
 # --- suites ----------------------------------------------------------------------------------------------------------
 
 
+GROUPS = ("objects", "colours", "arrangements")
+"""Kinds of wrong captions of the embedded models' suites, in their order."""
+
+
 @pytest.mark.parametrize(("suite", "count"), list(zip(SUITES, (40, 8, 5, 40, 60), strict=True)))
 def test_suites_load_from_the_package(suite, count):
     items = load_suite(suite)
@@ -103,16 +108,19 @@ def test_suites_load_from_the_package(suite, count):
 
 
 def test_the_mini_suites_are_those_of_the_benchmarks():
-    from bench.common import PROMPTS, load_prompts
-    from bench.verdicts import captions
-
-    for suite, file in (("mini-40", PROMPTS), ("mini-dev-8", PROMPTS.with_name("dev_prompts.json"))):
-        rows = {row["prompt"]: row for row in load_prompts(file)}
+    bench = Path(__file__).resolve().parents[1] / "tools" / "bench"
+    for suite, file in (("mini-40", "prompts.json"), ("mini-dev-8", "dev_prompts.json")):
+        rows = {row["prompt"]: row for row in json.loads((bench / file).read_text(encoding="utf-8"))}
         items = load_suite(suite)
         assert {item.prompt for item in items} == rows.keys()
         for item in items:
-            assert [item.prompt, *item.wrong] == captions(rows[item.prompt])
+            groups = rows[item.prompt]["distractors"]
+            assert list(item.wrong) == [text for name in GROUPS for text in groups[name]]
+            assert [len(groups[name]) for name in GROUPS] == [4, 3, 3]
+            assert len({item.prompt, *item.wrong}) == 11
             assert item.group == ("held out" if rows[item.prompt]["held_out"] else "seen")
+    report, development = ({item.prompt for item in load_suite(suite)} for suite in ("mini-40", "mini-dev-8"))
+    assert not report & development
 
 
 def test_a_suite_of_ones_own(tmp_path):

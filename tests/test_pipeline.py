@@ -285,7 +285,7 @@ def test_evaluation_views():
 
 def test_scores_are_means_over_the_evaluation_views():
     asset, judge = red_ball(), RedReward()
-    images = evaluation_images(asset)
+    images = evaluation_images(asset, 256)
     expected = float((images[:, :, 0] - images[:, :, 1]).mean())
     assert score_asset(asset, "a ball", judge) == pytest.approx(expected, abs=1e-6)
     seen = []
