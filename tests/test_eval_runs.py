@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from painted import PaintedPrior, RedReward, tiny_config
 
 from psd_gs import TextTo3DPipeline, trainer
 from psd_gs.cli import main
+from psd_gs.cli.eval import Run
 from psd_gs.config import Config, to_dict
 from psd_gs.errors import ConfigError, InputError, OutputError
 from psd_gs.evaluation import compare, sweep
@@ -21,7 +23,7 @@ from psd_gs.evaluation.scores import Viewing
 from psd_gs.evaluation.suites import Item
 from psd_gs.evaluation.sweep import Plan, Sweep, collect, spent
 from psd_gs.export.ply import read_ply
-from psd_gs.job import Request
+from psd_gs.job import Request, resolve
 from psd_gs.rewards.base import CallableReward
 from psd_gs.trainer import Trainer
 
@@ -141,6 +143,28 @@ def test_other_options_are_refused(tmp_path):
 def test_misspelt_options_show_at_once(tmp_path):
     with pytest.raises(ConfigError, match="guard"):
         sweep_of(tmp_path, "psd", "x:guidance.psd.gard=1")
+
+
+@pytest.mark.parametrize("asked", [{"preset": "draft"}, {"recipe": "dreamdpo"}, {"file": {"preset": "quality"}}])
+def test_a_run_is_resolved_as_generate_resolves_it(mini_pipeline, tmp_path, asked):
+    given = Request("a dog", options={"prior": "mini", "device": "cpu", "seed": 3, "steps": 7}, **asked)
+    plan = Plan(suite="test", items=ITEMS, arms=[parse_arm("none"), parse_arm("x:steps=9")], request=given)
+    made = Sweep(mini_pipeline, plan, tmp_path)
+    alone = resolve(given)
+    ours = [made.config(arm, "a dog", 3) for arm in plan.arms]
+    assert ours[0].weights == made.decisive
+    none = replace(alone.guidance, preference="none")
+    names = {"reward": "mini", "judge": "mini-judge", "weights": made.decisive}
+    assert ours[0] == replace(alone, guidance=none, **names)
+    assert ours[1] == replace(alone, steps=9, **names)
+    assert ours[0].preset == (asked.get("preset") or asked.get("recipe") or "quality")
+
+
+def test_eval_run_asks_for_what_is_named():
+    run = Run(suite="smoke-5", set=("guidance.psd.weight=3",), steps=9)
+    assert run.request("a dog") == Request("a dog", "draft", options={"steps": 9, "guidance": {"psd": {"weight": 3}}})
+    assert Run(suite="smoke-5", recipe="psd").request("a dog").preset is None
+    assert Run(suite="smoke-5", preset="quality").request("a dog").preset == "quality"
 
 
 def test_a_vanished_asset_is_a_result(tmp_path):
@@ -323,6 +347,7 @@ def test_the_report_stands_alone(tmp_path):
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
     text = path.with_suffix(".md").read_text(encoding="utf-8")
     assert "| psd against none | +0.100 | [-0.300, +0.500] | 50 % | [9 %, 91 %] | +0.18 |" in text
+    assert "| dog | 1 | 1.500 | 1.000 | 100 % |" in text
     assert "1 finished runs lack a partner" in text
     rows = [json.loads(line) for line in path.with_name("results.jsonl").read_text().splitlines()]
     assert len(rows) == 6
@@ -367,6 +392,7 @@ def test_what_the_command_line_refuses(tmp_path, capsys):
         (["run", "smoke-5", "--arms", "psdd"], "expected one of"),
         (["run", "smoke-5", "--shard", "1"], "--shard"),
         (["run", "smoke-5", "--views", "5"], "even"),
+        (["run", "smoke-5", "--recipe", "psd", "--preset", "draft"], "received both"),
         (["report", str(tmp_path)], "found none"),
     ):
         with pytest.raises(SystemExit):

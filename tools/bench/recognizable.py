@@ -45,7 +45,7 @@ from bench.common import (
 )
 from psd_gs.errors import PsdGsError
 from psd_gs.evaluation.report import markdown_table, share
-from psd_gs.evaluation.scores import caption_scores, match, right
+from psd_gs.evaluation.scores import caption_scores, match_probability, share_right
 from psd_gs.evaluation.statistics import bootstrap
 from psd_gs.evaluation.suites import Item
 from psd_gs.evaluation.sweep import Sweep
@@ -126,7 +126,7 @@ def judged(sweep: Sweep, item: Item, decides: Row, draw: Callable[[], Drawn]) ->
         scores = caption_scores(judge, images.to(sweep.pipeline.prior.device), captions)
         four = list(images[0].cpu().permute(0, 2, 3, 1))
         contact_sheet(four, picture, columns=2, size=SIZE, metadata={"prompt": item.prompt})
-        return {"scores": scores.tolist(), "match": match(judge, scores), "colours": shares(rgba)}
+        return {"scores": scores.tolist(), "match": match_probability(judge, scores), "colours": shares(rgba)}
 
     return kept(sweep.folder / "pictures", decides | {"captions": captions, "weights": sweep.digests}, make)
 
@@ -160,7 +160,7 @@ def score(row: Row) -> float:
 def accuracy(row: Row, group: str | None = None) -> float:
     """Share of the sets in which the right caption beats all distractors (of one group)."""
     scores = torch.tensor(row["scores"])
-    return right(torch.cat([scores[:, :1], scores[:, GROUPS[group]]], 1) if group else scores)
+    return share_right(torch.cat([scores[:, :1], scores[:, GROUPS[group]]], 1) if group else scores)
 
 
 def by_prompt(prompts: list[list[Row]], measure: Callable[[Row], float]) -> Float[np.ndarray, " P"]:

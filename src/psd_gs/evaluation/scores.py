@@ -28,7 +28,6 @@ from psd_gs.scoring import evaluation_cameras, evaluation_images, render_size
 Models = Mapping[str, Reward]
 """By name."""
 
-
 FILM_SIZE = 128
 """Of the pictures that reports show, pixels."""
 
@@ -140,18 +139,18 @@ def model_scores(
         "min": _rounded(views.min()),
         "front": _rounded(views[front].mean()),
         "back": _rounded(views[back].mean()),
-        "match": _rounded(match(model, logits)) if wrong else None,
-        "right": _rounded(right(logits)) if wrong else None,
+        "match": _rounded(match_probability(model, logits)) if wrong else None,
+        "right": _rounded(share_right(logits)) if wrong else None,
         "views": [_rounded(score) for score in views],
     }
 
 
-def match(model: Reward, scores: Float[Tensor, "S captions"]) -> float:
+def match_probability(model: Reward, scores: Float[Tensor, "S captions"]) -> float:
     """Probability of the first caption among all of them, mean over sets: a softmax over the model's logits."""
     return float((logit_scale(model) * scores).softmax(1)[:, 0].mean())
 
 
-def right(scores: Float[Tensor, "S captions"]) -> float:
+def share_right(scores: Float[Tensor, "S captions"]) -> float:
     """Share of the sets in which the first caption beats all others; a tie does not."""
     return float((scores[:, 0] > scores[:, 1:].amax(1)).float().mean())
 
