@@ -22,8 +22,8 @@ from PIL import Image
 
 from bench.common import ROOT, Progress, Row, digest, kept
 from bench.mesh_views import against_splat
+from psd_gs.asset import open_asset
 from psd_gs.cli.run_options import parse_shard
-from psd_gs.export.formats import load
 from psd_gs.mesh.build import BuildOptions, build
 from psd_gs.mesh.extract import MeshOptions
 
@@ -32,7 +32,7 @@ IOU, PSNR = 0.95, 22.0
 
 def measure(path: Path, texture_size: int, picture: Path) -> Row:
     """Mesh one asset and compare."""
-    asset = load(path)
+    asset = open_asset(path, fit=False)
     start = time.process_time()
     built = build(asset, BuildOptions(MeshOptions(), texture_size=texture_size, normal_map=False))
     seconds = time.process_time() - start
