@@ -44,7 +44,7 @@ def test_presets_load(name, family):
     made = make_config(name, family)
     assert made.preset == name
     sections = yaml.safe_load((CHECKOUT / f"{name}.yaml").read_text(encoding="utf-8"))
-    written = merged(sections["common"], sections.get(family, {}))
+    written = merged(sections.get("common", {}), sections.get(family, {}))
     assert written
 
     def check(options: dict[str, Any], where: Any) -> None:
@@ -61,7 +61,17 @@ def test_presets_load(name, family):
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_files_have_no_stray_sections(name):
     sections = yaml.safe_load((CHECKOUT / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert set(sections) <= {"common", *FAMILIES}
+    assert set(sections) <= {"base", "common", *FAMILIES}
+
+
+def test_a_preset_says_only_what_its_base_does_not():
+    for name in set(PRESETS) - {"default"}:
+        assert make_config(name, "mini").guidance == make_config("default", "mini").guidance
+        for family in FAMILIES:
+            own = yaml.safe_load((CHECKOUT / f"{name}.yaml").read_text(encoding="utf-8")).get(family, {})
+            base = to_dict(make_config("default", family))
+            for key, value in own.items():
+                assert merged(base, {key: value})[key] != base[key], f"{name}, {family}: {key} is the default's"
 
 
 def test_preset_folder_of_this_installation():
