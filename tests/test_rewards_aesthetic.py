@@ -10,6 +10,7 @@ from tiny_rewards import clip_folder, pictures
 from psd_gs.errors import InputError, ModelError
 from psd_gs.rewards.aesthetic import FILES, load_aesthetic
 from psd_gs.rewards.clip import image_features, load_clip
+from psd_gs.testing import check_reward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,6 +26,11 @@ def folder(tmp_path):
     for name, rows in zip(FILES, (mlp, {"weight": (1, 24), "bias": (1,)}), strict=True):
         torch.save({key: torch.as_tensor(value) for key, value in weights(rows).items()}, tmp_path / name)
     return tmp_path
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_kit_passes(folder, file):
+    check_reward(load_aesthetic(folder, clip=folder, files=(file,)))
 
 
 @pytest.mark.parametrize("file", FILES)

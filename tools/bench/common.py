@@ -39,10 +39,10 @@ from psd_gs.export.pictures import contact_sheet
 from psd_gs.files import write_atomic
 from psd_gs.gaussians import Gaussians
 from psd_gs.pipeline import TextTo3DPipeline
-from psd_gs.priors import FAMILY
+from psd_gs.priors import family_of
 from psd_gs.priors.mini import folder as embedded
+from psd_gs.published import EMBEDDED
 from psd_gs.render import render, renderer_device
-from psd_gs.rewards import EMBEDDED
 from psd_gs.runs import slug
 from psd_gs.scoring import evaluation_cameras, evaluation_images
 from psd_gs.trainer import read_tensors, write_tensors
@@ -115,7 +115,7 @@ def make_run_config(bench: Bench, preset: str, prompt: str, seed: int, *override
     prior = bench.pipeline.prior
     names: Row = {"prompt": prompt, "seed": seed, "prior": prior.name, "device": str(prior.device)}
     names |= {name: model.name for name, model in bench.rewards.items()}
-    return make_config(preset, FAMILY.get(prior.name, "mini"), *overrides, names, where=where)
+    return make_config(preset, family_of(prior), *overrides, names, where=where)
 
 
 # --- what decides a result -------------------------------------------------------------------------------------------
