@@ -96,14 +96,16 @@ def site(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def installed(site):
     """This process, as if it had been started with both packages installed."""
+    tables = (*TABLES.values(), FORMATS)
+    assert not any(table.plugins for table in tables), "of the packages that are really installed"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
-        for table in (*TABLES.values(), FORMATS):
+        for table in tables:
             fresh = Registry(table.kind, table.entry, table.group, table.own, table.prefix)
             patch.setattr(table, "plugins", fresh.plugins)
         patch.setattr(guidance_module, "Preference", Literal[tuple(PREFERENCES)])
         yield
-        for table in (*TABLES.values(), FORMATS):
+        for table in tables:
             table._loaded.clear()
 
 

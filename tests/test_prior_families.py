@@ -86,7 +86,7 @@ def test_reward_and_judge_of_a_folder_are_those_of_its_family(folders, tmp_path)
     assert resolve(str(tmp_path / "mvdream"), "auto", "auto")[1:] == ("hpsv2.1", "pickscore")
     embedded = str(mini.folder("prior"))
     assert resolve(embedded, "auto", "auto") == (embedded, "mini", "mini-judge")
-    (config,) = Generate("a corgi", prior=str(folders["sdxl"])).configs()
+    config = Generate(prompt="a corgi", prior=str(folders["sdxl"])).resolve("a corgi")
     assert (config.reward, config.judge, config.prior_size) == ("hpsv2.1", "pickscore", 512)
 
 
