@@ -137,6 +137,7 @@ LAYERS = {
     "gaussians": set(),
     "colours": set(),
     "cameras": set(),
+    "kernels": set(),
     "report": {"errors"},
     "runs": {"errors", "files"},
     "weights": {"errors", "entries", "published"},

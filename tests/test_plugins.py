@@ -203,6 +203,7 @@ def test_a_broken_package_is_a_line_of_warning(installed, capsys):
     listed = capsys.readouterr().out.splitlines()
     rows = [re.split(r"  +", line) for line in listed]
     assert ["plain", "prior", "installed", "yes", "MIT", "psd-gs-example 0.1"] in rows
+    assert next(row for row in rows if row[0] == "mvdream")[:5] == ["mvdream", "prior", "2.6 GB", "no", "3.0 GB"]
     assert {row[0] for row in rows if row[-1] == "psd-gs-example 0.1"} == {"plain", "colourful", "best", ".xyz"}
     warnings = [line for line in listed if line.startswith("warning: ")]
     expected = [

@@ -57,7 +57,7 @@ def reward_loss(
 
 
 class DreamFL(Preference):
-    """The reward's gradient added to that of the base loss."""
+    """The reward's gradient added to that of the base loss; logs ``reward`` and ``reward_share`` of the gradient."""
 
     options: DreamFLConfig
 

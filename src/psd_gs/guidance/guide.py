@@ -31,12 +31,8 @@ class GuidanceOutput:
 
     Attributes:
         loss: differentiable in the images; only its gradient means anything.
-        logs: scalars, means over groups. ``t``; ``base_norm``, of the base residual in x0. Where a pair was judged:
-            ``reward_win``, ``reward_lose``, ``gap``, ``pair_norm`` (of the contrast of clean estimates); with psd
-            and dreamdpo ``kappa`` (the part of the loser); with psd ``pair_share`` (of the weighted, guarded score
-            relative to the base residual), ``pair_cos`` (between contrast and base residual), ``nan_pairs`` (so
-            far). Where the negative embedding was refined: ``negative_loss``, ``negative_shift`` (norm of its
-            change). With vsd: ``lora_loss``. Where dreamfl spoke: ``reward``, ``reward_share``.
+        logs: scalars, means over groups. ``t``; ``base_norm``, of the base residual in x0; ``lora_loss``, where a copy
+            of the prior is trained; where groups were judged, what the preference score has to say.
     """
 
     loss: Float[Tensor, ""]
@@ -50,10 +46,9 @@ class Guidance:
         prior: the diffusion model.
         prompt: what the asset is.
         config: options.
-        reward: the judge, required by all preferences but none; several of them vote in dreamdpo, the first one's
-            gap counts and it decides a draw.
+        reward: the judge, which most preferences require; several of them where the preference lets them vote.
         negative: a refined negative embedding to start from, instead of the negative prompt's.
-        seed: of the generators that are not given, and of the copy that vsd trains.
+        seed: of the generators that are not given, and of the copy of the prior where one is trained.
         timestep_generator: draws timesteps; on the CPU, so that schedules are decided without waiting for a device.
         noise_generator: draws noise, on any device.
 

@@ -293,7 +293,11 @@ def take(x: Float[Tensor, "N G V C h w"], index: Int[Tensor, "G U"]) -> Float[Te
 
 
 class PairPreference(Preference, ABC):
-    """A preference score from ranked estimates of one render under several noises."""
+    """A preference score from ranked estimates of one render under several noises.
+
+    All of ours log ``reward_win``, ``reward_lose``, ``gap`` between them, and ``pair_norm``, of the contrast of the
+    best and the worst clean estimate.
+    """
 
     options: PairConfig
 

@@ -104,7 +104,10 @@ def turned(
 class PSD(PairPreference):
     """The contrast of ranked estimates beside the base score, and the refinement of the negative embedding.
 
-    Its running state is the mean gap and the count of pairs without a verdict.
+    Its running state is the mean gap and the count of pairs without a verdict. Logs ``kappa`` (the confidence),
+    ``pair_share`` (norm of the weighted, guarded score relative to the base residual), ``pair_cos`` (between contrast
+    and base residual), ``nan_pairs`` (so far) and, where the negative embedding was refined, ``negative_loss`` and
+    ``negative_shift`` (norm of its change).
     """
 
     options: PSDConfig
