@@ -157,7 +157,7 @@ LAYERS = {
     "run_report": {"errors", "files", "report", "runs"},
     "scoring": {"cameras", "gaussians", "render", "rewards"},
     "models": {"config", "errors", "priors", "published", "rewards", "weights"},
-    "start": {"colours", "config", "errors", "export", "gaussians", "mesh", "priors", "trainer", "weights"},
+    "start": {"asset", "colours", "config", "errors", "export", "gaussians", "mesh", "priors", "trainer", "weights"},
     "pipeline": {
         *("errors", "files", "gaussians", "config", "priors", "rewards", "guidance", "export", "mesh", "models"),
         *("run_report", "runs", "scoring", "start", "trainer"),
