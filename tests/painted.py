@@ -15,8 +15,8 @@ from torch import Tensor
 
 from psd_gs.cameras import Cameras
 from psd_gs.config import CameraConfig, Config, DensifyConfig, InitConfig
+from psd_gs.config.guidance import GuidanceConfig, NegativeConfig, PSDConfig
 from psd_gs.gaussians import Gaussians, random_ball, rgb_to_sh0
-from psd_gs.guidance.config import GuidanceConfig, NegativeConfig, PSDConfig
 from psd_gs.guidance.guide import Guidance
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.render import render

@@ -13,7 +13,6 @@ import yaml
 
 from psd_gs import config as config_module
 from psd_gs.config import (
-    FAMILIES,
     PRESETS,
     CameraConfig,
     Config,
@@ -29,8 +28,9 @@ from psd_gs.config import (
     suggestion,
     to_dict,
 )
+from psd_gs.config.guidance import GuidanceConfig, NegativeConfig, PSDConfig
+from psd_gs.entries import FAMILIES
 from psd_gs.errors import ConfigError
-from psd_gs.guidance.config import GuidanceConfig, NegativeConfig, PSDConfig
 
 CHECKOUT = Path(__file__).resolve().parents[1] / "configs"
 
@@ -88,7 +88,7 @@ def test_presets_load_from_a_wheel_and_from_a_checkout(tmp_path, monkeypatch, pa
     package.mkdir(parents=True, exist_ok=True)
     (folder / "draft.yaml").write_text("common: {}\nmini: {steps: 77}\n")
     monkeypatch.setattr(config_module.resources, "files", lambda name: package)
-    monkeypatch.setattr(config_module, "__file__", str(package / "config.py"))
+    monkeypatch.setattr(config_module, "__file__", str(package / "config" / "__init__.py"))
     assert configs_folder() == folder
     assert make_config("draft", "mini").steps == 77
 
@@ -166,6 +166,8 @@ def shaken(cls: type, rng: random.Random) -> Any:
             values[name] = tuple(
                 v + rng.randint(0, 3) if isinstance(v, int) else v * rng.uniform(0.9, 1) for v in value
             )
+        elif name == "others":  # of packages that are not installed
+            values[name] = {}
         elif isinstance(value, dict):
             values[name] = {"mvdream/unet": f"{rng.getrandbits(256):064x}"}
         else:
@@ -192,7 +194,7 @@ def test_defaults_round_trip_and_infinity():
 def test_to_dict_is_plain_and_complete():
     def check(data: Any, cls: type) -> None:
         hints = get_type_hints(cls)
-        assert list(data) == [f.name for f in fields(cls)]
+        assert list(data) == [f.name for f in fields(cls) if "sections" not in f.metadata]
         for name, value in data.items():
             if is_dataclass(hints[name]):
                 check(value, hints[name])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from toy import COND_VAR, DIM, MEAN, NEG_VAR, OFF_STD, LinearReward, ToyPrior, cameras_for, flatten, random_images
 
+from psd_gs.config.guidance import GuidanceConfig, NegativeConfig, PSDConfig, TimestepConfig
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.guidance.config import GuidanceConfig, NegativeConfig, PSDConfig, TimestepConfig
 from psd_gs.guidance.guide import Guidance, sample_noise
 from psd_gs.guidance.negative import NegativeEmbedding
 from psd_gs.guidance.preference import group_norm
@@ -119,7 +119,7 @@ def test_only_groups_below_t_max_are_judged():
     config = GuidanceConfig(timesteps=timesteps, psd=PSDConfig(t_max=0.5), negative=OFF)
     images, cameras = random_images(16), cameras_for(16)
     guidance, bare = Guidance(prior, "y", config, reward=reward), Guidance(prior, "y", config, reward=reward)
-    bare.pair.config = PSDConfig(t_max=0.5, guard=0.0)  # the same noises, no say
+    bare.preference.options = PSDConfig(t_max=0.5, guard=0.0)  # the same noises, no say
     gradient, _ = latent_gradient(guidance, images, cameras)
     t, _ = drawn(0, prior.encode(images), timesteps, 1)
     spoken = (t <= 0.5).tolist()

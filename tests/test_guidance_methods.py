@@ -20,16 +20,16 @@ from toy import (
 )
 
 from psd_gs.cameras import orbit, turntable
-from psd_gs.errors import ConfigError
-from psd_gs.guidance import vsd as vsd_module
-from psd_gs.guidance.base_scores import asd, csd, nfsd, sds
-from psd_gs.guidance.config import (
+from psd_gs.config.guidance import (
     GuidanceConfig,
     ISMConfig,
     NegativeConfig,
     PSDConfig,
     VSDConfig,
 )
+from psd_gs.errors import ConfigError
+from psd_gs.guidance import vsd as vsd_module
+from psd_gs.guidance.base_scores import asd, csd, nfsd, sds
 from psd_gs.guidance.denoiser import Denoiser
 from psd_gs.guidance.guide import Guidance
 from psd_gs.guidance.ism import invert

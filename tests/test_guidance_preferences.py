@@ -18,11 +18,11 @@ from toy import (
     ToyPrior,
     cameras_for,
     flatten,
+    preferring,
     random_images,
 )
 
-from psd_gs.errors import ConfigError
-from psd_gs.guidance.config import (
+from psd_gs.config.guidance import (
     DreamDPOConfig,
     DreamFLConfig,
     GuidanceConfig,
@@ -37,10 +37,11 @@ from psd_gs.guidance.config import (
     TimestepConfig,
     VSDConfig,
 )
-from psd_gs.guidance.dreamdpo import DreamDPO, rank
+from psd_gs.errors import ConfigError
+from psd_gs.guidance.dreamdpo import rank
 from psd_gs.guidance.guide import Guidance
 from psd_gs.guidance.preference import Candidates
-from psd_gs.guidance.rewardsds import RewardSDS, noise_weights, preview
+from psd_gs.guidance.rewardsds import noise_weights, preview
 from psd_gs.rewards.base import CallableReward
 from psd_gs.rewards.combine import Scored, WeightedSum
 
@@ -66,7 +67,7 @@ def ballot(gap: float, **more) -> Candidates:
 def test_dreamdpo_is_winner_only_below_tau_and_the_contrast_above(form):
     for gap, smooth, push in ((0.009, False, 0), (0.011, False, 1), (0.004, True, 0.4), (0.5, True, 1)):
         candidates = ballot(gap)
-        verdict = DreamDPO(DreamDPOConfig(form=form, smooth=smooth))(candidates)
+        verdict = preferring("dreamdpo", DreamDPOConfig(form=form, smooth=smooth)).decide(candidates)
         loser = candidates.residuals if form == "paper" else candidates.unguided
         expected = candidates.residuals[1] - push * loser[0]
         torch.testing.assert_close(verdict.score + candidates.residuals.mean(0), expected)
@@ -76,7 +77,7 @@ def test_dreamdpo_is_winner_only_below_tau_and_the_contrast_above(form):
 def test_without_a_threshold_dreamdpo_always_contrasts_and_the_first_wins_a_tie():
     for smooth in (False, True):
         candidates = ballot(0.0)
-        verdict = DreamDPO(DreamDPOConfig(threshold=0.0, smooth=smooth))(candidates)
+        verdict = preferring("dreamdpo", DreamDPOConfig(threshold=0.0, smooth=smooth)).decide(candidates)
         assert (int(verdict.best), int(verdict.worst)) == (0, 1)
         expected = candidates.residuals[0] - (0 if smooth else 1) * candidates.residuals[1]
         torch.testing.assert_close(verdict.score + candidates.residuals.mean(0), expected)
@@ -151,7 +152,7 @@ def test_noise_weights():
 def test_rewardsds_lies_between_sds_and_a_contrast():
     """0.9 T - 0.1 B = 0.8 (T + B) / 2 + 0.5 (T - B)."""
     residuals, rewards = randn(6, 2, 1, 1, 4, 4), randn(6, 2, 1, seed=1)
-    verdict = RewardSDS(RewardSDSConfig(n_noises=6))(Candidates(residuals, rewards, residuals))
+    verdict = preferring("rewardsds", RewardSDSConfig(n_noises=6)).decide(Candidates(residuals, rewards, residuals))
     order = rewards[:, :, 0].argsort(0, descending=True)
     top, bottom = (torch.stack([residuals[order[i], [0, 1]] for i in rows]).mean(0) for rows in ((0, 1), (4, 5)))
     expected = 0.8 * (top + bottom) / 2 + 0.5 * (top - bottom)

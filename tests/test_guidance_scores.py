@@ -7,12 +7,10 @@ from typing import get_args
 
 import pytest
 import torch
-from toy import LinearReward, cameras_for
+from toy import LinearReward, cameras_for, preferring
 
 from psd_gs.cameras import orbit
-from psd_gs.errors import ConfigError, InputError
-from psd_gs.guidance.base_scores import METHODS, WEIGHTINGS, recon, rescale_guidance, score_loss, sds
-from psd_gs.guidance.config import (
+from psd_gs.config.guidance import (
     GuidanceConfig,
     Method,
     NegativeConfig,
@@ -22,19 +20,14 @@ from psd_gs.guidance.config import (
     TimestepConfig,
     Weighting,
 )
+from psd_gs.config.guidance import Preference as PreferenceName
+from psd_gs.errors import ConfigError, InputError
+from psd_gs.guidance.base_scores import WEIGHTINGS, BaseScore, base_score, recon, rescale_guidance, score_loss, sds
 from psd_gs.guidance.denoiser import Prediction
-from psd_gs.guidance.preference import (
-    PSD,
-    SCALES,
-    Candidates,
-    advantages,
-    contrast,
-    group_norm,
-    guarded,
-    judge,
-    take,
-)
+from psd_gs.guidance.guide import check_combination
+from psd_gs.guidance.preference import Candidates, Preference, group_norm, judge, preference_class, take
 from psd_gs.guidance.prompts import directed, direction_index
+from psd_gs.guidance.psd import SCALES, advantages, contrast, guarded
 from psd_gs.guidance.timesteps import SCHEDULES
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.rewards.base import CallableReward, group_score
@@ -45,7 +38,8 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_every_choice_has_an_implementation():
-    assert set(METHODS) == set(get_args(Method))
+    assert all(isinstance(base_score(name), BaseScore) for name in get_args(Method))
+    assert all(issubclass(preference_class(name), Preference) for name in get_args(PreferenceName))
     assert set(WEIGHTINGS) == set(get_args(Weighting)) - {"auto"}
     assert set(SCHEDULES) == set(get_args(Schedule))
     assert set(SCALES) == set(get_args(Scale))
@@ -193,28 +187,28 @@ def test_view_pairs_are_ranked_one_by_one():
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0, math.inf])
 def test_guard_bounds_each_group(ratio, reference):
     estimates, rewards, residuals = randn(2, 5, 1, 1, 8, 8), randn(2, 5, 1, seed=1), randn(2, 5, 1, 1, 8, 8, seed=2)
-    psd = PSD(PSDConfig(weight=2.0, guard=ratio, guard_reference=reference), torch.device("cpu"))
-    score = psd(Candidates(estimates, rewards, residuals)).score
+    psd = preferring("psd", PSDConfig(weight=2.0, guard=ratio, guard_reference=reference))
+    score = psd.decide(Candidates(estimates, rewards, residuals)).score
     limit = {
         "noise": ((group_norm(residuals[0]) ** 2 + group_norm(residuals[1]) ** 2) / 2).sqrt(),
         "base": group_norm(residuals.mean(0)),
         "contrast": group_norm(estimates[0] - estimates[1]),
     }[reference]
     norms = group_norm(score)
-    free = PSD(PSDConfig(weight=2.0, guard=math.inf), torch.device("cpu"))(
-        Candidates(estimates, rewards, residuals)
-    ).score
+    free = (
+        preferring("psd", PSDConfig(weight=2.0, guard=math.inf)).decide(Candidates(estimates, rewards, residuals)).score
+    )
     expected = torch.minimum(group_norm(free), ratio * limit) if math.isfinite(ratio) else group_norm(free)
     torch.testing.assert_close(norms, expected)
     assert guarded(free, limit, math.inf) is free
 
 
 def test_gap_mean_is_an_average_over_valid_units():
-    psd, estimates, residuals = PSD(PSDConfig(), torch.device("cpu")), randn(2, 3, 1, 1, 2, 2), randn(2, 3, 1, 1, 2, 2)
+    psd, estimates, residuals = preferring("psd", PSDConfig()), randn(2, 3, 1, 1, 2, 2), randn(2, 3, 1, 1, 2, 2)
 
     def step(*gaps: float):
         rewards = torch.tensor([[[g] for g in gaps], [[0.0]] * len(gaps)])
-        return psd(Candidates(estimates, rewards, residuals))
+        return psd.decide(Candidates(estimates, rewards, residuals))
 
     nan = float("nan")
     assert float(step(nan, nan, nan).logs["kappa"]) == 0
@@ -232,25 +226,25 @@ def test_gap_mean_is_an_average_over_valid_units():
 
 def test_equal_rewards_say_nothing():
     for scale in get_args(Scale):
-        psd = PSD(PSDConfig(scale=scale), torch.device("cpu"))
+        psd = preferring("psd", PSDConfig(scale=scale))
         rewards = torch.full((2, 2, 1), 0.3)
-        verdict = psd(Candidates(randn(2, 2, 1, 1, 4, 4), rewards, randn(2, 2, 1, 1, 4, 4)))
+        verdict = psd.decide(Candidates(randn(2, 2, 1, 1, 4, 4), rewards, randn(2, 2, 1, 1, 4, 4)))
         assert verdict.score.abs().max() == 0
 
 
 def test_psd_acts_within_its_window():
-    psd = PSD(PSDConfig(start=0.1, end=0.7, every=3, t_max=0.6), torch.device("cpu"))
+    psd = preferring("psd", PSDConfig(start=0.1, end=0.7, every=3, t_max=0.6))
     t = torch.tensor([0.3, 0.7])
     assert psd.acts(0.5, 6, t).tolist() == [True, False]
     for progress, step in ((0.09, 6), (0.71, 6), (0.5, 7)):
         assert not psd.acts(progress, step, t).any()
-    assert not PSD(PSDConfig(weight=0.0), torch.device("cpu")).acts(0.5, 0, t).any()
+    assert not preferring("psd", PSDConfig(weight=0.0)).acts(0.5, 0, t).any()
 
 
 def test_large_weights_without_a_guard_are_warned_of(caplog):
-    PSD(PSDConfig(weight=3.0), torch.device("cpu"))
+    preferring("psd", PSDConfig(weight=3.0))
     assert not caplog.text
-    PSD(PSDConfig(weight=3.0, guard=math.inf), torch.device("cpu"))
+    preferring("psd", PSDConfig(weight=3.0, guard=math.inf))
     assert "typical set" in caplog.text
 
 
@@ -336,7 +330,7 @@ def test_text_rows_expand_to_views_only():
         (lambda: PSDConfig(pooling="max"), "expected one of mean, min, softmin"),
         (lambda: TimestepConfig(t_max_end=0.01), "t_min_end <= t_max_end"),
         (lambda: TimestepConfig(t_max_start=1.0), "t_max_start: expected"),
-        (lambda: GuidanceConfig(psd=PSDConfig(pair_scale=1)), "factor 1 - scale"),
+        (lambda: check_combination(GuidanceConfig(psd=PSDConfig(pair_scale=1))), "factor 1 - scale"),
     ],
 )
 def test_bad_options_are_refused(make, message):
@@ -346,4 +340,4 @@ def test_bad_options_are_refused(make, message):
 
 def test_unit_scale_is_fine_without_refinement():
     for rest in ({"negative": NegativeConfig(mode="off")}, {"preference": "none"}):
-        assert GuidanceConfig(psd=PSDConfig(pair_scale=1), **rest).psd.pair_scale == 1
+        check_combination(GuidanceConfig(psd=PSDConfig(pair_scale=1), **rest))

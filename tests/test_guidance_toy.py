@@ -25,9 +25,10 @@ from toy import (
     random_images,
 )
 
-from psd_gs.guidance.config import GuidanceConfig, NegativeConfig, PSDConfig
-from psd_gs.guidance.guide import Guidance, turned
-from psd_gs.guidance.preference import advantages, contrast, take
+from psd_gs.config.guidance import GuidanceConfig, NegativeConfig, PSDConfig
+from psd_gs.guidance.guide import Guidance
+from psd_gs.guidance.preference import take
+from psd_gs.guidance.psd import advantages, contrast, turned
 from psd_gs.rewards.base import CallableReward
 
 GROUPS = 12

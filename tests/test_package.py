@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import os
 import pkgutil
@@ -128,35 +129,61 @@ def imported(path: Path, top_level: bool = False) -> set[str]:
 
 LAYERS = {
     "errors": set(),
+    "plugins": {"errors"},
+    "published": set(),
+    "entries": {"plugins", "published"},
+    "config": {"errors", "entries"},
     "files": {"errors"},
     "gaussians": set(),
     "colours": set(),
-    "report": {"errors"},
     "cameras": set(),
-    "published": set(),
-    "weights": {"errors", "published"},
+    "kernels": set(),
+    "report": {"errors"},
+    "runs": {"errors", "files"},
+    "weights": {"errors", "entries", "published"},
     "render": {"errors", "gaussians", "cameras"},
-    "priors": {"errors", "cameras", "files", "weights"},
-    "rewards": {"errors", "cameras", "files", "weights"},
-    "guidance": {"errors", "cameras", "priors", "rewards"},
-    "config": {"errors", "guidance"},
+    "priors": {"errors", "cameras", "files", "weights", "entries", "plugins"},
+    "rewards": {"errors", "cameras", "files", "weights", "entries", "plugins", "config"},
+    "guidance": {"errors", "cameras", "priors", "rewards", "entries", "plugins", "config"},
+    "testing": {"errors", "cameras", "config", "entries", "plugins", "priors", "rewards", "guidance"},
     "densify": {"errors", "gaussians", "cameras", "config", "render"},
-    "export": {"colours", "errors", "files", "gaussians", "cameras", "render"},
+    "export": {"colours", "errors", "files", "gaussians", "cameras", "render", "plugins"},
     "solidify": {"gaussians", "cameras", "render", "export"},
     "mesh": {"colours", "errors", "files", "gaussians", "cameras", "render", "export", "solidify"},
     "asset": {"errors", "gaussians", "export", "mesh", "runs"},
+    "trainer": {"errors", "files", "gaussians", "cameras", "config", "render", "guidance", "densify", "solidify"},
+    "live": {"errors", "gaussians"},
     "viewer": {"errors", "files", "gaussians", "export"},
+    "run_report": {"errors", "files", "report", "runs"},
+    "scoring": {"cameras", "gaussians", "render", "rewards"},
+    "models": {"config", "errors", "priors", "published", "rewards", "weights"},
+    "start": {"asset", "colours", "config", "errors", "export", "gaussians", "mesh", "priors", "trainer", "weights"},
+    "pipeline": {
+        *("errors", "files", "gaussians", "config", "priors", "rewards", "guidance", "export", "mesh", "models"),
+        *("run_report", "runs", "scoring", "start", "trainer"),
+    },
+    "job": {"config", "errors", "files", "guidance", "models", "pipeline", "priors", "runs", "trainer"},
     "evaluation": {
-        *("errors", "files", "gaussians", "cameras", "weights", "render", "priors", "rewards", "guidance", "config"),
-        *("export", "mesh", "report", "runs", "trainer", "pipeline", "scoring", "job"),
+        *("errors", "files", "gaussians", "cameras", "weights", "published", "render", "config", "priors", "rewards"),
+        *("guidance", "export", "mesh", "report", "runs", "scoring", "trainer", "pipeline", "job"),
     },
     "ranking": {"errors", "files", "evaluation", "export", "rewards", "runs", "scoring"},
     "batch": {"errors", "files", "config", "job", "pipeline", "priors", "report", "runs", "trainer"},
-    "scoring": {"cameras", "gaussians", "render", "rewards"},
-    "models": {"config", "errors", "priors", "published", "rewards", "weights"},
-    "job": {"config", "errors", "files", "guidance", "models", "pipeline", "priors", "runs", "trainer"},
 }
-"""Layer to the layers that it may import."""
+"""Every module of the package, but the command line, to those that it may import; each stands below those."""
+
+
+def modules() -> dict[str, Path]:
+    """Files of the package by the names of their modules."""
+    names = {path: path.relative_to(PACKAGE.parent).with_suffix("").parts for path in PACKAGE.rglob("*.py")}
+    return {".".join(parts[:-1] if parts[-1] == "__init__" else parts): path for path, parts in names.items()}
+
+
+def test_every_module_has_a_layer_and_only_those_above_import_it():
+    above = {path.stem if path.suffix else path.name for path in PACKAGE.iterdir()} - {"__pycache__", "assets", "py"}
+    assert above - {"__init__", "__main__", "cli", "configs"} == set(LAYERS)
+    for place, (layer, below) in enumerate(LAYERS.items()):
+        assert below <= set(list(LAYERS)[:place]), layer
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -169,6 +196,13 @@ def test_imports_point_down(layer):
             parts = module.split(".")
             if parts[0] == "psd_gs" and len(parts) > 1 and parts[1] != "__version__":
                 assert parts[1] in LAYERS[layer] | {layer}, f"{path.name} imports {module}"
+
+
+def test_no_module_imports_itself_round_a_circle():
+    """Imports inside functions count too; the package itself only hands out names of its modules."""
+    known = modules()
+    graph = {name: (imported(path) & known.keys()) - {name, "psd_gs"} for name, path in known.items()}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
 def test_only_the_command_line_prints_parses_and_reads_the_environment():

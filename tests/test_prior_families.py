@@ -15,13 +15,17 @@ from torch import Tensor, nn
 
 from psd_gs import TextTo3DPipeline
 from psd_gs.cameras import turntable
+from psd_gs.cli.generate import Generate
 from psd_gs.config import to_dict
+from psd_gs.entries import PRIORS
 from psd_gs.errors import BackendError, ConfigError, InputError, ModelError
 from psd_gs.guidance.base_scores import Prediction
-from psd_gs.priors import FAMILY, load_prior, prior_family
+from psd_gs.models import resolve
+from psd_gs.priors import load_prior, mini, prior_family
 from psd_gs.priors.memory import PRESETS, Memory
 from psd_gs.priors.sd3 import EDGE, StableDiffusion3Prior
 from psd_gs.priors.stable_diffusion import StableDiffusionPrior, StableDiffusionXLPrior
+from psd_gs.testing import check_prior
 
 FAMILIES = list(tiny_models.PIPELINES)
 
@@ -69,9 +73,25 @@ def test_families(priors, folders):
         StableDiffusionXLPrior,
         StableDiffusion3Prior,
     ]
-    assert {name: prior_family(str(folder)) for name, folder in folders.items()} == {n: FAMILY[n] for n in FAMILIES}
-    assert {name: prior.family for name, prior in priors.items()} == {n: FAMILY[n] for n in FAMILIES}
-    assert all(prior.image_size == 64 and prior.name == name for name, prior in priors.items())
+    expected = {name: PRIORS[name].family for name in FAMILIES}
+    assert {name: prior_family(str(folder)) for name, folder in folders.items()} == expected
+    assert {name: prior.family for name, prior in priors.items()} == expected
+    assert all(prior.image_size == 64 and prior.name == str(folders[name]) for name, prior in priors.items())
+
+
+def test_reward_and_judge_of_a_folder_are_those_of_its_family(folders, tmp_path):
+    for name, folder in folders.items():
+        assert resolve(str(folder), "auto", "auto") == (str(folder), *PRIORS[name].companions)
+    tiny_models.save_mvdream(tmp_path / "mvdream")
+    assert resolve(str(tmp_path / "mvdream"), "auto", "auto")[1:] == ("hpsv2.1", "pickscore")
+    embedded = str(mini.folder("prior"))
+    assert resolve(embedded, "auto", "auto") == (embedded, "mini", "mini-judge")
+    config = Generate(prompt="a corgi", prior=str(folders["sdxl"])).resolve("a corgi")
+    assert (config.reward, config.judge, config.prior_size) == ("hpsv2.1", "pickscore", 512)
+
+
+def test_the_kit_passes(prior):
+    check_prior(prior)
 
 
 def test_predictions_by_hand(priors):

@@ -12,10 +12,10 @@ from painted import PaintedPrior, RedReward, make_trainer
 from test_config import CHECKOUT
 
 from psd_gs.cli.generate import Generate
-from psd_gs.config import FAMILIES, PRESETS, RECIPES, Config, configs_folder, make_config, preset
+from psd_gs.config import PRESETS, RECIPES, Config, configs_folder, make_config, preset
+from psd_gs.entries import FAMILIES, PRIORS
 from psd_gs.errors import ConfigError
-from psd_gs.guidance.config import check_combination
-from psd_gs.priors import FAMILY
+from psd_gs.guidance.guide import check_combination
 
 FOLDER = CHECKOUT / "recipes"
 
@@ -43,7 +43,7 @@ def test_every_recipe_has_a_file_and_the_other_way_round():
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_what_they_say(name):
     prior = preset(name, "")["prior"]
-    made = make_config(name, FAMILY[prior])
+    made = make_config(name, PRIORS[prior].family)
     guidance = made.guidance
     found = (made.prior, guidance.method, guidance.preference, guidance.guidance_scale, guidance.timesteps.schedule)
     assert found == EXPECTED[name]

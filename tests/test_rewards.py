@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from psd_gs.cameras import joined, turntable
 from psd_gs.errors import ConfigError, InputError, ModelError
-from psd_gs.rewards import EMBEDDED, load_reward
+from psd_gs.published import EMBEDDED
+from psd_gs.rewards import load_reward
 from psd_gs.rewards.mini import MiniReward, RewardConfig, RewardNetwork
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))

@@ -9,6 +9,7 @@ from tiny_rewards import AESTHETIC_LAYERS, aesthetic_heads, clip_folder, picture
 from psd_gs.errors import InputError, ModelError
 from psd_gs.rewards.aesthetic import FILES, load_aesthetic
 from psd_gs.rewards.clip import image_features, load_clip
+from psd_gs.testing import check_reward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -16,6 +17,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def folder(tmp_path):
     return aesthetic_heads(clip_folder(tmp_path))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_kit_passes(folder, file):
+    check_reward(load_aesthetic(folder, clip=folder, files=(file,)))
 
 
 @pytest.mark.parametrize("file", FILES)

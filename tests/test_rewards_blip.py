@@ -11,6 +11,7 @@ from tiny_rewards import BLIP_FILES, answers, blip_folder, blip_sizes, pictures
 from psd_gs.cameras import orbit, turntable
 from psd_gs.errors import InputError, ModelError
 from psd_gs.rewards.blip import BlipNetwork, BlipReward, BlipSizes, from_package, load_blip_reward, sides
+from psd_gs.testing import check_reward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,6 +36,10 @@ def folder(tmp_path, head):
 
 def load(folder, head, **options) -> BlipReward:
     return load_blip_reward(folder, head=head, sizes=blip_sizes(), name=head, **options)
+
+
+def test_the_kit_passes(folder, head):
+    check_reward(load(folder, head))
 
 
 def test_scores_and_gradients_equal_the_reference(folder, oracle, head, monkeypatch):

@@ -31,6 +31,7 @@ from psd_gs.rewards.clip import (
     vit_h_14,
     vit_l_14,
 )
+from psd_gs.testing import check_reward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,6 +51,11 @@ def folder(tmp_path, mini_tokenizer):
     """A folder as PickScore's: config, weights in transformers' layout, tokenizer."""
     mini_tokenizer.save_pretrained(tmp_path)
     return clip_folder(tmp_path, len(mini_tokenizer))
+
+
+@pytest.mark.parametrize("load", [load_clip_reward, load_pickscore])
+def test_the_kit_passes(folder, load):
+    check_reward(load(folder))
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

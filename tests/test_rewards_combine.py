@@ -11,11 +11,14 @@ from tiny_rewards import blip_folder, blip_sizes
 
 from psd_gs import weights
 from psd_gs.cameras import turntable
+from psd_gs.config.guidance import PSDConfig
+from psd_gs.entries import REWARDS
 from psd_gs.errors import ConfigError, InputError, ModelError
-from psd_gs.guidance.config import PSDConfig
 from psd_gs.guidance.preference import judge
 from psd_gs.models import digests_of
-from psd_gs.rewards import RECIPES, blip, check_judge, load_reward, needed
+from psd_gs.plugins import resolved
+from psd_gs.published import EMBEDDED
+from psd_gs.rewards import blip, check_judge, load_reward, needed
 from psd_gs.rewards.base import CallableReward, group_score
 from psd_gs.rewards.combine import Scored, Term, WeightedSum, parse_expression
 
@@ -157,13 +160,13 @@ def test_a_judge_is_not_optimized():
 # --- published -------------------------------------------------------------------------------------------------------
 
 
-def test_every_recipe_has_its_downloads():
-    for name, recipe in RECIPES.items():
-        assert (name in weights.WEIGHTS) != bool(recipe.source)
-        assert set(recipe.parts.values()) <= set(weights.WEIGHTS)
-        assert recipe.std > 0
-        module = __import__(f"psd_gs.rewards.{recipe.load[0]}", fromlist=["x"])
-        assert callable(getattr(module, recipe.load[1]))
+def test_every_reward_has_its_downloads():
+    for name, entry in REWARDS.own.items():
+        assert weights.WEIGHTS.get(name) == entry.weights
+        assert (name in EMBEDDED) + bool(entry.weights) + bool(entry.source) == 1
+        assert set(entry.parts.values()) <= set(weights.WEIGHTS)
+        assert entry.std > 0
+        assert callable(resolved(entry.load))
     for name, entry in weights.WEIGHTS.items():
         if entry.kind in ("reward", "part"):
             assert entry.files, name
@@ -224,7 +227,7 @@ def test_nothing_heavy_is_imported_by_name_alone():
     import sys
 
     code = (
-        "import sys, json; from psd_gs.rewards import RECIPES, needed, check_judge; needed('hpsv2.1,mini:2'); "
+        "import sys, json; from psd_gs.rewards import needed, check_judge; needed('hpsv2.1,mini:2'); "
         "check_judge('mini', 'clip'); print(json.dumps([m for m in ('transformers', 'diffusers') if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

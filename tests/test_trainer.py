@@ -19,9 +19,9 @@ from toy import LinearReward, ToyPrior
 from psd_gs import trainer as trainer_module
 from psd_gs.cameras import turntable
 from psd_gs.config import CameraConfig, DensifyConfig, OptimizerConfig
+from psd_gs.config.guidance import GuidanceConfig
 from psd_gs.errors import BackendError, FormatError, OutputError, PsdGsError
 from psd_gs.gaussians import sh0_to_rgb
-from psd_gs.guidance.config import GuidanceConfig
 from psd_gs.render import render
 from psd_gs.trainer import (
     Trainer,

@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from psd_gs import pipeline, weights
+from psd_gs.entries import PRIORS
 from psd_gs.errors import ConfigError, ModelError
 from psd_gs.models import choose_prior, digests_of, downloads, resolve
-from psd_gs.priors import NAMES, load_prior
+from psd_gs.priors import load_prior, prior_family
 from psd_gs.priors.mvdream import SD21_4VIEW, original_names, unet_config
 from psd_gs.published import WEIGHTS
 
@@ -109,6 +110,29 @@ def test_a_hub_id(hub, saved):
     prior = load_prior("someone/finetune")
     assert prior.embed(["a cat"]).sequence.shape[0] == 1
     assert hub.fetched == ["someone/finetune"]
+
+
+def test_the_family_of_a_hub_id_is_known_by_its_index_and_its_name_stays(hub, saved):
+    hub.repos["someone/finetune"] = saved
+    assert prior_family("someone/finetune") == "sd"
+    assert resolve("someone/finetune", "auto", "auto") == ("someone/finetune", "hpsv2.1", "pickscore")
+    assert [path.name for path in hub.cache.rglob("*") if path.is_file()] == ["model_index.json"]
+    assert load_prior("someone/finetune").name == "someone/finetune"
+    facts = weights.provenance("someone/finetune")
+    assert facts == {
+        "name": "someone/finetune",
+        "repository": "someone/finetune",
+        "revision": "main",
+        "licence": "see its page",
+    }
+
+
+def test_only_what_is_embedded_is_recorded_as_embedded(hub):
+    embedded = {"repository": "embedded", "licence": "Apache-2.0"}
+    for name in ("mini", "mini-judge"):
+        assert weights.provenance(name) == {"name": name, **embedded}
+    for name in ("mini-likes", "./mini", "minidream"):
+        assert weights.provenance(name) == {"name": name, "licence": "unknown"}
 
 
 def test_a_half_downloaded_snapshot_is_fetched_again(hub, saved):
@@ -455,7 +479,7 @@ def test_models_commands(tmp_path, saved):
     assert listed.returncode == 0, listed.stderr
     names = {line.split()[0] for line in listed.stdout.splitlines()[1:]}
     assert names == {"mini", *WEIGHTS}
-    assert set(NAMES) <= names
+    assert set(PRIORS) <= names
     for arguments, part in (
         (("pull", "sd21"), f"{MIRROR}@0094d483: HF_HUB_OFFLINE is set"),
         (("pull",), "expected the name of a model"),

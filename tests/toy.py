@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from psd_gs.cameras import Cameras, turntable
+from psd_gs.config.guidance import GuidanceConfig
+from psd_gs.guidance.preference import Setup, preference_class
 from psd_gs.priors.base import TextEmbedding
 
 SIZE = 8
@@ -123,3 +125,10 @@ def random_images(groups: int, views: int = 1, seed: int = 0) -> Tensor:
         groups, views, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
     return x0.repeat(1, 1, 3, 1, 1).requires_grad_(True)
+
+
+def preferring(name: str, options: object):
+    """A preference score by itself, with its ``options``."""
+    prior = ToyPrior()
+    config = GuidanceConfig(preference=name, **{name: options})
+    return preference_class(name)(Setup(prior, [LinearReward()], "y", config, prior.embed([""])))

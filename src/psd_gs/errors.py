@@ -31,3 +31,7 @@ class BackendError(PsdGsError):
 
 class OutputError(PsdGsError):
     """A target that cannot be written, or that holds other work."""
+
+
+class PluginError(PsdGsError):
+    """An installed package that offers a prior, reward, preference or exporter, and is broken."""

@@ -31,7 +31,7 @@ from psd_gs.config import (
 )
 from psd_gs.errors import ConfigError, FormatError, OutputError
 from psd_gs.files import sweep_parts, writing
-from psd_gs.guidance.config import check_combination
+from psd_gs.guidance.guide import check_combination
 
 if TYPE_CHECKING:
     from psd_gs.pipeline import Product, Result, TextTo3DPipeline

@@ -10,12 +10,10 @@ import torch
 from psd_gs import weights
 from psd_gs.config import Config, suggestion
 from psd_gs.errors import BackendError, ConfigError
-from psd_gs.priors import NAMES
+from psd_gs.priors import needed as needed_by_prior
+from psd_gs.priors import prior_entry
 from psd_gs.published import WEIGHTS, Weights
 from psd_gs.rewards import check_judge, local_copies, names_of, needed
-
-COMPANIONS = dict.fromkeys(NAMES, ("hpsv2.1", "pickscore")) | {"mini": ("mini", "mini-judge")}
-"""What ``--reward auto`` and ``--judge auto`` mean for each prior: two models, so that one is never optimized."""
 
 AUTO_MEMORY = 16
 """GPU memory in GB with which ``--prior auto`` is mvdream."""
@@ -58,26 +56,28 @@ def resolve(prior: str, reward: str, judge: str, device: torch.device | None = N
 
     Raises:
         ConfigError: the judge is a model that is optimized.
+        ModelError: a hub id or folder whose family cannot be told.
     """
     prior = choose_prior(device or torch.device("cpu"))[0] if prior == "auto" else prior
-    companions = COMPANIONS.get(prior, COMPANIONS["mini"])
-    reward = companions[0] if reward == "auto" else reward
-    if judge == "auto":
-        judge = next((name for name in reversed(companions) if name not in names_of(reward)), companions[1])
+    if "auto" in (reward, judge):  # only then the family of a hub id has to be known
+        companions = prior_entry(prior).companions
+        reward = companions[0] if reward == "auto" else reward
+        if judge == "auto":
+            judge = next((name for name in reversed(companions) if name not in names_of(reward)), companions[1])
     check_judge(reward, judge)
     return prior, reward, judge
 
 
 def published(prior: str, *rewards: str) -> list[str]:
     """What a run loads besides the embedded models: published names, a hub id or a folder."""
-    names = ([] if prior == "mini" else [prior]) + [name for reward in rewards for name in needed(reward)]
+    names = needed_by_prior(prior) + [name for reward in rewards for name in needed(reward)]
     return list(dict.fromkeys(names))
 
 
 def downloads(prior: str, *rewards: str) -> list[Weights]:
     """Which published weights are not on this machine yet."""
-    entries = [WEIGHTS[name] for name in published(prior, *rewards) if name in WEIGHTS]
-    return [entry for entry in entries if not weights.is_here(entry)]
+    entries = [weights.find(name) for name in published(prior, *rewards)]
+    return [entry for entry in entries if entry and not weights.is_here(entry)]
 
 
 def digests_of(prior: str, *rewards: str) -> dict[str, str]:

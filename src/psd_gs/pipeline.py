@@ -31,7 +31,7 @@ from psd_gs.files import writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
 from psd_gs.models import digests_of, models_of, resolve, resolve_device
-from psd_gs.priors import FAMILY, DType, TextEmbedding, load_prior
+from psd_gs.priors import DType, TextEmbedding, family_of, load_prior
 from psd_gs.priors.base import Prior
 from psd_gs.render import choose_renderer, renderer_device
 from psd_gs.rewards import load_reward
@@ -371,8 +371,7 @@ class TextTo3DPipeline:
             "judge": self.judge.name if self.judge else "none",
             "weights": self.digests,
         }
-        family = FAMILY.get(self.prior.name) or str(getattr(self.prior, "family", "mini"))
-        return make_config(preset, family, *overrides, models, where=where)
+        return make_config(preset, family_of(self.prior), *overrides, models, where=where)
 
     def trainer(self, config: Config, folder: Path | None = None) -> Trainer:
         """The optimization of ``config``, ready to run; with a ``folder`` it can be resumed.

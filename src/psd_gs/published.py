@@ -15,7 +15,6 @@ class Weights:
         kind: ``prior``, ``reward``, ``init`` or ``part`` (of a reward).
         repos: repository and pinned revision (None: its newest) on the Hugging Face hub, mirrors after the first.
         gigabytes: of the download.
-        memory: GPU memory in GB that it takes by itself in half precision.
         licence: its short name.
         files: what to fetch; empty: a diffusers pipeline, of which :func:`choose_files` picks what is used.
         sha256: of files whose digest is known independently of the hub.
@@ -25,12 +24,14 @@ class Weights:
     kind: str
     repos: tuple[tuple[str, str | None], ...]
     gigabytes: float
-    memory: float
     licence: str
     gated: bool = False
     files: tuple[str, ...] = ()
     sha256: Mapping[str, str] = field(default_factory=dict)
 
+
+EMBEDDED = {"mini": "reward", "mini-judge": "judge"}
+"""Rewards that ship with the package, each with its folder in ``assets/mini``, where the prior mini is too."""
 
 _SD21_SHA256 = {
     "unet/diffusion_pytorch_model.safetensors": "6dfae3e5f7d459b50f4b0850ead945972c75bb0e1897628933e169eb43974214",
@@ -58,7 +59,6 @@ WEIGHTS = {
             "prior",
             (("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),),
             2.1,
-            2.5,
             "CreativeML OpenRAIL-M",
         ),
         Weights(
@@ -69,7 +69,6 @@ WEIGHTS = {
                 ("Manojb/stable-diffusion-2-1-base", "0094d483a120f3f33dafbd187ea4aa60d10de75c"),
             ),
             2.6,
-            2.5,
             "CreativeML OpenRAIL++-M",
             sha256=_SD21_SHA256,
         ),
@@ -82,7 +81,6 @@ WEIGHTS = {
                 ("dylanebert/multi-view-diffusion", None),
             ),
             2.6,
-            3.0,
             "CreativeML OpenRAIL-M",
         ),
         Weights(
@@ -90,7 +88,6 @@ WEIGHTS = {
             "prior",
             (("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"),),
             6.9,
-            8.0,
             "CreativeML OpenRAIL++-M",
         ),
         Weights(
@@ -98,18 +95,16 @@ WEIGHTS = {
             "prior",
             (("stabilityai/stable-diffusion-3.5-medium", "b940f670f0eda2d07fbb75229e779da1ad11eb80"),),
             16.3,
-            11.0,
             "Stability AI Community",
             gated=True,
         ),
-        Weights("shap-e", "init", (("openai/shap-e", _SHAP_E),), 2.6, 3.0, "MIT"),
-        Weights("hpsv2", "reward", (("xswu/HPSv2", _HPS),), 2.0, 2.1, "Apache-2.0", files=("HPS_v2_compressed.pt",)),
+        Weights("shap-e", "init", (("openai/shap-e", _SHAP_E),), 2.6, "MIT"),
+        Weights("hpsv2", "reward", (("xswu/HPSv2", _HPS),), 2.0, "Apache-2.0", files=("HPS_v2_compressed.pt",)),
         Weights(
             "hpsv2.1",
             "reward",
             (("xswu/HPSv2", _HPS),),
             2.0,
-            2.1,
             "Apache-2.0",
             files=("HPS_v2.1_compressed.pt",),
             sha256=_HPS21_SHA256,
@@ -119,7 +114,6 @@ WEIGHTS = {
             "reward",
             (("yuvalkirstain/PickScore_v1", _PICKSCORE),),
             3.9,
-            2.1,
             "MIT",
             files=("config.json", "model.safetensors"),
         ),
@@ -128,7 +122,6 @@ WEIGHTS = {
             "reward",
             (("zai-org/ImageReward", _IMAGEREWARD), ("THUDM/ImageReward", _IMAGEREWARD)),
             1.8,
-            1.0,
             "Apache-2.0",
             files=("ImageReward.pt",),
         ),
@@ -137,7 +130,6 @@ WEIGHTS = {
             "reward",
             (("openai/clip-vit-large-patch14", _CLIP),),
             1.7,
-            0.9,
             "MIT",
             files=("config.json", "model.safetensors"),
         ),
@@ -146,20 +138,16 @@ WEIGHTS = {
             "reward",
             (("camenduru/improved-aesthetic-predictor", None),),
             0.01,
-            0.0,
             "Apache-2.0",
             files=tuple(_AESTHETIC_SHA256),
             sha256=_AESTHETIC_SHA256,
         ),
-        Weights(
-            "reward3d", "reward", (("yejunliang23/Reward3D", None),), 1.8, 1.0, "MIT", files=("Reward3D_Scorer.pt",)
-        ),
+        Weights("reward3d", "reward", (("yejunliang23/Reward3D", None),), 1.8, "MIT", files=("Reward3D_Scorer.pt",)),
         Weights(
             "reward3d-fusion",
             "reward",
             (("yejunliang23/Reward3D", None),),
             1.8,
-            1.0,
             "MIT",
             files=("Reward3D_CrossViewFusion.pt",),
         ),
@@ -168,7 +156,6 @@ WEIGHTS = {
             "part",
             (("openai/clip-vit-large-patch14", _CLIP),),
             0.01,
-            0.0,
             "MIT",
             files=("vocab.json", "merges.txt"),
         ),
@@ -177,7 +164,6 @@ WEIGHTS = {
             "part",
             (("google-bert/bert-base-uncased", _BERT),),
             0.01,
-            0.0,
             "Apache-2.0",
             files=("vocab.txt",),
         ),

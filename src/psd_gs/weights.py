@@ -10,10 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from psd_gs.entries import PRIORS, REWARDS
 from psd_gs.errors import ConfigError, ModelError
-from psd_gs.published import WEIGHTS, Weights
+from psd_gs.published import EMBEDDED, WEIGHTS, Weights
 
 SHOWN = 5
 """Keys that an error names."""
@@ -29,21 +31,23 @@ SKIPPED = ("safety_checker", "feature_extractor", "image_encoder", "renderer")
 # --- finding and fetching --------------------------------------------------------------------------------------------
 
 
-def locate(name: str, *, download: bool = True) -> Path:
-    """The local folder (or file) of a name of :data:`WEIGHTS`, a path, or a hub id ``owner/name``.
+def locate(name: str, *, download: bool = True, only: tuple[str, ...] = ()) -> Path:
+    """The local folder (or file) of a name that :func:`find` knows, a path, or a hub id ``owner/name``.
 
     Args:
         name: of what; a folder called like a known model is written ``./sd15``.
         download: fetch it if it is not in the cache; progress is shown, and broken downloads go on.
+        only: files that are enough, instead of all that is used.
 
     Raises:
         ConfigError: neither a name, a path nor the form of a hub id.
         ModelError: it is nowhere to be had; names everything that was tried and what can be done.
     """
     path = Path(name).expanduser()
-    if name not in WEIGHTS and path.exists():
+    if not find(name) and path.exists():
         return path
     entry = describe(name)
+    entry = replace(entry, files=only) if only else entry
     for repo, revision in entry.repos:
         found = cached(entry, repo, revision)
         if found:
@@ -60,20 +64,36 @@ def locate(name: str, *, download: bool = True) -> Path:
 
 
 def describe(name: str) -> Weights:
-    """The entry of a name, or one made up for a hub id.
+    """What is published under a name or a hub id.
 
     Raises:
         ConfigError: the name has neither form.
     """
-    if name in WEIGHTS:
-        return WEIGHTS[name]
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
-        return Weights(name, "prior", ((name, None),), 0.0, 0.0, "see its page")
-    priors = ", ".join(key for key, entry in WEIGHTS.items() if entry.kind == "prior")
+    if entry := find(name) or _of_hub(name):
+        return entry
     raise ConfigError(
-        f"unknown model {name!r}: expected mini, {priors}, another name that `psd-gs models list` shows, a hub id "
+        f"unknown model {name!r}: expected {', '.join(PRIORS)}, another name that `psd-gs models list` shows, a hub id "
         "such as owner/name, or an existing folder."
     )
+
+
+def find(name: str) -> Weights | None:
+    """What is published under a name: of ours, or of a prior or reward of another package.
+
+    Raises:
+        PluginError: the package is broken.
+    """
+    if name in WEIGHTS:
+        return WEIGHTS[name]
+    offered = (table[name].weights for table in (PRIORS, REWARDS) if name in table.plugins)
+    return next((entry for entry in offered if entry), None)
+
+
+def _of_hub(name: str) -> Weights | None:
+    """An entry for a hub id; None if ``name`` has not the form of one."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        return None
+    return Weights(name, "prior", ((name, None),), 0.0, "see its page")
 
 
 def cached(entry: Weights, repo: str, revision: str | None) -> Path | None:
@@ -89,12 +109,14 @@ def cached(entry: Weights, repo: str, revision: str | None) -> Path | None:
 
 
 def provenance(name: str) -> dict[str, str]:
-    """Licence of a published or embedded model, and repository and revision of the copy on this machine."""
-    if name.startswith("mini"):
+    """Licence of a model by name or hub id; repository and revision of the copy on this machine, or its package."""
+    if name in EMBEDDED:  # the prior mini too
         return {"name": name, "repository": "embedded", "licence": "Apache-2.0"}
-    if name not in WEIGHTS:
-        return {"name": name, "licence": "unknown"}
-    entry = WEIGHTS[name]
+    entry = find(name) or (_of_hub(name) if not Path(name).expanduser().exists() else None)
+    if entry is None:
+        table = next((table for table in (PRIORS, REWARDS) if name in table.plugins), None)
+        package = {"repository": f"package {table.package(name)}"} if table else {}
+        return {"name": name, **package, "licence": table.licence(name) if table else "unknown"}
     copies = ((repo, revision, cached(entry, repo, revision)) for repo, revision in entry.repos)
     repo, revision, folder = next((copy for copy in copies if copy[2]), (*entry.repos[0], None))
     revision = revision or (folder.name if folder else "newest")
@@ -364,7 +386,8 @@ def verify(name: str) -> list[str]:
         ModelError: it is not on this machine.
     """
     folder = locate(name, download=False)
-    known = describe(name).sha256 if name in WEIGHTS else {}
+    entry = find(name)
+    known = entry.sha256 if entry else {}
     wrong = []
     for file in sorted(p for p in folder.rglob("*") if p.suffix in _WEIGHT_SUFFIXES):
         relative = file.relative_to(folder).as_posix()

@@ -23,7 +23,8 @@ from PIL import Image
 
 from psd_gs.errors import FormatError
 from psd_gs.mesh.describe import describe_mesh
-from psd_gs.mesh.scene import read_scene, triangulated
+from psd_gs.mesh.read import read_scene
+from psd_gs.mesh.scene import triangulated
 
 QUAD_OBJ = "\n".join(
     [*(f"v {x:g} {y:g} {z:g}" for x, y, z in QUAD), "vt 0 0", "vt 1 0", "vt 1 1", "vt 0 1", "usemtl m"]

@@ -35,7 +35,7 @@ from psd_gs.errors import FormatError
 from psd_gs.export.gltf_plain import plain_glb
 from psd_gs.mesh.describe import describe_mesh
 from psd_gs.mesh.points import read_points
-from psd_gs.mesh.scene import read_scene
+from psd_gs.mesh.read import read_scene
 
 PNG = encoded(quadrants())
 REPEAT, MIRROR, CLAMP = 10497, 33648, 33071

@@ -32,7 +32,7 @@ from psd_gs.cli import main
 from psd_gs.errors import FormatError, InputError, PsdGsError
 from psd_gs.export.gltf_plain import plain_glb
 from psd_gs.mesh.describe import describe_mesh
-from psd_gs.mesh.scene import read_scene
+from psd_gs.mesh.read import read_scene
 from psd_gs.viewer.open import panes
 
 # --- inside its folder -----------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Doctor:
         checks: list[Callable[[], Iterator[Finding]]] = [python, torch_and_gpu, build_tools, resources]
         checks += [] if self.offline else [hub]
         failed = False
-        for check in [*checks, cached_weights, choices]:
+        for check in [*checks, cached_weights, packages, choices]:
             for finding in check():
                 failed |= finding.state == "problem"
                 console.print(f"{MARKS[finding.state]}  {finding.what}: {finding.text}", soft_wrap=True)
@@ -193,6 +193,15 @@ def cached_weights() -> Iterator[Finding]:
 
     here = [entry.name for entry in WEIGHTS.values() if is_here(entry)]
     yield Finding("weights", "ok", f"mini (embedded){''.join(f', {name}' for name in here)}")
+
+
+def packages() -> Iterator[Finding]:
+    """What installed packages offer."""
+    from psd_gs.cli.models import all_offers
+
+    for offer in all_offers():
+        text = offer.problem or f"of the package {offer.package}"
+        yield Finding(f"{offer.kind} {offer.name}", "note" if offer.problem else "ok", text)
 
 
 def choices() -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import UseAppendAction, arg
 
 from psd_gs.config import SOLID_STEPS, Preset, Recipe
-from psd_gs.guidance.config import Method, Preference
+from psd_gs.config.guidance import Method, Preference
 
 if TYPE_CHECKING:
     from psd_gs.config import Config

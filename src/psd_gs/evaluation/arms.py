@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from psd_gs.config import parse_overrides, read_yaml, split_pairs
+from psd_gs.config.guidance import Preference
 from psd_gs.errors import ConfigError
-from psd_gs.guidance.config import Preference
 
 BASE = "none"
 """The arm without a preference score."""

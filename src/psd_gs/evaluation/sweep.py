@@ -32,8 +32,8 @@ from psd_gs.files import write_atomic, writing
 from psd_gs.job import Job, Request, resolve
 from psd_gs.pipeline import Product, Result, TextTo3DPipeline
 from psd_gs.priors.mini import folder as embedded
+from psd_gs.published import EMBEDDED
 from psd_gs.render import renderer_device
-from psd_gs.rewards import EMBEDDED
 
 Row = dict[str, Any]
 SCORES, COST, BUDGET = "eval.json", "cost.json", "budget.json"

@@ -19,6 +19,7 @@ from psd_gs.export.frames import Frame, robust_box
 from psd_gs.export.metadata import RECORD, Metadata, jsonable
 from psd_gs.files import read_json, short, write_atomic
 from psd_gs.gaussians import Gaussians
+from psd_gs.plugins import Registry
 
 MetadataReader = Callable[[str | os.PathLike[str]], dict[str, Any] | None]
 
@@ -56,7 +57,7 @@ def _read_any_ply(path: str | os.PathLike[str], **options: Any) -> Gaussians:
 
 _PLY = (b"ply\n", b"ply\r", b"ply ")
 
-FORMATS: dict[str, Format] = {
+_OWN: dict[str, Format] = {
     ".compressed.ply": Format(
         "compressed PLY", _read_any_ply, compressed_ply.write_compressed_ply, "rdf", _PLY, ply.read_ply_metadata
     ),
@@ -71,7 +72,9 @@ FORMATS: dict[str, Format] = {
     ".usdz": Format("OpenUSD archive", usd.read_usd, usd.write_usd, "gltf", (b"PK\x03\x04",), usd.read_usd_metadata),
     ".html": Format("page", None, page.write_page, "gltf"),
 }
-"""Extension to format; the first that fits the end of a file's name counts."""
+FORMATS = Registry("exporter", Format, "psd_gs.exporters", _OWN, prefix=".")
+"""Extension to format; the longest that a file's name ends with counts. Entry points of other packages are called
+like the extension, without its dot."""
 
 UNREAD = {
     ".ksplat": ("a KSPLAT of GaussianSplats3D", "splat-transform IN.ksplat OUT.ply"),
@@ -91,13 +94,23 @@ def format_of(path: str | os.PathLike[str]) -> Format:
     Raises:
         InputError: an extension that is not in the table.
         UnsupportedError: one of a known format that is not read.
+        PluginError: the package that offers it is broken.
+    """
+    return FORMATS[extension_of(path)]
+
+
+def extension_of(path: str | os.PathLike[str]) -> str:
+    """The extension in the table that a file's name asks for.
+
+    Raises:
+        InputError: there is none.
+        UnsupportedError: one of a known format that is not read.
     """
     name = Path(path).name.lower()
     if name == "lod-meta.json" or name.endswith(sog.META):
-        return FORMATS[".sog"]
-    for extension, found in FORMATS.items():
-        if name.endswith(extension):
-            return found
+        return ".sog"
+    if fitting := [extension for extension in FORMATS if name.endswith(extension)]:
+        return max(fitting, key=len)
     for extension, (what, way_out) in UNREAD.items():
         if name.endswith(extension):
             raise UnsupportedError(f"{path}: {what} is not read. Convert it first with {way_out}.")
@@ -115,7 +128,7 @@ def sniff(start: bytes) -> str | None:
     """The extension of the format that begins so; None for none, or ``.splat``, which begins with anything."""
     if start.startswith(b"PK\x03\x04"):
         return ".usdz" if b".usd" in start[:256] else ".sog"
-    marked = [extension for extension in sorted(FORMATS, key=len) if FORMATS[extension].starts]
+    marked = [extension for extension in sorted(FORMATS.own, key=len) if FORMATS[extension].starts]
     return next((extension for extension in marked if start.startswith(FORMATS[extension].starts)), None)
 
 
@@ -143,12 +156,12 @@ def load(
     if not start:
         raise FormatError(f"{path} is empty. Copy or export the file again.")
     if not (expected.starts and start.startswith(expected.starts)):
-        for extension in sorted(FORMATS, key=len):
-            other = FORMATS[extension]
+        for extension, other in sorted(FORMATS.own.items(), key=lambda item: len(item[0])):
             if other.starts and start.startswith(other.starts):
                 raise FormatError(f"{path} begins like a {other.name} file. Give it the extension {extension}.")
     options: dict[str, Any] = {} if frame is None else {"frame": frame}
-    return expected.read(path, lenient=lenient, large=large, **options)
+    with FORMATS.explained(extension_of(path)):
+        return expected.read(path, lenient=lenient, large=large, **options)
 
 
 def save(
@@ -181,7 +194,8 @@ def save(
         facts.pop("scale", None)
         if (unit := target.unit(gaussians)) != 1:
             facts["scale"] = unit
-    target.write(gaussians, path, frame=frame, metadata=facts, **options)
+    with FORMATS.explained(extension_of(path)):
+        target.write(gaussians, path, frame=frame, metadata=facts, **options)
     if facts is not None and Path(path).is_file():  # and no pipe
         facts["sha256"] = sha256_of(path)
         write_atomic(sidecar(path), json.dumps(jsonable(facts), indent=2, ensure_ascii=False) + "\n")

@@ -8,14 +8,18 @@ textbook residual is ``eps_hat - noise = (alpha / sigma) (x0 - x0_hat)``, so a m
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_gs.guidance.config import GuidanceConfig, Method, Weighting
+from psd_gs.config.guidance import GuidanceConfig, Weighting
+from psd_gs.entries import METHODS
 from psd_gs.guidance.denoiser import Denoiser, Latents, Prediction, epsilon
-from psd_gs.guidance.vsd import vsd
+from psd_gs.plugins import resolved
+from psd_gs.priors.base import Prior
 
 NFSD_CLEAN = 0.2
 """Below this time NFSD takes the unconditional noise itself for the denoising direction."""
@@ -90,19 +94,38 @@ def asd(prediction: Prediction, denoiser: Denoiser, config: GuidanceConfig) -> L
     return (prediction.x_t - sigma * noise_later) / alpha - prediction.guided(config.guidance_scale)
 
 
-BaseScore = Callable[[Prediction, Denoiser, GuidanceConfig], Latents]
-"""The residual ``x0 - target`` of every noise."""
+@dataclass(frozen=True)
+class BaseScore:
+    """What the prior alone wants of the render, and what that takes.
 
-METHODS: dict[Method, tuple[BaseScore, Weighting]] = {
-    "sds": (sds, "sds"),
-    "recon": (recon, "recon"),
-    "csd": (csd, "uniform"),
-    "vsd": (vsd, "sds"),
-    "ism": (sds, "recon"),  # on inverted renders, see ism.py
-    "nfsd": (nfsd, "sds"),
-    "asd": (asd, "sds"),
-}
-"""Base scores by name, each with the weighting that ``auto`` stands for."""
+    Attributes:
+        residual: the residual ``x0 - target`` of every noise.
+        weighting: what ``auto`` stands for.
+        invert: makes the prior's view of a render from one noise, where that is not the render noised.
+        unguided: whether ``x0 - cond``, the residual without guidance, is of the same kind.
+        wants_negative: whether it is nothing without a negative prompt.
+        lora: the copy of the prior that is trained beside the asset, :attr:`Denoiser.lora`.
+    """
+
+    residual: Callable[[Prediction, Denoiser, GuidanceConfig], Latents]
+    weighting: Weighting
+    invert: Callable[[Float[Tensor, "G V C h w"], Latents, Denoiser, GuidanceConfig], Prediction] | None = None
+    unguided: bool = False
+    wants_negative: bool = False
+    lora: Callable[[Prior, GuidanceConfig, torch.Generator], Any] | None = None
+
+
+SDS = BaseScore(sds, "sds", unguided=True)
+RECON = BaseScore(recon, "recon", unguided=True)
+CSD = BaseScore(csd, "uniform")
+NFSD = BaseScore(nfsd, "sds", wants_negative=True)
+ASD = BaseScore(asd, "sds")
+
+
+def base_score(name: str) -> BaseScore:
+    """One of :data:`psd_gs.entries.METHODS`."""
+    return resolved(METHODS[name])
+
 
 WEIGHTINGS: dict[Weighting, Callable[[Tensor, Tensor], Tensor]] = {
     "sds": lambda alpha, sigma: alpha * sigma,  # w = sigma^2 (DreamFusion)

@@ -12,8 +12,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from psd_gs.guidance.config import DreamDPOConfig
-from psd_gs.guidance.preference import Candidates, PairPreference, Verdict, group_norm, take
+from psd_gs.config.guidance import DreamDPOConfig, GuidanceConfig
+from psd_gs.errors import ConfigError
+from psd_gs.guidance.base_scores import base_score
+from psd_gs.guidance.preference import (
+    Candidates,
+    PairPreference,
+    Setup,
+    Verdict,
+    check_noises_tell,
+    group_norm,
+    take,
+)
 
 
 def rank(
@@ -41,16 +51,32 @@ def rank(
 
 
 class DreamDPO(PairPreference):
-    """The pure contrast above tau, the winner alone below."""
+    """The pure contrast above tau, the winner alone below; logs ``kappa``, the part of the loser."""
 
-    config: DreamDPOConfig
+    options: DreamDPOConfig
+    several_rewards = True
 
-    def __call__(self, candidates: Candidates) -> Verdict:
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        if self.options.vote:
+            parts = [part.reward for reward in self.rewards for part in getattr(reward, "parts", ())]
+            self.rewards = parts or self.rewards
+
+    @classmethod
+    def check(cls, config: GuidanceConfig) -> None:
+        check_noises_tell(config)
+        if config.dreamdpo.form == "code" and not base_score(config.method).unguided:
+            raise ConfigError(
+                f"DreamDPOConfig.form: expected paper with method {config.method}, received code: the loser's residual "
+                "without guidance is defined for sds and recon. Set the form to paper."
+            )
+
+    def decide(self, candidates: Candidates) -> Verdict:
         best, worst, gap, valid = rank([candidates.rewards, *candidates.votes])
-        tau = self.config.threshold
-        push = (gap / max(tau, 1e-12)).clamp(0, 1) if self.config.smooth else (gap >= tau).to(gap)
+        tau = self.options.threshold
+        push = (gap / max(tau, 1e-12)).clamp(0, 1) if self.options.smooth else (gap >= tau).to(gap)
         loser = candidates.residuals
-        if self.config.form == "code":
+        if self.options.form == "code":
             assert candidates.unguided is not None
             loser = candidates.unguided
         base = candidates.residuals.mean(0)

@@ -11,7 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from psd_gs.guidance.config import DreamFLConfig
+from psd_gs.config.guidance import DreamFLConfig
+from psd_gs.errors import ConfigError
+from psd_gs.guidance.base_scores import rescale_guidance
+from psd_gs.guidance.denoiser import Denoiser, Prediction
+from psd_gs.guidance.preference import Preference, Setup, judge
 
 
 def judged_images(
@@ -50,3 +54,35 @@ def reward_loss(
     total = base + factor[:, None, None, None, None] * push
     logs = {"reward": scores.detach().mean(), "reward_share": (factor * norm / base_norm.clamp_min(1e-30)).mean()}
     return (images * total).sum(), logs
+
+
+class DreamFL(Preference):
+    """The reward's gradient added to that of the base loss; logs ``reward`` and ``reward_share`` of the gradient."""
+
+    options: DreamFLConfig
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        if self.black_box:
+            raise ConfigError(
+                f"preference dreamfl: expected a differentiable reward, for its gradient moves the pixels, received "
+                f"the black box {self.black_box}. Choose psd, dreamdpo or rewardsds, which only rank."
+            )
+
+    def loss(
+        self,
+        images: Float[Tensor, "G V 3 H W"],
+        renders: Float[Tensor, "G V 3 H W"],
+        base: Float[Tensor, ""],
+        prediction: Prediction,
+        denoiser: Denoiser,
+        judged: Bool[Tensor, " G"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        clean, estimates = denoiser.t <= self.options.estimate_t_max, None
+        if clean.any():
+            with torch.no_grad():
+                guided = prediction.guided(self.config.guidance_scale)
+                estimates = self.prior.decode(rescale_guidance(guided, prediction.cond, self.config.rescale)[0])
+        seen = judged_images(renders, estimates, clean)
+        scores = judge(self.rewards[0], seen, self.prompt, denoiser.cameras, self.options)
+        return reward_loss(images, base, scores, judged, self.options)

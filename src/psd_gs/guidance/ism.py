@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_gs.guidance.config import GuidanceConfig
+from psd_gs.config.guidance import GuidanceConfig
+from psd_gs.guidance.base_scores import BaseScore, sds
 from psd_gs.guidance.denoiser import Denoiser, Latents, Prediction, epsilon
 
 T_FIRST = 1e-3
@@ -46,3 +47,6 @@ def invert(x0: Float[Tensor, "G V C h w"], noise: Latents, denoiser: Denoiser, c
         alpha, sigma = denoiser.levels(now)
         x = alpha * clean + sigma * drawn
     return Prediction(clean[0], x, *denoiser.predict(x, t))
+
+
+ISM = BaseScore(sds, "recon", invert=invert)

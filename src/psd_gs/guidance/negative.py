@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from psd_gs.config.guidance import NegativeConfig
 from psd_gs.errors import ConfigError
-from psd_gs.guidance.config import NegativeConfig
 from psd_gs.priors.base import TextEmbedding
 
 GRADIENT_CLIP = 1.0

@@ -1,34 +1,207 @@
 """Preference scores: what a judge of the prior's clean estimates adds to the base score.
 
-PSD (2603.01594), re-derived: from one render and one timestep, N noises give N one-step clean estimates;
-the same estimates are decoded, ranked and contrasted. In epsilon the pair's contrast is
-``(eps_w - noise_w) - (eps_l - noise_l) = -(alpha / sigma) (x0_w - x0_l)``, hence in x0 a descent step moves
-the render from the loser's estimate toward the winner's. No gradient of the reward reaches the render,
-which moves only along directions that the denoiser can paint; one may choose the noises (``PSDConfig.turn``).
+A preference is one class in one file and one line in :data:`psd_gs.entries.PREFERENCES`. It says when it speaks, under
+which noises it wants to see the render, and what it adds: to the residual in x0 (:meth:`Preference.residual`), or to
+the loss on the pixels (:meth:`Preference.loss`). Those that rank several estimates are :class:`PairPreference`.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from psd_gs.cameras import Cameras
-from psd_gs.guidance.config import JudgingConfig, PairConfig, PSDConfig, Scale
+from psd_gs.cameras import Cameras, joined
+from psd_gs.config.guidance import GuidanceConfig, JudgingConfig, PairConfig
+from psd_gs.entries import PREFERENCES
+from psd_gs.errors import ConfigError
+from psd_gs.guidance.base_scores import base_score
+from psd_gs.guidance.denoiser import Denoiser, Latents, Prediction
+from psd_gs.guidance.negative import NegativeEmbedding
 from psd_gs.guidance.prompts import directed, direction_index
+from psd_gs.plugins import resolved
+from psd_gs.priors.base import Prior, TextEmbedding
 from psd_gs.rewards.base import Reward, group_score
 
-GAP_DECAY = 0.99
-GAP_CLIP = 3.0
-TYPICAL_WEIGHT = 2.0
 
-logger = logging.getLogger(__name__)
+@dataclass(frozen=True)
+class Setup:
+    """What a preference score is made for.
+
+    Attributes:
+        prior: the diffusion model.
+        rewards: what judges.
+        prompt: what the asset is.
+        config: all options of the guidance.
+        negative: embedding of the negative prompt, one row.
+    """
+
+    prior: Prior
+    rewards: Sequence[Reward]
+    prompt: str
+    config: GuidanceConfig
+    negative: TextEmbedding
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a preference score sees of an optimization step: the G groups that it judges, under N noises.
+
+    Attributes:
+        number: of the step.
+        latents: of the renders, detached.
+        noise: what :meth:`Preference.noises` gave.
+        residuals: the base score's ``x0 - target`` under each noise (a single one for a method without noise).
+        denoiser: the prior at the groups' times, with the position in the run.
+        noised: the prior's view of the noised renders, where the base score has asked for it already.
+    """
+
+    number: int
+    latents: Float[Tensor, "G V C h w"]
+    noise: Latents
+    residuals: Latents
+    denoiser: Denoiser
+    noised: Prediction | None = None
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        """The prior's view of the renders under every noise."""
+        return self.noised or self.denoiser.noised(self.latents, self.noise)
+
+
+class Preference:
+    """What a preference score does in a run; as it stands it adds nothing.
+
+    Args:
+        setup: of the run.
+
+    Raises:
+        ConfigError: no reward, or several for a preference that ranks by one.
+
+    Attributes:
+        options: of the preference.
+        rewards: what judges.
+        negative: the embedding of the negative prompt, which a preference may refine.
+    """
+
+    wants_reward: ClassVar[bool] = True
+    several_rewards: ClassVar[bool] = False
+    """Whether more than one can judge."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.prior, self.prompt, self.config = setup.prior, setup.prompt, setup.config
+        self.options: Any = setup.config.chosen
+        self.rewards = list(setup.rewards)
+        self.negative = NegativeEmbedding(setup.negative, replace(setup.config.negative, mode="off"))
+        name = setup.config.preference
+        if self.wants_reward and not self.rewards:
+            raise ConfigError(
+                f"Guidance: expected a reward for preference {name}, received none. "
+                "Give a reward or set preference to none."
+            )
+        if self.wants_reward and len(self.rewards) > 1 and not self.several_rewards:
+            raise ConfigError(
+                f"Guidance: expected one reward for preference {name}, received {len(self.rewards)}: several judges "
+                "vote in dreamdpo only. Combine them into one reward or choose dreamdpo."
+            )
+
+    @classmethod
+    def check(cls, config: GuidanceConfig) -> None:
+        """Refuse options that do not go together, before any model is loaded.
+
+        Raises:
+            ConfigError: with the reason.
+        """
+
+    @property
+    def black_box(self) -> str | None:
+        """The name of a reward without gradients, if there is one."""
+        return next((reward.name for reward in self.rewards if not reward.differentiable), None)
+
+    def acts(self, progress: float, step: int, t: Float[Tensor, " G"]) -> Bool[Tensor, " G"]:
+        """Which groups are judged in this step; ``t`` on the CPU, so that nothing waits for a device.
+
+        As the options say, if they are a :class:`~psd_gs.config.guidance.JudgingConfig`; else all of them, always.
+        """
+        options = self.options if isinstance(self.options, JudgingConfig) else JudgingConfig()
+        return acts(options, progress, step, t)
+
+    def noises(self, x0: Float[Tensor, "G V C h w"], cameras: Cameras, generator: torch.Generator) -> Latents:
+        """The noises of a step in which some group is judged; the base score sees the same ones."""
+        return sample_noise(x0, 1, False, generator)
+
+    def residual(self, step: Step) -> tuple[Float[Tensor, "G V C h w"] | None, dict[str, Tensor]]:
+        """What to add to the mean of the base score's residuals, if anything, and scalars for the log."""
+        return None, {}
+
+    def loss(
+        self,
+        images: Float[Tensor, "G V 3 H W"],
+        renders: Float[Tensor, "G V 3 H W"],
+        base: Float[Tensor, ""],
+        prediction: Prediction,
+        denoiser: Denoiser,
+        judged: Bool[Tensor, " G"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """A loss in place of ``base``, whose gradient on ``images`` counts, and scalars for the log.
+
+        Args:
+            images: renders, with gradient.
+            renders: the same at the prior's size.
+            base: loss of the residual, differentiable in ``images``.
+            prediction: what the base score saw, of all groups.
+            denoiser: the prior at this step.
+            judged: what :meth:`acts` said.
+        """
+        return base, {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on besides ``negative``: flat, tensors only, copies."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where ``state_dict`` was taken."""
+
+
+class NoPreference(Preference):
+    """The base score alone."""
+
+    wants_reward = False
+
+    def acts(self, progress: float, step: int, t: Float[Tensor, " G"]) -> Bool[Tensor, " G"]:
+        return torch.zeros(len(t), dtype=torch.bool)
+
+
+def preference_class(name: str) -> type[Preference]:
+    """The class of one of :data:`psd_gs.entries.PREFERENCES`.
+
+    Raises:
+        PluginError: the package that offers it is broken.
+    """
+    with PREFERENCES.explained(name):
+        found = resolved(PREFERENCES[name].preference)
+        if not (isinstance(found, type) and issubclass(found, Preference)):
+            raise TypeError(f"expected a subclass of Preference, received {found!r:.80}")
+        return found
+
+
+def check_noises_tell(config: GuidanceConfig) -> None:
+    """Refuse a method that has one residual for all noises, where residuals are weighed by their noise.
+
+    Raises:
+        ConfigError: names both.
+    """
+    if base_score(config.method).invert:
+        raise ConfigError(
+            f"preference {config.preference}: expected a method with a residual per noise, received {config.method}, "
+            "whose noise is the inversion of the render itself. Choose another method, or preference psd."
+        )
 
 
 def judge(
@@ -53,51 +226,20 @@ def judge(
     return scores if scores.ndim == 2 else singly([prompt] * groups * views)
 
 
-def advantages(rewards: Float[Tensor, "N G U"]) -> tuple[Float[Tensor, "N G U"], Float[Tensor, "G U"]]:
-    """Weights of N estimates from their rewards, and the reward gap.
-
-    Twice the z-score over N (the evolution-strategy gradient, 1703.03864), and twice the standard deviation:
-    for N = 2 exactly +1 and -1, and the difference of the two rewards. The weights sum to zero; equal rewards
-    give zero.
-    """
-    centred = rewards - rewards[:1]  # exact for close scores, so that +-1 comes out to rounding
-    centred = centred - centred.mean(0)
-    spread = centred.square().mean(0).sqrt()
-    return 2 / len(rewards) * centred / spread.clamp_min(torch.finfo(spread.dtype).tiny), 2 * spread
+def acts(config: JudgingConfig, progress: float, step: int, t: Float[Tensor, " G"]) -> Bool[Tensor, " G"]:
+    """Which groups are judged in this step; ``t`` on the CPU, so that nothing waits for a device."""
+    on = config.start <= progress <= config.end and step % config.every == 0
+    return (t <= config.t_max) & on
 
 
-SCALES: dict[Scale, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "gap": lambda gap, mean, threshold: (gap / mean).clamp(0, GAP_CLIP),
-    "sign": lambda gap, mean, threshold: torch.ones_like(gap),
-    "ramp": lambda gap, mean, threshold: (gap / threshold).clamp(0, 1),
-    "bt": lambda gap, mean, threshold: 2 * torch.sigmoid(gap / mean) - 1,
-}
-"""Confidence kappa from the gap ``[G, U]``, its running mean and the threshold."""
-
-
-def contrast(estimates: Float[Tensor, "N G V C h w"], weights: Float[Tensor, "N G U"]) -> Float[Tensor, "G V C h w"]:
-    """The preference score in x0: minus the weighted sum of the estimates; for a pair ``-(x0_w - x0_l)``."""
-    return -(weights[..., None, None, None] * estimates).sum(0)
-
-
-def group_norm(x: Float[Tensor, "G V C h w"]) -> Float[Tensor, " G"]:
-    """Euclidean norm of each group."""
-    return x.flatten(1).norm(dim=1)
-
-
-def guarded(
-    score: Float[Tensor, "G V C h w"], reference: Float[Tensor, " G"], ratio: float
-) -> Float[Tensor, "G V C h w"]:
-    """Shrink each group of ``score`` to a norm of at most ``ratio * reference``."""
-    if math.isinf(ratio):
-        return score
-    norm = group_norm(score).clamp_min(torch.finfo(score.dtype).tiny)
-    return score * (ratio * reference / norm).clamp(max=1)[:, None, None, None, None]
-
-
-def take(x: Float[Tensor, "N G V C h w"], index: Int[Tensor, "G U"]) -> Float[Tensor, "G V C h w"]:
-    """The noise that ``index`` names for each group (U = 1) or view (U = V)."""
-    return x.gather(0, index[None, :, :, None, None, None].expand(1, *x.shape[1:])).squeeze(0)
+def sample_noise(
+    like: Float[Tensor, "G V C h w"], n: int, antithetic: bool, generator: torch.Generator
+) -> Float[Tensor, "N G V C h w"]:
+    """``n`` standard normal draws in the shape of ``like``; antithetic: the second half negates the first."""
+    drawn = (n + 1) // 2 if antithetic else n
+    noise = torch.randn(drawn, *like.shape, generator=generator, device=generator.device, dtype=like.dtype)
+    noise = noise.to(like.device)
+    return torch.cat([noise, -noise])[:n] if antithetic else noise
 
 
 @dataclass(frozen=True)
@@ -140,95 +282,53 @@ class Verdict:
         return replace(self, score=self.score[groups], best=self.best[groups], worst=self.worst[groups])
 
 
-def acts(config: JudgingConfig, progress: float, step: int, t: Float[Tensor, " G"]) -> Bool[Tensor, " G"]:
-    """Which groups are judged in this step; ``t`` on the CPU, so that nothing waits for a device."""
-    on = config.start <= progress <= config.end and step % config.every == 0
-    return (t <= config.t_max) & on
+def group_norm(x: Float[Tensor, "G V C h w"]) -> Float[Tensor, " G"]:
+    """Euclidean norm of each group."""
+    return x.flatten(1).norm(dim=1)
 
 
-class PairPreference(ABC):
-    """A preference score from ranked estimates; :class:`PSD`, DreamDPO and RewardSDS. Stateless unless overridden."""
+def take(x: Float[Tensor, "N G V C h w"], index: Int[Tensor, "G U"]) -> Float[Tensor, "G V C h w"]:
+    """The noise that ``index`` names for each group (U = 1) or view (U = V)."""
+    return x.gather(0, index[None, :, :, None, None, None].expand(1, *x.shape[1:])).squeeze(0)
 
-    def __init__(self, config: PairConfig) -> None:
-        self.config = config
 
-    def acts(self, progress: float, step: int, t: Float[Tensor, " G"]) -> Bool[Tensor, " G"]:
-        """Which groups are judged in this step."""
-        return acts(self.config, progress, step, t)
+class PairPreference(Preference, ABC):
+    """A preference score from ranked estimates of one render under several noises.
+
+    All of ours log ``reward_win``, ``reward_lose``, ``gap`` between them, and ``pair_norm``, of the contrast of the
+    best and the worst clean estimate.
+    """
+
+    options: PairConfig
+
+    def noises(self, x0: Float[Tensor, "G V C h w"], cameras: Cameras, generator: torch.Generator) -> Latents:
+        return sample_noise(x0, self.options.n_noises, self.options.antithetic, generator)
+
+    def residual(self, step: Step) -> tuple[Float[Tensor, "G V C h w"], dict[str, Tensor]]:
+        """Decode and score a clean estimate of every noise, and decide."""
+        prediction, denoiser = step.prediction, step.denoiser
+        estimates = self.estimates(prediction, denoiser)
+        images = self.prior.decode(estimates.flatten(0, 1))
+        cameras = joined([denoiser.cameras] * len(estimates))
+        scores = [judge(reward, images, self.prompt, cameras, self.options) for reward in self.rewards]
+        # In half precision gaps would vanish when squared.
+        rewards, *votes = (score.to(estimates).unflatten(0, estimates.shape[:2]) for score in scores)
+        contrasted = self.contrasted(estimates, prediction, denoiser)
+        verdict = self.decide(Candidates(contrasted, rewards, step.residuals, prediction.x0 - prediction.cond, votes))
+        return verdict.score, verdict.logs | self.learn(verdict, step)
+
+    def estimates(self, prediction: Prediction, denoiser: Denoiser) -> Latents:
+        """The clean estimates that are decoded and ranked."""
+        return prediction.guided(self.options.pair_scale)
+
+    def contrasted(self, estimates: Latents, prediction: Prediction, denoiser: Denoiser) -> Latents:
+        """What :meth:`decide` gets of the ranked ``estimates``: themselves."""
+        return estimates
 
     @abstractmethod
-    def __call__(self, candidates: Candidates) -> Verdict:
+    def decide(self, candidates: Candidates) -> Verdict:
         """Rank, and say what to add to the mean of the base residuals."""
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def learn(self, verdict: Verdict, step: Step) -> dict[str, Tensor]:
+        """Draw a lesson for later steps; returns scalars for the log."""
         return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - nothing to restore is the default
-        """Continue where ``state_dict`` was taken."""
-
-
-class PSD(PairPreference):
-    """Preference score distillation with its running state: the mean gap and the count of pairs without a verdict."""
-
-    config: PSDConfig
-
-    def __init__(self, config: PSDConfig, device: torch.device) -> None:
-        super().__init__(config)
-        self.gap_mean = torch.tensor(torch.nan, device=device)
-        self.nan_pairs = torch.tensor(0, device=device)
-        if config.weight > TYPICAL_WEIGHT and math.isinf(config.guard):
-            logger.warning(
-                "psd weight %g without a guard: above %g renders leave the prior's typical set",
-                config.weight,
-                TYPICAL_WEIGHT,
-            )
-
-    def acts(self, progress: float, step: int, t: Float[Tensor, " G"]) -> Bool[Tensor, " G"]:
-        return super().acts(progress, step, t) & (self.config.weight > 0)
-
-    def __call__(self, candidates: Candidates) -> Verdict:
-        """Rank and contrast; the base residuals serve the guard."""
-        estimates, rewards, residuals = candidates.estimates, candidates.rewards, candidates.residuals
-        valid = rewards.isfinite().all(0)
-        known = torch.where(valid, rewards, 0)
-        weights, gap = advantages(known)
-        self._update(gap, valid)
-        mean = self.gap_mean.clamp_min(torch.finfo(gap.dtype).tiny)
-        kappa = torch.where(valid, SCALES[self.config.scale](gap, mean, self.config.threshold), 0)
-        raw = contrast(estimates, weights)
-        base = residuals.mean(0)
-        norm, base_norm = group_norm(raw), group_norm(base)
-        reference = {
-            "noise": residuals.flatten(2).square().sum(2).mean(0).sqrt(),
-            "base": base_norm,
-            "contrast": norm,
-        }[self.config.guard_reference]
-        score = guarded(self.config.weight * contrast(estimates, kappa * weights), reference, self.config.guard)
-        share = group_norm(score) / base_norm.clamp_min(torch.finfo(base_norm.dtype).tiny)
-        cosine = torch.cosine_similarity(raw.flatten(1), base.flatten(1), dim=1)
-        logs = {
-            "reward_win": known.amax(0).mean(),
-            "reward_lose": known.amin(0).mean(),
-            "gap": gap.mean(),
-            "kappa": kappa.mean(),
-            "pair_norm": norm.mean(),
-            "pair_share": share.mean(),
-            "pair_cos": cosine.mean(),
-            "nan_pairs": self.nan_pairs,
-        }
-        return Verdict(score, known.argmax(0), known.argmin(0), logs)
-
-    def _update(self, gap: Float[Tensor, "G U"], valid: Bool[Tensor, "G U"]) -> None:
-        """Running mean of the gap over valid units; the first one starts it."""
-        count = valid.sum()
-        now = (gap * valid).sum() / count  # 0 / 0 where nothing is valid
-        blend = torch.where(self.gap_mean.isnan(), now, GAP_DECAY * self.gap_mean + (1 - GAP_DECAY) * now)
-        self.gap_mean = torch.where(count > 0, blend, self.gap_mean)
-        self.nan_pairs = self.nan_pairs + (~valid).sum()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"gap_mean": self.gap_mean.clone(), "nan_pairs": self.nan_pairs.clone()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.gap_mean = state["gap_mean"].to(self.gap_mean.device, copy=True)
-        self.nan_pairs = state["nan_pairs"].to(self.nan_pairs.device, copy=True)

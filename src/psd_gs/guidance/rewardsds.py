@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_gs.guidance.config import RewardSDSConfig
+from psd_gs.config.guidance import GuidanceConfig, RewardSDSConfig
 from psd_gs.guidance.denoiser import Denoiser, Latents, Prediction, epsilon
-from psd_gs.guidance.preference import Candidates, PairPreference, Verdict, group_norm, take
+from psd_gs.guidance.preference import Candidates, PairPreference, Verdict, check_noises_tell, group_norm, take
 
 BEST_WEIGHT, WORST_WEIGHT = 0.9, -0.1
 
@@ -58,13 +58,20 @@ def preview(prediction: Prediction, denoiser: Denoiser, scale: float, steps: int
 class RewardSDS(PairPreference):
     """The weighed sum in place of the base score."""
 
-    config: RewardSDSConfig
+    options: RewardSDSConfig
 
-    def __call__(self, candidates: Candidates) -> Verdict:
+    @classmethod
+    def check(cls, config: GuidanceConfig) -> None:
+        check_noises_tell(config)
+
+    def estimates(self, prediction: Prediction, denoiser: Denoiser) -> Latents:
+        return preview(prediction, denoiser, self.options.pair_scale, self.options.preview_steps)
+
+    def decide(self, candidates: Candidates) -> Verdict:
         rewards = candidates.rewards
         valid = rewards.isfinite().all(0)
         known = torch.where(valid, rewards, 0)
-        weights = torch.where(valid, noise_weights(known, self.config.weights), 1 / len(rewards))
+        weights = torch.where(valid, noise_weights(known, self.options.weights), 1 / len(rewards))
         wanted = (weights[..., None, None, None] * candidates.residuals).sum(0)
         best, worst = known.argmax(0), known.argmin(0)
         logs = {

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_gs.guidance.config import Schedule, TimestepConfig
+from psd_gs.config.guidance import Schedule, TimestepConfig
 
 Sampler = Callable[[float, Float[Tensor, " G"], TimestepConfig], Float[Tensor, " G"]]
 """Progress in [0, 1], uniform random numbers in [0, 1), options -> diffusion times as fractions."""

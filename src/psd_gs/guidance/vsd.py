@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_gs.config.guidance import GuidanceConfig, VSDConfig
 from psd_gs.errors import ConfigError
-from psd_gs.guidance.config import GuidanceConfig, VSDConfig
+from psd_gs.guidance.base_scores import BaseScore
 from psd_gs.guidance.denoiser import Denoiser, Latents, Prediction
 from psd_gs.priors.base import Prior
 
@@ -139,3 +140,6 @@ def _network(prior: Prior) -> Any:
             "or choose method asd."
         )
     return network
+
+
+VSD = BaseScore(vsd, "sds", lora=lambda prior, config, generator: Lora(prior, config.vsd, generator))

@@ -17,7 +17,8 @@ from psd_gs.export.formats import metadata_beside
 from psd_gs.export.gltf import read_gltf_metadata
 from psd_gs.export.metadata import METADATA_KEY
 from psd_gs.export.ply import read_ply_header
-from psd_gs.mesh.scene import Material, joined, read_scene
+from psd_gs.mesh.read import read_scene
+from psd_gs.mesh.scene import Material, joined
 from psd_gs.mesh.surface import Triangles, topology
 
 _FORMATS = {".glb": "binary glTF", ".gltf": "glTF", ".obj": "Wavefront OBJ", ".ply": "PLY {}", ".stl": "STL"}

@@ -16,7 +16,8 @@ from psd_gs.colours import linear_to_srgb
 from psd_gs.errors import FormatError
 from psd_gs.export.blocks import BLOCK
 from psd_gs.mesh.picture import Picture
-from psd_gs.mesh.scene import PLAIN, Part, Scene, kept, parsing, read_scene
+from psd_gs.mesh.read import read_scene
+from psd_gs.mesh.scene import PLAIN, Part, Scene, kept, parsing
 
 logger = logging.getLogger(__name__)
 

@@ -1,31 +1,19 @@
-"""Diffusion priors by name."""
+"""Diffusion priors by name, hub id or folder."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from psd_gs.errors import ConfigError, ModelError
+from psd_gs.entries import PRIORS, PriorEntry
+from psd_gs.errors import ConfigError
+from psd_gs.plugins import resolved
 from psd_gs.priors.base import Prior, TextEmbedding
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FAMILY", "NAMES", "Prior", "TextEmbedding", "load_prior", "prior_family"]
-
-FAMILY = {"mini": "mini", "mvdream": "mvdream", "sd15": "sd", "sd21": "sd", "sdxl": "sdxl", "sd3": "sd3"}
-"""The section of the presets that a prior reads."""
-
-NAMES = tuple(FAMILY)
-
-FAMILY_OF_CLASS = {
-    "MultiViewPipeline": "mvdream",
-    "MVDreamPipeline": "mvdream",
-    "StableDiffusionPipeline": "sd",
-    "StableDiffusionXLPipeline": "sdxl",
-    "StableDiffusion3Pipeline": "sd3",
-}
-"""By the class that a ``model_index.json`` names."""
+__all__ = ["Prior", "TextEmbedding", "family_of", "load_prior", "needed", "prior_entry", "prior_family"]
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -33,11 +21,11 @@ DType = Literal["auto", "float32", "float16", "bfloat16"]
 def load_prior(
     name: str, device: torch.device | str = "cpu", *, dtype: DType = "auto", vram: int = 0, image_size: int = 0
 ) -> Prior:
-    """A prior, frozen and ready.
+    """A prior, frozen and ready; it goes by the name that is given.
 
     Args:
-        name: ``mini``, the embedded model; ``mvdream``, ``sd15``, ``sd21``, ``sdxl`` or ``sd3``; a hub id; or a folder
-            that diffusers or ``MultiViewPipeline.save_pretrained`` wrote.
+        name: one of :data:`psd_gs.entries.PRIORS`; a hub id; or a folder that diffusers or
+            ``MultiViewPipeline.save_pretrained`` wrote.
         device: where it runs.
         dtype: of the weights; auto is what the device computes fastest.
         vram: GPU memory to fit into, GB: 8, 12 or 24; 0 is all there is.
@@ -46,78 +34,61 @@ def load_prior(
     Raises:
         ConfigError: no such name, folder or memory preset.
         ModelError: files that cannot be had, are missing, damaged or of another architecture.
+        PluginError: the package that offers it is broken.
     """
     import torch
 
     from psd_gs import weights
-    from psd_gs.priors import mini
     from psd_gs.priors.memory import PRESETS
-    from psd_gs.priors.multiview import MultiViewPrior
 
     if vram not in PRESETS:
         raise ConfigError(f"vram: expected one of {', '.join(map(str, PRESETS))} GB, received {vram}.")
-    chosen = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-    options = {"device": device, "memory": PRESETS[vram], "image_size": image_size}
-    if name == "mini":
-        if dtype == "auto" and torch.device(device).type != "cpu":
-            chosen = torch.float32  # so small that nothing is gained
-        return MultiViewPrior.from_pretrained(mini.folder("prior"), name="mini", dtype=chosen, **options)
-    folder = weights.locate(name)
-    if dtype == "auto" and torch.device(device).type == "cpu":
-        chosen = torch.float32
-    return _class_of(folder).from_pretrained(
-        folder, name=name if name in NAMES else folder.name, dtype=chosen, **options
-    )
-
-
-def _class_of(folder: Path):
-    """The prior that reads a folder."""
-    from psd_gs import weights
-    from psd_gs.priors import mvdream, sd3, stable_diffusion
-    from psd_gs.priors.multiview import MultiViewPrior
-
-    classes = {
-        "MultiViewPipeline": MultiViewPrior,
-        "MVDreamPipeline": mvdream.MVDreamPrior,
-        "StableDiffusionPipeline": stable_diffusion.StableDiffusionPrior,
-        "StableDiffusionXLPipeline": stable_diffusion.StableDiffusionXLPrior,
-        "StableDiffusion3Pipeline": sd3.StableDiffusion3Prior,
-    }
-    found = weights.pipeline_class(folder)
-    if found not in classes:
-        raise ModelError(
-            f"prior {folder}: expected a {', '.join(list(classes)[:-1])} or {list(classes)[-1]}, received {found}. "
-            "Name another folder."
+    folder = weights.locate(name) if needed(name) else None
+    entry = prior_entry(name)
+    with PRIORS.explained(name):
+        return resolved(entry.load)(
+            folder,
+            name=name,
+            device=device,
+            dtype=None if dtype == "auto" else getattr(torch, dtype),
+            memory=PRESETS[vram],
+            image_size=image_size,
         )
-    return classes[found]
 
 
-def prior_family(name: str) -> str:
-    """The section of the presets that a prior reads; weights of an unknown name are fetched to find out.
+def needed(name: str) -> list[str]:
+    """What :func:`load_prior` fetches if it is not here: the name itself, or nothing."""
+    return [name] if name not in PRIORS or PRIORS[name].weights else []
+
+
+def prior_entry(name: str) -> PriorEntry:
+    """The entry of a name; of a hub id or a folder that of its family, for which the index of a hub id is fetched.
 
     Raises:
         ConfigError: no such name or folder.
-        ModelError: files that cannot be had.
+        ModelError: files that cannot be had, or of an architecture that no prior reads.
+        PluginError: the package that offers it is broken.
     """
-    if name in FAMILY:
-        return FAMILY[name]
+    if name in PRIORS:
+        return PRIORS[name]
     from psd_gs import weights
+    from psd_gs.priors import folder
 
-    folder = weights.locate(name)
-    kind = weights.pipeline_class(folder)
-    if kind == "MultiViewPipeline" and "vae" not in weights.components_of(folder):
-        return "mini"
-    return FAMILY_OF_CLASS.get(kind, "mini")
+    family = folder.family(weights.locate(name, only=("model_index.json",)))
+    kin = next(entry for entry in PRIORS.own.values() if entry.family == family)
+    return replace(kin, load=folder.load, weights=None)
 
 
-def fast_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 on GPUs and CPUs with instructions for it; else float16 on GPUs and float32 on CPUs."""
-    import torch
+def prior_family(name: str) -> str:
+    """The section of the presets that a prior reads: of a package's prior with presets of its own, its name.
 
-    if torch.device(device).type != "cpu":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return torch.float32
-    capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if native else torch.float32
+    Raises:
+        As :func:`prior_entry`.
+    """
+    entry = prior_entry(name)
+    return name if entry.presets else entry.family
+
+
+def family_of(prior: Prior) -> str:
+    """The section of the presets for a model at hand: by its name, else what it says of itself, else mini."""
+    return prior_family(prior.name) if prior.name in PRIORS else str(getattr(prior, "family", "mini"))

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
+from psd_gs.priors.folder import fast_dtype
+
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+
+    from psd_gs.priors.base import Prior
 
 _WORD, _LETTERS = re.compile(r"[\w']+"), re.compile(r"\w+")
 CLOSE = 0.55
@@ -42,6 +47,20 @@ _FILLER = {
 def folder(part: str) -> Path:
     """``prior``, ``reward`` or ``judge`` inside the package."""
     return Path(str(resources.files("psd_gs"))) / "assets" / "mini" / part
+
+
+def load(_: None, *, dtype: torch.dtype | None, device: torch.device | str, **options: Any) -> Prior:
+    """The embedded prior; float32 on a GPU unless told, for it is so small that nothing is gained.
+
+    Raises:
+        ModelError: the package is damaged.
+    """
+    import torch
+
+    from psd_gs.priors.multiview import MultiViewPrior
+
+    chosen = dtype or (fast_dtype(device) if torch.device(device).type == "cpu" else torch.float32)
+    return MultiViewPrior.from_pretrained(folder("prior"), dtype=chosen, device=device, **options)
 
 
 @dataclass(frozen=True)

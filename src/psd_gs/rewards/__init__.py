@@ -1,7 +1,7 @@
 """Judges of images against prompts, by name.
 
-A name is an embedded reward (``mini``, ``mini-judge``), a published one of :data:`RECIPES`, with a
-local copy where ``=PATH`` follows, the folder of a fitted one (``psd-gs fit-reward``), or a Python
+A name is one of :data:`psd_gs.entries.REWARDS` (``mini``, ``mini-judge``, published ones and those of other
+packages), with a local copy where ``=PATH`` follows, the folder of a fitted one (``psd-gs fit-reward``), or a Python
 function (``module:function``, ``file.py:function``) ``images [B, 3, H, W], B prompts -> B scores``.
 Several make a weighted sum: ``hpsv2.1,pickscore:0.5``.
 """
@@ -10,69 +10,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from psd_gs.entries import REWARDS
 from psd_gs.errors import ConfigError, ModelError
+from psd_gs.plugins import resolved
 
 if TYPE_CHECKING:
     import torch
 
     from psd_gs.rewards.base import Reward
-
-EMBEDDED = {"mini": "reward", "mini-judge": "judge"}
-"""Name to folder of the weights that ship with the package."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a published reward is put together.
-
-    Attributes:
-        load: module and function of this package; the function takes a path per part, ``name``, ``device``, ``dtype``.
-        mean: typical score of a render, which sums subtract.
-        std: typical standard deviation of its scores at one prompt, which sums divide by.
-        parts: besides the weights themselves: argument to the name of its download in ``psd_gs.published``.
-        options: further arguments.
-        source: where the weights are, if no hub has them.
-    """
-
-    load: tuple[str, str]
-    mean: float
-    std: float
-    parts: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""
-
-
-_WORDS = {"tokenizer": "clip-tokenizer"}
-_BERT = {"tokenizer": "bert-tokenizer"}
-RECIPES = {
-    "clip": Recipe(("clip", "load_clip_reward"), 0.26, 0.03, _WORDS),
-    "hpsv1": Recipe(
-        ("clip", "load_hps_v1"), 0.20, 0.01, _WORDS, source="hpc.pth, linked at https://github.com/tgxs002/align_sd"
-    ),
-    "hpsv2": Recipe(("clip", "load_hps_v2"), 0.26, 0.01, _WORDS, {"files": ("HPS_v2_compressed.pt",)}),
-    "hpsv2.1": Recipe(("clip", "load_hps_v2"), 0.25, 0.02, _WORDS),
-    "pickscore": Recipe(("clip", "load_pickscore"), 20.0, 1.0, _WORDS),
-    "imagereward": Recipe(("blip", "load_blip_reward"), 0.0, 1.0, _BERT),
-    "reward3d": Recipe(("blip", "load_blip_reward"), 0.0, 1.0, _BERT, {"head": "scorer"}),
-    "reward3d-fusion": Recipe(("blip", "load_blip_reward"), 0.0, 0.2, _BERT, {"head": "fusion"}),
-    "aesthetic": Recipe(("aesthetic", "load_aesthetic"), 5.5, 0.5, {"clip": "clip"}),
-    "aesthetic-linear": Recipe(
-        ("aesthetic", "load_aesthetic"),
-        5.0,
-        0.5,
-        {"clip": "clip"},
-        {"files": ("sa_0_4_vit_l_14_linear.pth",)},
-        source="sa_0_4_vit_l_14_linear.pth of https://github.com/LAION-AI/aesthetic-predictor",
-    ),
-}
-"""By name. Means and deviations are read off published ranges of scores: they set units, not ranks."""
 
 
 def load_reward(expression: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Reward:
@@ -86,6 +34,7 @@ def load_reward(expression: str, device: torch.device | str = "cpu", dtype: torc
     Raises:
         ConfigError: no reward has this name, or a function that cannot be imported.
         ModelError: files that cannot be had, are missing, damaged or of another architecture.
+        PluginError: the package that offers it is broken.
     """
     from psd_gs.rewards.combine import Scored, WeightedSum, parse_expression
 
@@ -95,7 +44,7 @@ def load_reward(expression: str, device: torch.device | str = "cpu", dtype: torc
     rewards = [_load_one(term.name, device, dtype) for term in terms]
     if len(terms) == 1 and terms[0].weight == 1:
         return rewards[0]
-    units = [RECIPES.get(term.name.partition("=")[0]) for term in terms]
+    units = [REWARDS.get(term.name.partition("=")[0]) for term in terms]
     parts = [
         Scored(reward, term.weight, *((unit.mean, unit.std) if unit else ()))
         for reward, term, unit in zip(rewards, terms, units, strict=True)
@@ -108,8 +57,8 @@ def needed(expression: str) -> list[str]:
     names: dict[str, None] = {}
     for term in _terms(expression):
         name, _, path = term.partition("=")
-        if recipe := RECIPES.get(name):
-            wanted = ({} if path or recipe.source else {"weights": name}) | dict(recipe.parts)
+        if entry := REWARDS.get(name):
+            wanted = ({"weights": name} if entry.weights and not path else {}) | dict(entry.parts)
             names |= dict.fromkeys(part for part in wanted.values() if not _beside(path, part))
     return list(names)
 
@@ -119,7 +68,7 @@ def local_copies(expression: str) -> dict[str, Path]:
     out = {}
     for term in _terms(expression):
         name, _, path = term.partition("=")
-        if path and name in RECIPES:
+        if path and name in REWARDS:
             out[name] = Path(path).expanduser()
         elif _fitted(term):
             out[term] = Path(term).expanduser()
@@ -144,12 +93,16 @@ def _terms(expression: str) -> list[str]:
 
 def _fitted(name: str) -> str | None:
     """The base of a fitted reward; None if ``name`` is not the folder of one."""
-    if name in EMBEDDED or name.partition("=")[0] in RECIPES:
+    if _is_listed(name):
         return None
     from psd_gs.rewards.fitted import read_config
 
     config = read_config(name)
     return config["base"] if config else None
+
+
+def _is_listed(name: str) -> bool:
+    return name.partition("=")[0] in REWARDS
 
 
 def check_judge(reward: str, judge: str) -> None:
@@ -160,7 +113,7 @@ def check_judge(reward: str, judge: str) -> None:
     """
     climbed = names_of(reward)
     if same := [name for name in names_of(judge) if name in climbed]:
-        others = [name for name in (*EMBEDDED, *RECIPES) if name not in climbed]
+        others = [name for name in REWARDS if name not in climbed]
         raise ConfigError(
             f"judge {judge!r}: expected a model that is not optimized, received {same[0]} of reward {reward!r}. "
             f"Choose another, such as {others[0]}."
@@ -168,44 +121,50 @@ def check_judge(reward: str, judge: str) -> None:
 
 
 def _check_name(name: str) -> None:
-    if name not in EMBEDDED and name.partition("=")[0] not in RECIPES and ":" not in name and not _fitted(name):
+    if _is_listed(name):
+        known, _, path = name.partition("=")
+        entry = REWARDS[known]
+        if path and not (entry.weights or entry.source):
+            raise ConfigError(f"reward {known}: expected no path, for it brings its own weights, received {path!r}.")
+    elif ":" not in name and not _fitted(name):
         raise ConfigError(
-            f"unknown reward {name!r}; expected one of {', '.join([*EMBEDDED, *RECIPES])}, one of the latter "
-            "with a local copy (imagereward=PATH), a folder that `psd-gs fit-reward` wrote, or a function "
-            "(module:function, file.py:function)."
+            f"unknown reward {name!r}; expected one of {', '.join(REWARDS)}, a published one with a local copy "
+            "(imagereward=PATH), a folder that `psd-gs fit-reward` wrote, or a function (module:function, "
+            "file.py:function)."
         )
 
 
 def _load_one(name: str, device: torch.device | str, dtype: torch.dtype | None) -> Reward:
-    import torch
+    from psd_gs.rewards.base import CallableReward, FeatureReward
+    from psd_gs.rewards.fitted import FittedReward, load_head
 
-    from psd_gs import weights
-    from psd_gs.rewards.base import CallableReward
-    from psd_gs.rewards.mini import MiniReward
-
-    if name in EMBEDDED:
-        with as_file(files("psd_gs") / "assets" / "mini" / EMBEDDED[name]) as folder:
-            return MiniReward.from_pretrained(folder, name=name, device=device, dtype=dtype or torch.float32)
     if base := _fitted(name):
-        from psd_gs.rewards.base import FeatureReward
-        from psd_gs.rewards.fitted import FittedReward, load_head
-
         below = _load_one(base, device, dtype)
         assert isinstance(below, FeatureReward)
         return FittedReward(below, load_head(name), name)
-    known, _, path = name.partition("=")
-    if known not in RECIPES:
+    if not _is_listed(name):
         return CallableReward(_import_function(name), name)
-    recipe = RECIPES[known]
-    if recipe.source and not path:
-        raise ModelError(f"reward {known} is on no hub: download {recipe.source}, and name it with {known}=PATH.")
+    return _load_entry(name, device, dtype)
+
+
+def _load_entry(name: str, device: torch.device | str, dtype: torch.dtype | None) -> Reward:
+    """A reward of the table, from the given path or what is published."""
+    import torch
+
+    from psd_gs import weights
+
+    known, _, path = name.partition("=")
+    entry = REWARDS[known]
+    if entry.source and not path:
+        raise ModelError(f"reward {known} is on no hub: download {entry.source}, and name it with {known}=PATH.")
     if path and not Path(path).expanduser().exists():
         raise ModelError(f"reward {known}: expected its weights at {path}, received nothing. Check the path.")
-    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
-    parts = {part: _beside(path, download) or weights.locate(download) for part, download in recipe.parts.items()}
-    module = importlib.import_module(f"psd_gs.rewards.{recipe.load[0]}")
-    load = partial(getattr(module, recipe.load[1]), **recipe.options)
-    return load(path or weights.locate(known), name=name, device=device, dtype=dtype, **parts)
+    if entry.weights or entry.source:
+        dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
+    parts = {part: _beside(path, download) or weights.locate(download) for part, download in entry.parts.items()}
+    files = path or (weights.locate(known) if entry.weights else None)
+    with REWARDS.explained(known):
+        return resolved(entry.load)(files, name=name, device=device, dtype=dtype, **parts, **entry.options)
 
 
 def _beside(path: str, download: str) -> Path | None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from psd_gs.cameras import Cameras
+from psd_gs.config.guidance import Pooling
 from psd_gs.errors import InputError
-
-Pooling = Literal["mean", "min", "softmin"]
 
 
 class Reward(Protocol):

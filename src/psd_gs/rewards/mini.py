@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -417,3 +418,15 @@ class MiniReward(ScoredByFeatures):
 
     def score_features(self, features: Float[Tensor, "G D"]) -> Float[Tensor, " G"]:
         return self.network.score_features(features)
+
+
+def load_embedded(
+    _: None, *, part: str, name: str, device: torch.device | str, dtype: torch.dtype | None = None
+) -> MiniReward:
+    """A reward that ships with the package: ``reward`` or ``judge``, in float32 unless told.
+
+    Raises:
+        ModelError: the package is damaged.
+    """
+    with as_file(files("psd_gs") / "assets" / "mini" / part) as folder:
+        return MiniReward.from_pretrained(folder, name=name, device=device, dtype=dtype or torch.float32)

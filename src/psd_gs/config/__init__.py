@@ -13,29 +13,36 @@ import json
 import re
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from psd_gs.config.guidance import GuidanceConfig, check_choices, check_range
+from psd_gs.entries import PRIORS
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.guidance.config import GuidanceConfig, check_range
 
 T = TypeVar("T")
 
 Preset = Literal["draft", "default", "quality"]
-PRESETS: tuple[str, ...] = get_args(Preset)
+"""Tiers of quality against time."""
 Recipe = Literal[
-    "dreamgaussian", "gaussiandreamer", "luciddreamer", "mvdream", "dreamdpo", "rewardsds", "dreamreward", "psd"
+    "dreamgaussian",
+    "gaussiandreamer",
+    "luciddreamer",
+    "mvdream",
+    "dreamdpo",
+    "rewardsds",
+    "dreamreward",
+    "psd",
 ]
-RECIPES: tuple[str, ...] = get_args(Recipe)
 """Settings of published methods, in place of a preset."""
+PRESETS: tuple[str, ...] = get_args(Preset)
+RECIPES: tuple[str, ...] = get_args(Recipe)
 MAX_PROMPT = 500
 """Characters."""
 SOLID_STEPS = 150
 """After which a solid changes no more."""
-FAMILIES = ("mini", "mvdream", "sd", "sdxl", "sd3")
-"""Prior families that presets have a section for."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +182,7 @@ class Config:
     densify: DensifyConfig = field(default_factory=DensifyConfig)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_range(self, 1, float("inf"), "steps")
         check_range(self, 0, 2**63 - 1, "seed")
         check_range(self, 0, 4096, "prior_size")
@@ -197,10 +205,16 @@ def check_prompt_text(prompt: str) -> None:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain dicts, lists and scalars, ready for YAML or JSON."""
-    return {name: _plain(value) for name, value in asdict(config).items()}
+    out: dict[str, Any] = {}
+    for f in fields(config):
+        value = _plain(getattr(config, f.name))
+        out |= value if "sections" in f.metadata else {f.name: value}
+    return out
 
 
 def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_dict(value)
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
@@ -211,7 +225,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str) -> T:
 
     Args:
         cls: the dataclass.
-        data: nested mappings, as ``yaml.safe_load`` gives them.
+        data: nested mappings, as ``yaml.safe_load`` gives them. A field with ``sections`` in its metadata, a function
+            from names to dataclasses, takes those keys of which it knows one.
         where: named in messages.
 
     Raises:
@@ -220,13 +235,20 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected options by name, received {data!r}.")
     hints = get_type_hints(cls)
-    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    values = {}
+    places = {f.name: f.metadata.get("sections") for f in fields(cls)}  # type: ignore[arg-type]
+    names = [name for name, sections in places.items() if not sections]
+    values: dict[str, Any] = {}
     for key, value in data.items():
-        if key not in names:
-            raise ConfigError(f"{where}: unknown option {key!r}.{suggestion(str(key), names)}")
-        hint = hints[key]
         path = f"{where}.{key}"
+        if key not in names:
+            for place, sections in places.items():
+                if sections and (options := sections(str(key))):
+                    values.setdefault(place, {})[key] = from_dict(options, value, path)
+                    break
+            else:
+                raise ConfigError(f"{where}: unknown option {key!r}.{suggestion(str(key), names)}")
+            continue
+        hint = hints[key]
         values[key] = (
             from_dict(hint, value, path)
             if isinstance(hint, type) and is_dataclass(hint)
@@ -309,7 +331,7 @@ def suggestion(word: str, known: list[str] | tuple[str, ...]) -> str:
 def configs_folder() -> Path:
     """Where the presets are: packed into the package in a wheel, beside ``src`` in a checkout."""
     packed = Path(str(resources.files("psd_gs"))) / "configs"
-    return packed if packed.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+    return packed if packed.is_dir() else Path(__file__).resolve().parents[3] / "configs"
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -339,16 +361,20 @@ def preset(name: str, family: str) -> dict[str, Any]:
 
     Args:
         name: one of :data:`PRESETS` or :data:`RECIPES`.
-        family: one of :data:`FAMILIES`; any other leaves what holds for all.
+        family: section of the files, or the prior of another package with presets of its own; any other leaves what
+            holds for all.
 
     Raises:
         ConfigError: no such preset.
+        PluginError: the package is broken.
     """
     if name not in PRESETS + RECIPES:
         raise ConfigError(f"unknown preset {name!r}.{suggestion(name, PRESETS)}")
     files = _with_bases(configs_folder() / ("." if name in PRESETS else "recipes") / f"{name}.yaml")
-    sections = [file.get(section, {}) for section in ("common", family) for file in files]
-    return merged({"preset": name}, *sections)
+    entry = PRIORS[family] if family in PRIORS.plugins else None
+    sections = [file.get(section, {}) for section in ("common", entry.family if entry else family) for file in files]
+    own = [entry.presets.get(section, {}) for section in ("common", name)] if entry else []
+    return merged({"preset": name}, *sections, *own)
 
 
 def _with_bases(path: Path) -> list[dict[str, Any]]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from psd_gs.entries import METHODS, PREFERENCES
 from psd_gs.errors import ConfigError
-from psd_gs.rewards.base import Pooling
 
-Method = Literal["sds", "recon", "csd", "vsd", "ism", "nfsd", "asd"]
-Preference = Literal["none", "psd", "dreamdpo", "rewardsds", "dreamfl"]
+if TYPE_CHECKING:
+    Method = str
+    Preference = str
+else:  # so that the command line lists and checks them
+    Method = Literal[tuple(METHODS)]
+    Preference = Literal[tuple(PREFERENCES)]
+Pooling = Literal["mean", "min", "softmin"]
 Weighting = Literal["auto", "sds", "uniform", "recon", "fantasia3d"]
 Schedule = Literal["mvdream", "uniform", "linear", "sqrt", "step", "dreamtime"]
 Scale = Literal["gap", "sign", "ramp", "bt"]
@@ -29,13 +34,13 @@ def check_range(config: object, low: float, high: float, *names: str) -> None:
             )
 
 
-def _check_choices(config: object) -> None:
+def check_choices(config: object) -> None:
     """Refuse values outside a field's Literal, which the command line checks but the Python API does not."""
     for name, hint in get_type_hints(type(config)).items():
-        choices, value = get_args(hint), getattr(config, name)
-        if choices and isinstance(value, str) and value not in choices:
+        choices, value = get_args(hint) if get_origin(hint) is Literal else (), getattr(config, name)
+        if choices and value not in choices:
             raise ConfigError(
-                f"{type(config).__name__}.{name}: expected one of {', '.join(choices)}, received {value!r}."
+                f"{type(config).__name__}.{name}: expected one of {', '.join(map(str, choices))}, received {value!r}."
             )
 
 
@@ -62,7 +67,7 @@ class TimestepConfig:
     and below (fourth)."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         check_range(self, 1e-3, 1 - 1e-3, "t_max_start", "t_max_end", "t_min_start", "t_min_end")
         check_range(self, 1e-3, 1, "anneal_end", "dreamtime")
         if self.dreamtime[1] > self.dreamtime[0]:
@@ -126,7 +131,7 @@ class JudgingConfig:
     """Judge nothing at diffusion times above this: the estimates say too little there."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         check_range(self, 0, 1, "start", "end", "t_max")
         check_range(self, 1, float("inf"), "every")
         check_range(self, 1e-12, float("inf"), "pooling_temperature")
@@ -274,10 +279,19 @@ class NegativeConfig:
     """Trust region: largest change relative to the norm of the initial embedding."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         check_range(self, 0, float("inf"), "lr", "radius")
         check_range(self, 1, float("inf"), "every")
         check_range(self, 0, 1, "start", "t_max")
+
+
+def _options_of(preference: str) -> type | None:
+    """The options of a preference from another package; None if it has none, or there is no such package.
+
+    Raises:
+        PluginError: the package is broken.
+    """
+    return PREFERENCES[preference].options if preference in PREFERENCES.plugins else None
 
 
 @dataclass(frozen=True)
@@ -313,43 +327,18 @@ class GuidanceConfig:
     rewardsds: RewardSDSConfig = field(default_factory=RewardSDSConfig)
     dreamfl: DreamFLConfig = field(default_factory=DreamFLConfig)
     negative: NegativeConfig = field(default_factory=NegativeConfig)
+    others: dict[str, Any] = field(default_factory=dict, metadata={"sections": _options_of})
+    """Options of preferences from other packages; in files they stand beside ours, under the preference's name."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         check_range(self, 0, float("inf"), "guidance_scale")
         check_range(self, 0, 1, "rescale", "csd_negative", "asd_shift")
-        if self.preference == "psd" and self.negative.mode != "off" and self.psd.pair_scale == 1:
-            raise ConfigError(
-                "PSDConfig.pair_scale: expected a value other than 1 to refine the negative embedding, received 1: "
-                "the negative branch enters with the factor 1 - scale, so no gradient reaches it. "
-                "Raise pair_scale or set the negative mode to off."
-            )
+        options = _options_of(self.preference)
+        if options and self.preference not in self.others:
+            object.__setattr__(self, "others", {**self.others, self.preference: options()})
 
     @property
-    def judging(self) -> JudgingConfig | None:
-        """Options of the chosen preference."""
-        return None if self.preference == "none" else getattr(self, self.preference)
-
-
-def check_combination(config: GuidanceConfig) -> None:
-    """Refuse a method and a preference that do not go together, whatever the prior.
-
-    Raises:
-        ConfigError: with the reason.
-    """
-    method, preference = config.method, config.preference
-    if method == "ism" and preference in ("dreamdpo", "rewardsds"):
-        raise ConfigError(
-            f"preference {preference}: expected a method with a residual per noise, received ism, whose noise is the "
-            "inversion of the render itself. Choose another method, or preference psd."
-        )
-    if preference == "dreamdpo" and config.dreamdpo.form == "code" and method not in ("sds", "recon"):
-        raise ConfigError(
-            f"DreamDPOConfig.form: expected paper with method {method}, received code: the loser's residual without "
-            "guidance is defined for sds and recon. Set the form to paper."
-        )
-    if config.perp_neg and not config.view_prompts:
-        raise ConfigError(
-            "GuidanceConfig.perp_neg: expected view_prompts too, for it removes one view's prompt from another's. "
-            "Set view_prompts to true or leave perp_neg out."
-        )
+    def chosen(self) -> Any:
+        """Options of the chosen preference; None if it has none."""
+        return self.others.get(self.preference, getattr(self, self.preference, None))

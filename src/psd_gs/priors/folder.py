@@ -1,0 +1,70 @@
+"""Priors from folders as diffusers lays them out: which class reads one, and to which family it belongs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from psd_gs import weights
+from psd_gs.errors import ModelError
+from psd_gs.plugins import resolved
+
+if TYPE_CHECKING:
+    import torch
+
+    from psd_gs.priors.base import Prior
+
+CLASSES = {
+    "MultiViewPipeline": ("psd_gs.priors.multiview:MultiViewPrior", "mvdream"),
+    "MVDreamPipeline": ("psd_gs.priors.mvdream:MVDreamPrior", "mvdream"),
+    "StableDiffusionPipeline": ("psd_gs.priors.stable_diffusion:StableDiffusionPrior", "sd"),
+    "StableDiffusionXLPipeline": ("psd_gs.priors.stable_diffusion:StableDiffusionXLPrior", "sdxl"),
+    "StableDiffusion3Pipeline": ("psd_gs.priors.sd3:StableDiffusion3Prior", "sd3"),
+}
+"""The class that a ``model_index.json`` names, to what reads it and its family."""
+
+
+def _known(folder: Path) -> tuple[str, str]:
+    found = weights.pipeline_class(folder)
+    if found not in CLASSES:
+        *names, last = CLASSES
+        raise ModelError(
+            f"prior {folder}: expected a {', '.join(names)} or {last}, received {found}. Name another folder."
+        )
+    return CLASSES[found]
+
+
+def family(folder: Path) -> str:
+    """The section of the presets for a folder; a multi-view model in pixel space is like the embedded one.
+
+    Raises:
+        ModelError: no pipeline, or of an architecture that no prior reads.
+    """
+    kind, found = _known(folder)[1], weights.components_of(folder)
+    return "mini" if kind == "mvdream" and "vae" not in found else kind
+
+
+def load(folder: Path, *, dtype: torch.dtype | None, device: torch.device | str, **options: Any) -> Prior:
+    """The prior of a folder; float32 on the CPU and what is fastest on a GPU, unless told.
+
+    Raises:
+        ModelError: files are missing, damaged or of another architecture.
+    """
+    import torch
+
+    on_cpu = torch.device(device).type == "cpu"
+    chosen = dtype or (torch.float32 if on_cpu else fast_dtype(device))
+    return resolved(_known(folder)[0]).from_pretrained(folder, dtype=chosen, device=device, **options)
+
+
+def fast_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 on GPUs and CPUs with instructions for it; else float16 on GPUs and float32 on CPUs."""
+    import torch
+
+    if torch.device(device).type != "cpu":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
