@@ -11,11 +11,13 @@ from tiny_rewards import BLIP_FILES, aesthetic_heads, blip_folder, blip_sizes, c
 
 from psd_gs import weights
 from psd_gs.cli import main
+from psd_gs.entries import REWARDS
 from psd_gs.evaluation.scores import ring_cameras, ring_images, view_scores
 from psd_gs.export.formats import save
 from psd_gs.export.ply import read_ply
 from psd_gs.gaussians import random_ball
-from psd_gs.rewards import EMBEDDED, RECIPES, blip, clip, load_reward
+from psd_gs.published import EMBEDDED
+from psd_gs.rewards import blip, clip, load_reward
 from psd_gs.rewards.base import group_score
 from psd_gs.scoring import evaluation_cameras, evaluation_images
 
@@ -52,7 +54,7 @@ def in_miniature(published, monkeypatch):
 
 def expression(name: str, folder) -> str:
     return {"function": f"{folder / 'taste.py'}:brightness"}.get(name) or (
-        f"{name}={folder}" if name in RECIPES and RECIPES[name].source else name
+        f"{name}={folder}" if name in REWARDS and REWARDS[name].source else name
     )
 
 
@@ -62,7 +64,7 @@ def score(folder, models: str, capsys) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *EMBEDDED, "function"])
+@pytest.mark.parametrize("name", [*REWARDS, "function"])
 def test_every_reward_scores(published, name, capsys):
     name = expression(name, published)
     row = score(published, name, capsys)

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numba import njit
 
-from psd_gs.render import _constants
+import psd_gs.render._constants as _constants
 from psd_gs.render._constants import TILE
 from psd_gs.render._lists import ROW
 

@@ -6,7 +6,7 @@ Between the two kernels the host learns how many entries there are; ``torch.sort
 import triton
 import triton.language as tl
 
-from psd_gs.render import _constants
+import psd_gs.render._constants as _constants
 
 SPLAT: tl.constexpr = tl.constexpr(_constants.SPLAT)
 TILE: tl.constexpr = tl.constexpr(_constants.TILE)

@@ -7,8 +7,8 @@ backward kernel adds up its cameras one after the other, so that results are equ
 import triton
 import triton.language as tl
 
+import psd_gs.render._constants as _constants
 from psd_gs import gaussians
-from psd_gs.render import _constants
 
 SPLAT: tl.constexpr = tl.constexpr(_constants.SPLAT)
 NEAR: tl.constexpr = tl.constexpr(_constants.NEAR)

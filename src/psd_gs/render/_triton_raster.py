@@ -11,7 +11,7 @@ import math
 import triton
 import triton.language as tl
 
-from psd_gs.render import _constants
+import psd_gs.render._constants as _constants
 
 SPLAT: tl.constexpr = tl.constexpr(_constants.SPLAT)
 TILE: tl.constexpr = tl.constexpr(_constants.TILE)
