@@ -90,7 +90,6 @@ def test_every_dependency_of_the_main_job_is_a_base_one():
         "peft",  # of the extra vsd
         "pxr",  # of the extra usd
         "coacd",  # of the extra collision
-        "viser",  # of the extra live
         "ray",  # of the extra ray
         "triton",  # of torch's wheels for GPUs
     }
@@ -131,15 +130,15 @@ LAYERS = {
     "files": {"errors"},
     "gaussians": set(),
     "colours": set(),
-    "report": {"errors"},
+    "report": {"errors", "files"},
     "cameras": set(),
     "published": set(),
-    "weights": {"errors", "published"},
+    "weights": {"errors", "files", "published"},
     "render": {"errors", "gaussians", "cameras"},
     "priors": {"errors", "cameras", "files", "weights"},
     "rewards": {"errors", "cameras", "files", "weights"},
     "guidance": {"errors", "cameras", "priors", "rewards"},
-    "config": {"errors", "guidance"},
+    "config": {"errors", "files", "guidance"},
     "densify": {"errors", "gaussians", "cameras", "config", "render"},
     "export": {"colours", "errors", "files", "gaussians", "cameras", "render"},
     "solidify": {"gaussians", "cameras", "render", "export"},
@@ -150,7 +149,8 @@ LAYERS = {
         *("errors", "files", "gaussians", "cameras", "weights", "render", "priors", "rewards", "guidance", "config"),
         *("export", "mesh", "report", "runs", "trainer", "pipeline", "scoring", "job"),
     },
-    "ranking": {"errors", "files", "evaluation", "export", "rewards", "runs", "scoring"},
+    "ranking": {"errors", "files", "evaluation", "export", "rewards", "runs", "scoring", "viewer"},
+    "live": {"errors", "export", "gaussians", "report", "trainer", "viewer"},
     "batch": {"errors", "files", "config", "job", "pipeline", "priors", "report", "runs", "trainer"},
     "scoring": {"cameras", "gaussians", "render", "rewards"},
     "models": {"config", "errors", "priors", "published", "rewards", "weights"},

@@ -4,6 +4,9 @@ A name is an embedded reward (``mini``, ``mini-judge``), a published one of :dat
 local copy where ``=PATH`` follows, the folder of a fitted one (``psd-gs fit-reward``), or a Python
 function (``module:function``, ``file.py:function``) ``images [B, 3, H, W], B prompts -> B scores``.
 Several make a weighted sum: ``hpsv2.1,pickscore:0.5``.
+
+A function is code, which runs only where whoever started the program named it (``allow_code``): never because a
+configuration, a run folder or a fitted reward says so.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psd_gs.errors import ConfigError, ModelError
+from psd_gs.files import short
 
 if TYPE_CHECKING:
     import torch
@@ -75,16 +79,23 @@ RECIPES = {
 """By name. Means and deviations are read off published ranges of scores: they set units, not ranks."""
 
 
-def load_reward(expression: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Reward:
+def load_reward(
+    expression: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    allow_code: bool = False,
+) -> Reward:
     """Load a reward, downloading published weights that are not on this machine.
 
     Args:
         expression: a name, or several with weights; see the module.
         device: where it runs.
         dtype: of its weights; None is float16 for published ones on a GPU, else float32.
+        allow_code: whether it may name functions, see :func:`refuse_code`.
 
     Raises:
-        ConfigError: no reward has this name, or a function that cannot be imported.
+        ConfigError: no reward has this name, or a function that cannot be imported or may not be.
         ModelError: files that cannot be had, are missing, damaged or of another architecture.
     """
     from psd_gs.rewards.combine import Scored, WeightedSum, parse_expression
@@ -92,6 +103,8 @@ def load_reward(expression: str, device: torch.device | str = "cpu", dtype: torc
     terms = parse_expression(expression)
     for term in terms:
         _check_name(term.name)
+    if not allow_code:
+        refuse_code(expression)
     rewards = [_load_one(term.name, device, dtype) for term in terms]
     if len(terms) == 1 and terms[0].weight == 1:
         return rewards[0]
@@ -101,6 +114,30 @@ def load_reward(expression: str, device: torch.device | str = "cpu", dtype: torc
         for reward, term, unit in zip(rewards, terms, units, strict=True)
     ]
     return WeightedSum(parts, expression)
+
+
+def refuse_code(expression: str, where: str = "a file") -> None:
+    """Refuse names of functions that nobody typed.
+
+    Args:
+        expression: of a reward or judge.
+        where: it was read.
+
+    Raises:
+        ConfigError: it names a function.
+    """
+    from psd_gs.rewards.combine import parse_expression
+
+    names = (term.name for term in parse_expression(expression))
+    if functions := [name for name in names if not _is_listed(name) and not _fitted(name)]:
+        raise ConfigError(
+            f"reward {short(functions[0])} is code, and {where} names it. If you trust it, name it yourself (--reward, "
+            "--judge) or add --allow-code; in Python pass allow_code=True."
+        )
+
+
+def _is_listed(name: str) -> bool:
+    return name in EMBEDDED or name.partition("=")[0] in RECIPES
 
 
 def needed(expression: str) -> list[str]:
@@ -138,18 +175,27 @@ def _terms(expression: str) -> list[str]:
     out = []
     for term in parse_expression(expression):
         base = _fitted(term.name)
-        out += [*(_terms(base) if base else []), term.name]
+        out += [base, term.name] if base else [term.name]
     return out
 
 
 def _fitted(name: str) -> str | None:
-    """The base of a fitted reward; None if ``name`` is not the folder of one."""
-    if name in EMBEDDED or name.partition("=")[0] in RECIPES:
-        return None
-    from psd_gs.rewards.fitted import read_config
+    """The base of a fitted reward; None if ``name`` is not the folder of one.
 
-    config = read_config(name)
-    return config["base"] if config else None
+    Raises:
+        ConfigError: the base is none of our list.
+    """
+    if _is_listed(name):
+        return None
+    from psd_gs.rewards.fitted import read_base
+
+    base = read_base(name)
+    if base is not None and not _is_listed(base):
+        raise ConfigError(
+            f"the fitted reward {name}: expected one of {', '.join([*EMBEDDED, *RECIPES])} below it, received "
+            f"{short(base)}. Fit it again."
+        )
+    return base
 
 
 def check_judge(reward: str, judge: str) -> None:
@@ -168,7 +214,7 @@ def check_judge(reward: str, judge: str) -> None:
 
 
 def _check_name(name: str) -> None:
-    if name not in EMBEDDED and name.partition("=")[0] not in RECIPES and ":" not in name and not _fitted(name):
+    if not _is_listed(name) and ":" not in name and not _fitted(name):
         raise ConfigError(
             f"unknown reward {name!r}; expected one of {', '.join([*EMBEDDED, *RECIPES])}, one of the latter "
             "with a local copy (imagereward=PATH), a folder that `psd-gs fit-reward` wrote, or a function "
@@ -191,7 +237,8 @@ def _load_one(name: str, device: torch.device | str, dtype: torch.dtype | None) 
         from psd_gs.rewards.fitted import FittedReward, load_head
 
         below = _load_one(base, device, dtype)
-        assert isinstance(below, FeatureReward)
+        if not isinstance(below, FeatureReward):
+            raise ModelError(f"the fitted reward {name}: {base} does not tell its features. Fit it again.")
         return FittedReward(below, load_head(name), name)
     known, _, path = name.partition("=")
     if known not in RECIPES:
