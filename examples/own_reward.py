@@ -21,7 +21,7 @@ def main(
     prompt: Positional[str] = "a corgi", *, folder: Path = Path("outputs/own-reward"), steps: int | None = None
 ) -> None:
     """Make PROMPT under the function above, and save it into FOLDER."""
-    pipeline = TextTo3DPipeline.from_pretrained("mini", reward=f"{__file__}:redness")
+    pipeline = TextTo3DPipeline.from_pretrained("mini", reward=f"{__file__}:redness", allow_code=True)
     # Pairs of the embedded preset speak at low noise only; a taste for colours is settled at high noise.
     result = pipeline(
         prompt, preset="draft", steps=steps, overrides={"guidance": {"psd": {"start": 0.0, "t_max": 1.0}}}

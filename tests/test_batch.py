@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import signal
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,9 +18,11 @@ import batch_workers
 import pytest
 import torch
 from painted import PaintedPrior, RedReward, tiny_config
+from PIL import Image
 
 from psd_gs import cli, runs
-from psd_gs.batch.index import write_index
+from psd_gs.batch import index
+from psd_gs.batch.index import Index, write_index
 from psd_gs.batch.local import LocalPool
 from psd_gs.batch.queue import TRIES, Journal, run_all
 from psd_gs.batch.tasks import (
@@ -35,6 +40,7 @@ from psd_gs.cli.run_options import parse_shard
 from psd_gs.config import make_config, to_dict
 from psd_gs.errors import BackendError, ConfigError, InputError, OutputError
 from psd_gs.export.ply import read_ply
+from psd_gs.files import read_picture
 from psd_gs.pipeline import TextTo3DPipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -216,6 +222,76 @@ def test_the_index(tmp_path, painted, quick_files):
     assert all((tmp_path / link).is_file() for link in found.links)
     assert found.sources
     assert all(source.startswith("data:image/jpeg") for source in found.sources)
+
+
+def png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def many(root: Path, count: int) -> list[Task]:
+    """Finished runs as far as the page looks."""
+    picture = png(Image.effect_noise((256, 64), 80))
+    tasks = [Task(tiny_config(prompt=f"ball {i}"), root / f"ball-{i}") for i in range(count)]
+    for task in tasks:
+        task.folder.mkdir(parents=True)
+        (task.folder / "preview.png").write_bytes(picture)
+        (task.folder / "psd_gs.json").write_text('{"scores": {"mini": 0.25}}')
+        (task.folder / "splat.ply").touch()
+    return tasks
+
+
+def test_what_the_index_shows_is_kept(tmp_path, monkeypatch):
+    tasks = many(tmp_path, 100)
+    page = Index(tmp_path, tasks)
+    text = page.write({}).read_text(encoding="utf-8")
+    assert text.count("data:image/jpeg") == text.count("mini 0.250") == 100
+    assert len(list((tmp_path / ".thumbnails").iterdir())) == 100
+    decoded = []
+    monkeypatch.setattr(index, "read_picture", lambda path: decoded.append(path) or read_picture(path))
+    assert Index(tmp_path, tasks).write({}).read_text(encoding="utf-8") == text
+    assert decoded == []
+    monkeypatch.setattr(runs, "read_record", None)  # nothing of what is unchanged is read again
+    assert page.write({}).read_text(encoding="utf-8") == text
+    monkeypatch.undo()
+    (tasks[7].folder / "psd_gs.json").write_text("[" * 100_000)
+    (tasks[7].folder / "mesh.glb").touch()
+    text = page.write({}).read_text(encoding="utf-8")
+    assert text.count("mini 0.250") == 99
+    assert "its scores cannot be read" in text
+    (tasks[8].folder / "psd_gs.json").write_text('{"scores": {"mini": NaN}}')  # no verdict
+    (tasks[8].folder / "mesh.glb").touch()
+    assert "mini -<" in page.write({}).read_text(encoding="utf-8")
+    assert "ball-7/mesh.glb" in text
+
+
+@pytest.mark.parametrize("data", [png(Image.new("1", (30_000, 30_000))), b"", b"\x89PNG", b"<svg/>", None])
+def test_a_picture_that_cannot_be_shown_is_a_grey_tile(data, tmp_path):
+    (task,) = many(tmp_path, 1)
+    preview = task.folder / "preview.png"
+    preview.unlink() if data is None else preview.write_bytes(data)
+    source = Links(write_index(tmp_path, [task], {}).read_text(encoding="utf-8")).sources[0]
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as tile:
+        assert tile.convert("RGB").getcolors() == [(400 * 100, (128, 128, 128))]
+
+
+def test_the_index_is_written_beside_the_queue(tmp_path, monkeypatch):
+    page, go = Index(tmp_path, many(tmp_path, 2)), threading.Event()
+    monkeypatch.setattr(index, "read_picture", lambda path: go.wait() and read_picture(path))
+    page.refresh({})
+    assert page._thread is None  # too soon
+    monkeypatch.setattr(index, "SECONDS", 0.0)
+    page.refresh({})
+    thread = page._thread
+    page.refresh({})
+    assert page._thread is thread  # still at it
+    assert not (tmp_path / "index.html").exists()
+    go.set()
+    thread.join()
+    assert "2 of 2 prompts" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    page.root = tmp_path / "nowhere"
+    page._try({})  # is told, and ends nothing
 
 
 # --- for real --------------------------------------------------------------------------------------------------------

@@ -91,7 +91,6 @@ def test_every_dependency_of_the_main_job_is_a_base_one():
         "peft",  # of the extra vsd
         "pxr",  # of the extra usd
         "coacd",  # of the extra collision
-        "viser",  # of the extra live
         "ray",  # of the extra ray
         "triton",  # of torch's wheels for GPUs
     }
@@ -132,15 +131,15 @@ LAYERS = {
     "plugins": {"errors"},
     "published": set(),
     "entries": {"plugins", "published"},
-    "config": {"errors", "entries"},
     "files": {"errors"},
+    "config": {"errors", "entries", "files"},
     "gaussians": set(),
     "colours": set(),
     "cameras": set(),
     "kernels": set(),
-    "report": {"errors"},
+    "report": {"errors", "files"},
     "runs": {"errors", "files"},
-    "weights": {"errors", "entries", "published"},
+    "weights": {"errors", "entries", "files", "published"},
     "render": {"errors", "gaussians", "cameras"},
     "priors": {"errors", "cameras", "files", "weights", "entries", "plugins"},
     "rewards": {"errors", "cameras", "files", "weights", "entries", "plugins", "config"},
@@ -152,7 +151,6 @@ LAYERS = {
     "mesh": {"colours", "errors", "files", "gaussians", "cameras", "render", "export", "solidify"},
     "asset": {"errors", "gaussians", "export", "mesh", "runs"},
     "trainer": {"errors", "files", "gaussians", "cameras", "config", "render", "guidance", "densify", "solidify"},
-    "live": {"errors", "gaussians"},
     "viewer": {"errors", "files", "gaussians", "export"},
     "run_report": {"errors", "files", "report", "runs"},
     "scoring": {"cameras", "gaussians", "render", "rewards"},
@@ -179,7 +177,8 @@ LAYERS = {
         *("errors", "files", "gaussians", "cameras", "weights", "published", "render", "config", "priors", "rewards"),
         *("guidance", "export", "mesh", "report", "runs", "scoring", "trainer", "pipeline", "job"),
     },
-    "ranking": {"errors", "files", "evaluation", "export", "rewards", "runs", "scoring"},
+    "ranking": {"errors", "files", "evaluation", "export", "rewards", "runs", "scoring", "viewer"},
+    "live": {"errors", "export", "gaussians", "report", "trainer", "viewer"},
     "batch": {"errors", "files", "config", "job", "pipeline", "priors", "report", "runs", "trainer"},
 }
 """Every module of the package, but the command line, to those that it may import; each stands below those."""

@@ -249,7 +249,7 @@ def test_a_saved_result_can_be_loaded(result, tmp_path, quick_files):
     with pytest.raises(InputError, match=r"expected the folder of a finished run, with splat.ply and psd_gs.json"):
         Result.load(tmp_path / "nowhere")
     (tmp_path / "psd_gs.json").write_text('{"scores": 3}')
-    with pytest.raises(InputError, match=r"psd_gs.json is damaged: expected scores by name"):
+    with pytest.raises(InputError, match=r"psd_gs\.json: 'scores': expected fields by name, received 3"):
         Result.load(tmp_path)
 
 

@@ -7,6 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import tracemalloc
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 from urllib.error import HTTPError
@@ -17,7 +20,7 @@ from ranked import Client, annotate, make_runs
 
 from psd_gs.errors import ConfigError, FormatError, InputError, OutputError
 from psd_gs.ranking.answers import Answer, agreement, append_answer, krippendorff_alpha, read_answers
-from psd_gs.ranking.pairs import find_runs, folder_of, name_of, plan
+from psd_gs.ranking.pairs import MOST, find_runs, folder_of, name_of, plan
 from psd_gs.ranking.server import Server, Session
 
 
@@ -112,8 +115,8 @@ def test_the_page_tells_nothing_of_the_runs(outputs, session):
             with pytest.raises(HTTPError) as error:
                 urlopen(url + path, timeout=10)
             error.value.close()
-            assert error.value.code == 404
-        with pytest.raises(OutputError, match="cannot listen on port"):
+            assert error.value.code == 403
+        with pytest.raises(OutputError, match="cannot serve on port"):
             Server(session, client.server.server_address[1])
 
 
@@ -193,3 +196,83 @@ def test_appending_closes_a_torn_line(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     append_answer(path, Answer("p", "a", "c", None))
     assert read_answers(path) == [Answer("p", "a", "c", None)]
+
+
+def test_two_servers_of_one_file_share_the_work(outputs, tmp_path):
+    """Nothing is asked twice, whoever answers it first; other annotators are asked all the same."""
+    one, two, other = (Session([outputs], tmp_path / "pairs.jsonl", name) for name in ("ada", "ada", "bob"))
+    with Client(one) as first, Client(two) as second, Client(other) as third:
+        key = first.pair()["pair"]["key"]
+        assert second.pair()["pair"]["key"] == key
+        assert first.answer(key, "1")[0] == 200
+        status, state = second.answer(key, "5")
+        assert (status, state["done"]) == (409, 1)
+        assert second.answer(state["pair"]["key"], "5")[0] == 200
+        assert first.pair()["done"] == second.pair()["done"] == 2
+        assert third.pair()["done"] == 0
+        clients = [first, second]
+        while pair := first.pair()["pair"]:
+            clients[0].answer(pair["key"], "3")
+            clients.reverse()
+        assert second.pair()["pair"] is None
+        assert third.answer(key, "2")[0] == 200
+    answers = read_answers(tmp_path / "pairs.jsonl")
+    assert [answer.verdict for answer in answers[:2]] == [-2, 2]
+    assert len(answers) == 7
+    assert len({answer.pair for answer in answers if answer.annotator == "ada"}) == 6
+
+
+def test_servers_at_once_answer_every_pair_once(outputs, tmp_path):
+    def work() -> None:
+        session = Session([outputs], tmp_path / "pairs.jsonl", "ada")
+        while pair := session.state()["pair"]:
+            session.answer(pair["key"], "skip", 0.0)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    answers = read_answers(tmp_path / "pairs.jsonl")
+    assert len(answers) == len({answer.pair for answer in answers}) == 6
+
+
+def test_many_runs_of_one_prompt_are_few_pairs_in_memory(caplog):
+    names = {"a cube": [f"{i:04d}" for i in range(3000)], "a cone": ["x", "y"]}
+    tracemalloc.start()
+    pairs = plan(names, [], "ada", seed=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 << 20
+    assert len(pairs) == len({pair.key for pair in pairs}) == MOST
+    assert all(pair.left != pair.right for pair in pairs)
+    runs = Counter(name for pair in pairs for name in (pair.left, pair.right))
+    assert max(runs.values()) < 30  # spread over all: 6.7 of each on average
+    assert len(runs) > 2900
+    assert "of 4498501 pairs 10000 are drawn" in caplog.text
+    assert {pair.key for pair in plan(names, [], "bob", seed=1)} == {
+        pair.key for pair in pairs
+    }  # so that they can agree
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"prompt": "x", "left": "a", "right": "b", "verdict": true}',
+        '{"prompt": "x", "left": "a", "right": "b", "verdict": 1, "annotator": null}',
+        '{"prompt": "x", "left": "a", "right": "b", "verdict": 1, "repeat": 1e400}',
+        '{"prompt": "\\ud800", "left": "a", "right": "b", "verdict": 1}',
+        '{"prompt": "x", "left": ["a"], "right": "b", "verdict": 1}',
+        "[]",
+        "null",
+    ],
+)
+def test_lines_that_are_no_answers(line, tmp_path, outputs):
+    path = tmp_path / "pairs.jsonl"
+    append_answer(path, Answer("p", "a", "b", 1))
+    with path.open("a") as file:
+        file.write(line + "\n")
+    for read in (read_answers, lambda path: Session([outputs], path, "ada")):
+        with pytest.raises(FormatError, match=r"pairs\.jsonl, line 2: expected prompt"):
+            read(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from psd_gs.guidance.preference import judge
 from psd_gs.models import digests_of
 from psd_gs.plugins import resolved
 from psd_gs.published import EMBEDDED
-from psd_gs.rewards import blip, check_judge, load_reward, needed
+from psd_gs.rewards import blip, check_judge, load_reward, names_of, needed, refuse_code
 from psd_gs.rewards.base import CallableReward, group_score
 from psd_gs.rewards.combine import Scored, Term, WeightedSum, parse_expression
+from psd_gs.rewards.fitted import LinearHead, save_fitted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -126,19 +128,55 @@ def test_functions(tmp_path, monkeypatch):
         "LEVEL = 2\n\ndef level(images, prompts):\n    return [LEVEL] * len(images)\n"
     )
     images = pictures(2, 3, 3, 8, 8)
-    reward = load_reward(f"{tmp_path / 'my_judge.py'}:level")
+    reward = load_reward(f"{tmp_path / 'my_judge.py'}:level", allow_code=True)
     assert torch.equal(reward.score(images, ["a", "b"]), torch.full((2, 3), 2.0))
     assert not reward.differentiable
     monkeypatch.syspath_prepend(tmp_path)
-    assert load_reward("my_judge:level:0.5").score(images, ["a", "b"]).tolist() == [[1.0] * 3] * 2
+    assert load_reward("my_judge:level:0.5", allow_code=True).score(images, ["a", "b"]).tolist() == [[1.0] * 3] * 2
     for bad in ("my_judge:lever", "not_there:f", f"{tmp_path / 'absent.py'}:f"):
         with pytest.raises(ConfigError, match="cannot import"):
-            load_reward(bad)
+            load_reward(bad, allow_code=True)
     with pytest.raises(ConfigError, match="expected a function"):
-        load_reward("my_judge:LEVEL")
+        load_reward("my_judge:LEVEL", allow_code=True)
     (tmp_path / "broken.py").write_text("def f(:\n")
     with pytest.raises(ConfigError, match="cannot import"):
-        load_reward(f"{tmp_path / 'broken.py'}:f")
+        load_reward(f"{tmp_path / 'broken.py'}:f", allow_code=True)
+
+
+CODE = """from pathlib import Path
+Path(__file__).with_name("ran").touch()
+def f(images, prompts):
+    return [0.0] * len(images)
+"""
+
+
+@pytest.mark.parametrize("form", ["{file}:f", "mini,{file}:f:0.5", "evil:f", "evil:f:2,mini-judge"])
+def test_a_function_that_nobody_typed_does_not_run(form, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+    name = form.format(file=tmp_path / "evil.py")
+    with pytest.raises(ConfigError, match=r"is code, and a file names it.*--allow-code"):
+        load_reward(name)
+    with pytest.raises(ConfigError, match=r"is code, and run/config.yaml names it"):
+        refuse_code(name, "run/config.yaml")
+    assert needed(name) == []
+    assert names_of(name)
+    assert not (tmp_path / "ran").exists()
+    load_reward(name, allow_code=True)
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("base", ["evil:f", "{file}:f", "mini,{file}:f", "{other}", "os:system", "", "mini:f"])
+def test_a_fitted_reward_stands_on_a_reward_of_the_list(base, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    for folder, below in (("other", "mini"), ("out", base.format(file=tmp_path / "evil.py", other=tmp_path / "other"))):
+        save_fitted(tmp_path / folder, LinearHead(torch.zeros(3), torch.zeros(3)), {"base": below})
+    for allow_code in (False, True):
+        with pytest.raises(ConfigError, match=r"the fitted reward .*: expected one of mini"):
+            load_reward(str(tmp_path / "out"), allow_code=allow_code)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_unknown_names():

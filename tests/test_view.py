@@ -9,12 +9,15 @@ import base64
 import hashlib
 import json
 import re
+import struct
 import threading
+import time
 import webbrowser
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPConnection
 from importlib.resources import files
 from pathlib import Path
+from socket import SO_LINGER, SOL_SOCKET, create_connection, socket
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,13 +26,14 @@ import trimesh
 from splats import FLOORS, assert_within, asset
 
 from psd_gs import cli
-from psd_gs.errors import FormatError, InputError, OutputError
+from psd_gs.errors import ConfigError, FormatError, InputError, OutputError
 from psd_gs.export.formats import load, save, sidecar
 from psd_gs.export.frames import bounding_ball
 from psd_gs.export.page import MOST, Pane, make_page
 from psd_gs.export.spz import read_spz
+from psd_gs.viewer import serve
 from psd_gs.viewer.open import panes
-from psd_gs.viewer.serve import page_server
+from psd_gs.viewer.serve import HOST, page_server
 
 ROOT = Path(__file__).resolve().parents[1]
 BOX = trimesh.creation.box((0.4, 0.8, 0.2)).export(file_type="glb")
@@ -195,17 +199,126 @@ def test_the_server_gives_the_page_for_the_token_only():
         assert ask(address, right) == (200, "<p>Bär")
         for wrong in ("/", "/?token=", "/?token=%C3%A4", right[:-1], right + "x", f"/page.html?{parts.query}", "/../"):
             status, text = ask(address, wrong)
-            assert status == 403
+            assert status == (404 if wrong.startswith("/page") else 403)
             assert "Bär" not in text
         for method in ("HEAD", "POST", "PUT", "DELETE", "OPTIONS"):
             status, text = ask(address, right, method)
-            assert status == 501
+            assert status == (404 if method == "POST" else 501)
             assert "Bär" not in text
         with pytest.raises(OutputError, match="cannot serve on port"):
             page_server("", parts.port)
     assert page_server("")[1].split("=")[1] != parts.query.split("=")[1]
-    with pytest.raises(OutputError, match="Choose another --port"):
-        page_server("", 70000)
+    for port in (-1, 65536, 10**30):
+        with pytest.raises(ConfigError, match=f"expected 0 .* to 65535, received {port}"):
+            page_server("", port)
+
+
+def talk(port: int, data: bytes, seconds: float = 20) -> bytes:
+    """All that comes back for what is sent."""
+    with create_connection((HOST, port), timeout=seconds) as connection:
+        connection.sendall(data)
+        parts = []
+        with suppress(ConnectionError):
+            while part := connection.recv(65536):
+                parts.append(part)
+        return b"".join(parts)
+
+
+def test_the_server_answers_its_own_page_only():
+    """Another site's name that leads here (DNS rebinding), another site's scripts, and requests that are two."""
+    with serving("<p>Bär") as address:
+        parts = urlsplit(address)
+        get = f"GET /?{parts.query} HTTP/1.1\r\n"
+        host = f"Host: {parts.netloc}\r\n"
+        end = "Connection: close\r\n\r\n"
+        right = [host, "Host: localhost\r\n", f"Host: LOCALHOST:{parts.port}\r\n", "Host: [::1]:80\r\n"]
+        right += [f"{host}Origin: http://{parts.netloc}\r\n"]
+        for headers in right:
+            assert b"B\xc3\xa4r" in talk(parts.port, (get + headers + end).encode()), headers
+        wrong = [
+            "",
+            "Host: evil.example\r\n",
+            f"Host: evil.example:{parts.port}\r\n",
+            "Host: 127.0.0.1.evil.example\r\n",
+        ]
+        wrong += ["Host: 127.0.0.2\r\n", "Host: 127.0.0.1@evil.example\r\n", host + host, "Host: \r\n", "Host: 0\r\n"]
+        wrong += [
+            f"{host}Origin: {origin}\r\n" for origin in ("null", "http://evil.example", "http://127.0.0.1:1", "x")
+        ]
+        wrong += [f"{host}Origin: http://{parts.netloc}\r\nOrigin: http://evil.example\r\n"]
+        wrong += [f"{host}Transfer-Encoding: chunked\r\n"]
+        for headers in wrong:
+            reply = talk(parts.port, (get + headers + end).encode())
+            assert reply.startswith(b"HTTP/1.1 403"), headers
+            assert b"B\xc3\xa4r" not in reply
+        for length in ("1000000000", "-1", "x", "1_0", "9" * 5000, "", "\xb2"):
+            post = f"POST /{parts.query[6:]}/ HTTP/1.1\r\n{host}Content-Length: {length}\r\n\r\nGET / HTTP/1.1\r\n\r\n"
+            reply = talk(parts.port, post.encode("latin-1"))
+            assert reply.startswith(b"HTTP/1.1 400"), length
+            assert reply.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_slow_client_has_little_time(monkeypatch):
+    """A byte now and then does not hold a connection: a whole request must be there in time."""
+    monkeypatch.setattr(serve, "SECONDS", 0.6)
+    with serving("") as address, create_connection((HOST, urlsplit(address).port), timeout=20) as connection:
+        start = time.monotonic()
+        with suppress(ConnectionError):
+            for byte in b"GET / HTTP/1.1\r\nX: " + b"x" * 100:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.05)
+        with suppress(ConnectionError):
+            assert connection.recv(1000) == b""
+        assert time.monotonic() - start < 4
+
+
+def test_connections_are_bounded_and_end_with_the_server(monkeypatch, capfd):
+    monkeypatch.setattr(serve, "CONNECTIONS", 3)
+    with ExitStack() as stack:
+        before = threading.active_count()
+        address = stack.enter_context(serving("<p>Bär"))
+        port = urlsplit(address).port
+        idle = [stack.enter_context(create_connection((HOST, port), timeout=20)) for _ in range(30)]
+        assert sum(ends(connection) for connection in idle) == 27
+        assert threading.active_count() <= before + 4
+        next(c for c in idle if not ends(c)).close()
+        while b"B\xc3\xa4r" not in (reply := page_of(address)):
+            assert reply == b""
+        left = [connection for connection in idle if connection.fileno() >= 0 and not ends(connection)]
+        assert len(left) == 2
+    assert all(ends(connection) for connection in left if connection.fileno() >= 0)
+    assert capfd.readouterr() == ("", "")
+
+
+def page_of(address: str) -> bytes:
+    parts = urlsplit(address)
+    return talk(parts.port, f"GET /?{parts.query} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+
+
+def ends(connection: socket) -> bool:
+    """Whether the other side has closed it."""
+    connection.settimeout(0.2)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_a_browser_that_leaves_is_no_fault(capfd, caplog):
+    with serving("x" * (8 << 20)) as address:
+        parts = urlsplit(address)
+        for _ in range(5):
+            connection = create_connection((HOST, parts.port))
+            connection.sendall(f"GET /?{parts.query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            connection.recv(10)
+            connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))  # leaves with a reset
+            connection.close()
+        time.sleep(0.2)
+        assert b"200 OK" in page_of(address)
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,10 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -16,12 +19,14 @@ import pytest
 import torch
 import trimesh
 from chromium import chromium
+from painted import red_ball
 from PIL import Image
 from splats import asset, axes
 
 from psd_gs.cameras import orbit
 from psd_gs.export.page import Pane, make_page
 from psd_gs.gaussians import Gaussians
+from psd_gs.live import LiveView
 from psd_gs.render import render
 from psd_gs.viewer.serve import page_server
 
@@ -46,6 +51,13 @@ def run(driver, code: str, *arguments):
     done = driver.execute_async_script(script, *arguments)
     assert isinstance(done, list), done
     return done[0]
+
+
+def eventually(test: Callable[[], object]) -> None:
+    limit = time.monotonic() + 60
+    while not test():
+        assert time.monotonic() < limit, test
+        time.sleep(0.1)
 
 
 def show(driver, tmp_path, *panes: Pane) -> None:
@@ -260,3 +272,46 @@ def test_without_webgl_there_is_a_message(tmp_path):
         assert message.is_displayed()
         assert "WebGL 2" in message.text
         assert "another browser" in message.text
+
+
+def watched(view: LiveView, g: Gaussians, status: str, version: int) -> bool:
+    """Whether the page can have this version, after an update if it is due."""
+    if view.updates < version:
+        view.update(g, status)
+    return view.updates == version
+
+
+def test_a_training_is_watched(browser):
+    """Splats appear and change, the camera stays, and the buttons reach the training."""
+    view = LiveView(0)
+    try:
+        browser.get_log("browser")  # of the pages before
+        browser.get(view.address)
+        run(browser, "psdgs.ready")
+        ball = red_ball()
+        browser.execute_script("psdgs.orbit(0.3, 0)")
+        camera = run(browser, "psdgs.camera()")
+        for step in (1, 2):
+            status = f"step {step} of 2"
+            view._history.append({"step": float(step), "gaussians": 10.0 * step})
+            eventually(partial(watched, view, ball.select(torch.arange(len(ball) // step)), status, step))
+            eventually(partial(run, browser, "psdgs.counts[0].n_splats === a[0]", len(ball) // step))
+            assert status in browser.find_element("tag name", "figcaption").text
+            assert run(browser, "psdgs.camera()") == camera
+        image = picture(browser, 160, 160)
+        assert (image[..., 0] - image[..., 1] > 0.3).sum() > 50
+        assert browser.find_element("id", "curves").text.startswith("Gaussians")
+        pause = browser.find_element("id", "pause")
+        pause.click()
+        eventually(view.paused.is_set)
+        eventually(lambda: pause.text == "Go on")
+        pause.click()
+        eventually(lambda: not view.paused.is_set())
+        browser.find_element("id", "keep").click()
+        eventually(view.stopped.is_set)
+        complaints = [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
+        assert complaints == []
+    finally:
+        view.close()
+    eventually(lambda: "the run has ended" in browser.find_element("tag name", "figcaption").text)
+    browser.get(BLANK)

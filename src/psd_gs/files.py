@@ -224,7 +224,7 @@ def conform(value: Any, shape: Any, depth: int = 0) -> Any:
     Raises:
         ValueError: it is something else.
     """
-    if depth > JSON_DEPTH:
+    if depth >= JSON_DEPTH and isinstance(value, dict | list):
         raise ValueError(f"nested deeper than {JSON_DEPTH} levels")
     origin, args = get_origin(shape), get_args(shape)
     if shape is Any:
@@ -253,7 +253,7 @@ def conform(value: Any, shape: Any, depth: int = 0) -> Any:
         known = {name: _inside(name, value[name], hint, depth) for name, hint in hints.items() if name in value}
         if dataclasses.is_dataclass(shape):
             return shape(**known)
-        return {name: known[name] if name in known else _inside(name, item, Any, depth) for name, item in value.items()}
+        return {conform(k, str): known[k] if k in known else _inside(k, item, Any, depth) for k, item in value.items()}
     elif shape is float and type(value) in (int, float) and abs(value) < LARGEST:
         return float(value)
     elif shape is int and type(value) is int and -(1 << 63) <= value < 1 << 63:
@@ -346,7 +346,8 @@ def _loader() -> Any:
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
-_REPR.maxlevel = 2
+_REPR.maxlevel = _REPR.maxdict = 2
+_REPR.maxlist = 3
 
 
 def printable(text: str) -> str:

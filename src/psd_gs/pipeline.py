@@ -9,6 +9,7 @@ result.save("outputs/corgi")
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ from psd_gs.models import digests_of, models_of, resolve, resolve_device
 from psd_gs.priors import DType, TextEmbedding, family_of, load_prior
 from psd_gs.priors.base import Prior
 from psd_gs.render import choose_renderer, renderer_device
-from psd_gs.rewards import load_reward
+from psd_gs.rewards import load_reward, refuse_code
 from psd_gs.rewards.base import Reward
 from psd_gs.scoring import score_asset
 from psd_gs.start import initial_gaussians, read_negative
@@ -107,11 +108,11 @@ class Result:
         folder = Path(folder)
         if not runs.is_finished(folder):
             raise InputError(f"{folder}: expected the folder of a finished run, with {runs.ASSET} and {runs.RECORD}.")
-        record = runs.read_record(folder)
+        record = runs.read_record(folder, "scores", "steps_done", "created")
         return cls(
             read_ply(folder / runs.ASSET),
             read_config(folder / runs.OPTIONS),
-            dict(record["scores"]),
+            {name: math.nan if score is None else score for name, score in record["scores"].items()},
             read_negative(folder / NEGATIVE),
             steps_done=record["steps_done"],
             created=record["created"],
@@ -285,6 +286,7 @@ class TextTo3DPipeline:
         dtype: DType = "auto",
         vram: int = 0,
         prior_size: int = 0,
+        allow_code: bool = False,
     ) -> TextTo3DPipeline:
         """Load the models by name, downloading what is not in the cache.
 
@@ -296,6 +298,7 @@ class TextTo3DPipeline:
             dtype: of the prior's weights.
             vram: GPU memory to fit into, GB: 8, 12 or 24; 0 is as much as there is.
             prior_size: side of the images that the prior sees, pixels; 0 is what it was trained for.
+            allow_code: whether ``reward`` and ``judge`` may name functions, see :func:`psd_gs.rewards.refuse_code`.
 
         Raises:
             BackendError: a device that is not there.
@@ -306,11 +309,15 @@ class TextTo3DPipeline:
         if where.index is not None:  # else what torch does for itself would open a context on the first GPU, too
             torch.cuda.set_device(where)
         prior, reward, judge = resolve(prior, reward, judge, where)
+        if not allow_code:
+            for name in (reward, judge):
+                refuse_code(name)
         model = load_prior(prior, where, dtype=dtype, vram=vram, image_size=prior_size)
-        return cls(model, load_reward(reward, where), load_reward(judge, where), digests_of(prior, reward, judge))
+        ranks, judges = (load_reward(name, where, allow_code=allow_code) for name in (reward, judge))
+        return cls(model, ranks, judges, digests_of(prior, reward, judge))
 
     @classmethod
-    def of(cls, config: Config, device: str | None = None) -> TextTo3DPipeline:
+    def of(cls, config: Config, device: str | None = None, *, allow_code: bool = False) -> TextTo3DPipeline:
         """The models of a resolved configuration, see :meth:`from_pretrained`."""
         return cls.from_pretrained(
             config.prior,
@@ -320,6 +327,7 @@ class TextTo3DPipeline:
             dtype=config.dtype,
             vram=config.vram,
             prior_size=config.prior_size,
+            allow_code=allow_code,
         )
 
     def __call__(

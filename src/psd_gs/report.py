@@ -13,10 +13,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from psd_gs.errors import InputError
+from psd_gs.errors import FormatError, InputError
+from psd_gs.files import PICTURE_BYTES, read_bounded
 
 COLOURS = ("#2f6fde", "#d9542b", "#2a9d5c", "#9b4fc4", "#b8860b", "#0f8b9d", "#c2387a", "#6b7280")
 """Of the series, in order; told apart by most kinds of colour blindness and readable on white and near black."""
@@ -24,6 +24,7 @@ COLOURS = ("#2f6fde", "#d9542b", "#2a9d5c", "#9b4fc4", "#b8860b", "#0f8b9d", "#c
 _WIDTH, _HEIGHT = 480, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 40
 _POINTS = 400  # most per line: more are not seen at this width
+_SMALL = 1e-100  # nothing that is measured is smaller, or larger than its inverse
 
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8881}
@@ -122,20 +123,26 @@ def image_tag(source: str | os.PathLike[str] | bytes, alt: str = "") -> str:
         alt: describes it in words.
 
     Raises:
-        InputError: not such a file, or it cannot be read.
+        FormatError: not such a file, or one that is too large.
+        InputError: it cannot be read.
     """
     name = "bytes" if isinstance(source, bytes) else str(source)
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {name}: {error.strerror or error}. Check the path.") from error
+    data = source if isinstance(source, bytes) else read_bounded(source, PICTURE_BYTES)
     kind = next((kind for at, mark, kind in _SIGNATURES if data[at : at + len(mark)] == mark), None)
     if kind is None:
-        raise InputError(f"{name}: expected a PNG, JPEG, GIF, WebP or mp4 file, received something else.")
+        raise FormatError(f"{name}: expected a PNG, JPEG, GIF, WebP or mp4 file, received something else.")
     url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     if kind == "video/mp4":
         return f'<video src="{url}" aria-label="{escape(alt)}" autoplay loop muted playsinline controls></video>'
     return f'<img src="{url}" alt="{escape(alt)}">'
+
+
+def image_or_reason(path: str | os.PathLike[str], alt: str = "") -> str:
+    """:func:`image_tag`, or a line that says why there is none."""
+    try:
+        return image_tag(path, alt)
+    except InputError as error:
+        return paragraph(f"cannot be shown: {error}")
 
 
 def figure(content: str, caption: str) -> str:
@@ -177,7 +184,8 @@ def line_chart(
         if len(values) != len(places):
             raise InputError(f"line_chart: expected {len(places)} values of {name}, received {len(values)}.")
     points = {
-        name: [(x, y) for x, y in zip(places, values, strict=True) if _shown(y, log)] for name, values in series.items()
+        name: [(x, y) for x, y in zip(places, values, strict=True) if _shown(x) and _shown(y, log)]
+        for name, values in series.items()
     }
     axes = _axes([point for some in points.values() for point in some], x_label, y_label, log, tight=True)
     marks = []
@@ -200,7 +208,7 @@ def scatter_chart(
     diagonal: bool = False,
 ) -> str:
     """Dots at (x, y) by group; ``diagonal`` draws the line y = x to compare paired values with."""
-    points = {name: [(x, y) for x, y in some if math.isfinite(x) and math.isfinite(y)] for name, some in groups.items()}
+    points = {name: [(x, y) for x, y in some if _shown(x) and _shown(y)] for name, some in groups.items()}
     every = [point for some in points.values() for point in some]
     low, high = (min(map(min, every)), max(map(max, every))) if every else (0.0, 1.0)
     axes = _axes([*every, (low, low), (high, high)] if diagonal else every, x_label, y_label)
@@ -215,8 +223,8 @@ def bar_chart(rows: Sequence[Bar | Sequence[Any]], *, title: str = "", x_label: 
 
     Values that are not finite are left out.
     """
-    bars = [bar for bar in (Bar(*row) for row in rows) if math.isfinite(bar.value)]
-    ends = [0.0, *(end for bar in bars for end in bar[1:] if end is not None and math.isfinite(end))]
+    bars = [bar for bar in (Bar(*row) for row in rows) if _shown(bar.value)]
+    ends = [0.0, *(end for bar in bars for end in bar[1:] if _shown(end))]
     ticks = _ticks(min(ends), max(ends))
     low, high = ticks[0], ticks[-1]
     left = 12 + min(200, 6.2 * max((len(bar.label) for bar in bars), default=0))
@@ -239,7 +247,7 @@ def bar_chart(rows: Sequence[Bar | Sequence[Any]], *, title: str = "", x_label: 
             f'height="16" fill="{COLOURS[0]}" opacity=".75"><title>{escape(tip)}</title></rect>'
         )
         reach = max(ends_of_bar[1], at(0))
-        if bar.low is not None and bar.high is not None:
+        if _shown(bar.low) and _shown(bar.high):
             a, b = at(bar.low), at(bar.high)
             whisker = f"M{a:.1f} {y + 8}H{b:.1f}M{a:.1f} {y + 4}v8M{b:.1f} {y + 4}v8"
             marks.append(f'<path d="{whisker}" stroke="currentColor" stroke-width="1.5" fill="none"/>')
@@ -299,8 +307,8 @@ def _axes(
 
 def _ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers that enclose the range."""
-    if not high > low:
-        low, high = (low - 0.5 * abs(low), low + 0.5 * abs(low)) if low else (0.0, 1.0)
+    if not high - low > 1e-9 * max(abs(low), abs(high), _SMALL):
+        low, high = (low - 0.5 * abs(low), low + 0.5 * abs(low)) if abs(low) > _SMALL else (0.0, 1.0)
     rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -322,8 +330,9 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def _shown(value: float | None, log: bool) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value) and (value > 0 or not log)
+def _shown(value: float | None, log: bool = False) -> TypeGuard[float]:
+    """Whether there is a value, and one that axes can be drawn for."""
+    return value is not None and abs(value) < 1 / _SMALL and (value > _SMALL or not log)
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from psd_gs import report, runs
 from psd_gs.errors import InputError
-from psd_gs.files import write_atomic
+from psd_gs.files import YAML_BYTES, read_bounded, write_atomic
+from psd_gs.runs import Record
 
 Rows = Sequence[Mapping[str, float | None]]
 
@@ -44,9 +44,9 @@ def run_report(folder: Path) -> str:
     """The page that :func:`write_report` writes."""
     if not runs.has_begun(folder):
         raise InputError(f"{folder}: expected the folder of a run, with its config.yaml. Pass outputs/NAME.")
-    metadata = _read_record(folder / "psd_gs.json")
-    rows = _read_log(folder / "metrics.jsonl")
-    options = (folder / "config.yaml").read_text(encoding="utf-8")
+    metadata: Record = runs.read_record(folder) if (folder / runs.RECORD).exists() else {}
+    rows = runs.read_log(folder / "metrics.jsonl")
+    options = read_bounded(folder / "config.yaml", YAML_BYTES).decode(errors="replace")
     title = str(metadata.get("prompt") or folder.name)
     sections = {
         "Views": _pictures(folder),
@@ -58,8 +58,8 @@ def run_report(folder: Path) -> str:
     }
     done, steps = metadata.get("steps_done", len(rows)), metadata.get("steps")
     facts = [f"{done} of {steps} steps" if steps and done != steps else f"{done} steps"]
-    facts += [f"{metadata[name]} {text}" for name, text in (("n_splats", "Gaussians"),) if name in metadata]
-    facts += [f"{name} {metadata[name]}" for name in ("seed", "prior", "reward", "judge") if name in metadata]
+    facts += [f"{metadata['n_splats']} Gaussians"] if "n_splats" in metadata else []
+    facts += [f"{name} {metadata.get(name)}" for name in ("seed", "prior", "reward", "judge") if name in metadata]
     if not metadata:
         facts.append("not finished")
     intro = report.paragraph(" · ".join(facts))
@@ -74,15 +74,15 @@ def _pictures(folder: Path) -> str:
         "progress.png": "How it came to be",
     }
     there = {name: text for name, text in wanted.items() if (folder / name).exists()}
-    figures = {name: report.figure(report.image_tag(folder / name, text), text) for name, text in there.items()}
+    figures = {name: report.figure(report.image_or_reason(folder / name, text), text) for name, text in there.items()}
     film = figures.pop("turntable.mp4", "")
     stills = f"<div>{''.join(figures.values())}</div>" if figures else ""
     return report.grid(film, stills) if there else ""
 
 
-def _scores(metadata: Mapping[str, Any], rows: Rows) -> str:
+def _scores(metadata: Record, rows: Rows) -> str:
     """Of the finished asset, and of the unfinished ones on their way."""
-    scores = metadata.get("scores") or {}
+    scores = metadata.get("scores", {})
     roles = {metadata.get("reward"): "optimized", metadata.get("judge"): "judge, not optimized"}
     rows_of_scores = [[name, roles.get(name, "part of the reward"), score] for name, score in scores.items()]
     watched = [row for row in rows if any(name.startswith("score_") for name in row)]
@@ -140,32 +140,3 @@ def _table(metadata: Mapping[str, Any]) -> str:
 
 def _steps(rows: Rows) -> list[float]:
     return [float(row["step"] or 0) for row in rows]
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}. Delete it, or run again with --overwrite.") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: expected fields by name, received a {type(record).__name__}.")
-    return record
-
-
-def _read_log(path: Path) -> list[dict[str, float | None]]:
-    """The steps of a run; a last line that was cut off is left out."""
-    rows = []
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                raise ValueError("expected fields by name, with the step")
-        except ValueError as error:
-            if number == len(lines) and not line.endswith(b"\n"):
-                break
-            raise InputError(f"{path}, line {number}: {error}. Delete that line.") from error
-        rows.append(row)
-    return rows

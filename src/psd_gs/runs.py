@@ -8,10 +8,10 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from psd_gs.errors import InputError
-from psd_gs.files import write_atomic
+from psd_gs.errors import FormatError, InputError
+from psd_gs.files import loads, read_bounded, read_json, write_atomic
 
 ASSET = "splat.ply"
 """The first thing that a finished optimization leaves."""
@@ -23,6 +23,8 @@ OPTIONS = "config.yaml"
 """Written after the first checkpoint: a folder that holds it has begun, and can always go on."""
 
 SLUG_LENGTH = 48
+LOG_BYTES, LOG_LINES = 64 << 20, 200_000
+"""Largest ``metrics.jsonl``."""
 
 
 def slug(prompt: str) -> str:
@@ -56,7 +58,8 @@ def progress_frame(folder: Path, step: int) -> Path:
 
 def progress_frames(folder: Path, last: int) -> list[Path]:
     """The pictures of a run up to the step ``last``, in order."""
-    return [path for path in sorted(folder.glob("progress/[0-9]*.png")) if int(path.stem) <= last]
+    frames = {path: int(path.stem) for path in sorted(folder.glob("progress/*.png")) if path.stem.isdecimal()}
+    return [path for path, step in frames.items() if step <= last]
 
 
 def has_begun(folder: Path) -> bool:
@@ -67,20 +70,61 @@ def is_finished(folder: Path) -> bool:
     return (folder / ASSET).exists() and (folder / RECORD).exists()
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+class Record(TypedDict, total=False):
+    """What is read again of ``psd_gs.json``; there are more fields."""
+
+    prompt: str
+    seed: int
+    steps: int
+    steps_done: int
+    created: str
+    prior: str
+    reward: str
+    judge: str
+    models: dict[str, list[dict[str, str]]]
+    scores: dict[str, float | None]
+    failed: dict[str, str]
+    n_splats: int
+
+
+def read_record(folder: Path, *required: str) -> Record:
     """What ``psd_gs.json`` of a finished run says.
 
+    Args:
+        folder: of the run.
+        required: fields that it must have.
+
     Raises:
-        InputError: it is damaged.
+        FormatError: it is damaged, or lacks one of them.
+        InputError: it cannot be read.
     """
-    path = folder / RECORD
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not (isinstance(record["scores"], dict) and isinstance(record["steps_done"], int)):
-            raise ValueError("expected scores by name, and steps_done")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error}. Delete it, and go on with --resume.") from error
+    record = read_json(folder / RECORD, Record)
+    if missing := [name for name in required if name not in record]:
+        raise FormatError(f"{folder / RECORD}: expected {', '.join(missing)}, received none. Delete it, and --resume.")
     return record
+
+
+def read_log(path: Path) -> list[dict[str, float | None]]:
+    """The steps of a run, ``metrics.jsonl``; a last line that was cut off is left out.
+
+    Raises:
+        InputError: a damaged line, or too many.
+    """
+    rows = []
+    lines = read_bounded(path, LOG_BYTES).splitlines(keepends=True) if path.exists() else []
+    if len(lines) > LOG_LINES:
+        raise InputError(f"{path}: expected at most {LOG_LINES:,} steps, received {len(lines):,} lines.")
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = loads(line, dict[str, float | None])
+            if row.get("step") is None:
+                raise ValueError("expected fields by name, with the step")
+        except ValueError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise InputError(f"{path}, line {number}: {error}. Delete that line.") from error
+        rows.append(row)
+    return rows
 
 
 def write_yaml(path: Path, data: Mapping[str, Any]) -> None:

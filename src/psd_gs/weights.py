@@ -7,14 +7,15 @@ mirrors. Repositories move: runwayml took Stable Diffusion 1.5 away in 2024, Sta
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from psd_gs.entries import PRIORS, REWARDS
 from psd_gs.errors import ConfigError, ModelError
+from psd_gs.files import loads
 from psd_gs.published import EMBEDDED, WEIGHTS, Weights
 
 SHOWN = 5
@@ -212,14 +213,11 @@ def read_json(path: Path, expected: str) -> dict:
         ModelError: says what was ``expected``.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return loads(path.read_bytes(), dict[str, Any])
     except OSError as error:
         raise ModelError(f"{expected}, received {error.strerror or error}. Check the path.") from error
     except ValueError as error:
         raise ModelError(f"{expected}, received invalid JSON ({error}). Download it again.") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{expected}, received {type(data).__name__}. Download it again.")
-    return data
 
 
 def _is_network(kind: str) -> bool:
@@ -314,7 +312,7 @@ def read_header(path: Path) -> Shapes:
         length = int.from_bytes(file.read(8), "little")
         raw = file.read(length) if 8 <= length + 8 <= size else b""
     try:
-        header = json.loads(raw)
+        header = loads(raw, dict[str, Any])
         header.pop("__metadata__", None)
         shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)

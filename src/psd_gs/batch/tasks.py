@@ -34,10 +34,12 @@ class Task:
     Attributes:
         config: everything that decides it.
         folder: of the run, absolute.
+        allow_code: whether reward and judge may be functions, see :func:`psd_gs.rewards.refuse_code`.
     """
 
     config: Config
     folder: Path
+    allow_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,10 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
-def make_tasks(config: Config, prompts: Sequence[str], output_dir: Path) -> list[Task]:
+def make_tasks(config: Config, prompts: Sequence[str], output_dir: Path, *, allow_code: bool = False) -> list[Task]:
     """A task per prompt, all with the same options."""
-    root = output_dir.resolve()
-    return [Task(replace(config, prompt=prompt), root / unique_run_name(prompt, config.seed)) for prompt in prompts]
+    root, seed = output_dir.resolve(), config.seed
+    return [Task(replace(config, prompt=p), root / unique_run_name(p, seed), allow_code) for p in prompts]
 
 
 def steps_done(folder: Path) -> int:
@@ -123,7 +125,7 @@ class Worker:
         if self.threads:
             torch.set_num_threads(self.threads)
         c = task.config
-        pipeline = TextTo3DPipeline.of(c, self.device)
+        pipeline = TextTo3DPipeline.of(c, self.device, allow_code=task.allow_code)
         share_embeddings(pipeline.prior, f"{c.prior} {c.dtype} {pipeline.digests}", task.folder.parent / EMBEDDINGS)
         return pipeline
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from psd_gs.batch.queue import Pool
     from psd_gs.batch.tasks import Outcome, Task
     from psd_gs.config import Config
-
-INDEX_SECONDS = 30.0
-"""Between two versions of the page while the batch runs."""
 
 
 @dataclass(kw_only=True)
@@ -51,7 +47,7 @@ class Batch(RunOptions):
         from rich.console import Console
 
         from psd_gs import runs
-        from psd_gs.batch.index import write_index
+        from psd_gs.batch.index import Index
         from psd_gs.batch.queue import Journal, run_all
         from psd_gs.batch.tasks import make_tasks, read_prompts
         from psd_gs.errors import ConfigError
@@ -63,7 +59,8 @@ class Batch(RunOptions):
         console = Console(highlight=False, markup=False)
         prompts = read_prompts(self.prompts)
         config = self._config(prompts[0])
-        everything = make_tasks(config, prompts, self.output_dir)
+        self.check_code(config)
+        everything = make_tasks(config, prompts, self.output_dir, allow_code=True)
         part, parts = parse_shard(self.shard) if self.shard else (0, 1)
         mine = everything[part::parts]
         tasks = [task for task in mine if not runs.is_finished(task.folder)]
@@ -74,11 +71,12 @@ class Batch(RunOptions):
         if not self.ray:
             fetch(config, lambda entry: console.print(f"fetching {entry.name}", soft_wrap=True))  # not once per worker
         failed: dict[Path, str] = {}
+        index = Index(root, everything)
         if tasks:
             pool = self._pool(len(tasks))
             what = f"{len(tasks)} of {len(mine)} prompts to do · {pool.size} workers · prior {config.prior}"
             console.print(f"{what} · {config.steps} steps", soft_wrap=True)
-            watch = _Watch(console, mine, lambda: write_index(root, everything, failed))
+            watch = _Watch(console, mine, lambda: index.refresh(failed))
             try:
                 done = run_all(tasks, pool, Journal(root / "batch.jsonl"), watch.done, watch.wait)
             except KeyboardInterrupt:
@@ -88,7 +86,7 @@ class Batch(RunOptions):
                 watch.close()
                 pool.close()
             failed |= {task.folder: outcome.error for task, outcome in done if outcome.error}
-        console.print(str(write_index(root, everything, failed)), soft_wrap=True)
+        console.print(str(index.write(failed)), soft_wrap=True)
         for task in tasks:
             if task.folder in failed:
                 console.print(f"failed: {task.config.prompt}: {failed[task.folder]}", soft_wrap=True)
@@ -123,12 +121,12 @@ class Batch(RunOptions):
 class _Watch:
     """Progress over all tasks: a bar on a terminal, else a line per finished prompt."""
 
-    def __init__(self, console: Console, tasks: Sequence[Task], index: Callable[[], object]) -> None:
+    def __init__(self, console: Console, tasks: Sequence[Task], refresh: Callable[[], object]) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from psd_gs.runs import is_finished
 
-        self.console, self.tasks, self.write_index = console, tasks, index
+        self.console, self.tasks, self.refresh = console, tasks, refresh
         self.steps = {task.folder: task.config.steps for task in tasks}
         self.ended = {task.folder for task in tasks if is_finished(task.folder)}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -136,7 +134,6 @@ class _Watch:
         if self.bar:
             self.bar.start()
             self.row = self.bar.add_task("steps", total=sum(self.steps.values()))
-        self.last = time.monotonic()
 
     def done(self, task: Task, outcome: Outcome) -> None:
         self.ended.add(task.folder)
@@ -151,9 +148,7 @@ class _Watch:
             under_way = sum(steps_done(task.folder) for task in running.values() if task.folder not in self.ended)
             total = sum(self.steps[folder] for folder in self.ended) + under_way
             self.bar.update(self.row, completed=total, description=f"{len(self.ended)}/{len(self.tasks)} prompts")
-        if time.monotonic() - self.last > INDEX_SECONDS:
-            self.last = time.monotonic()
-            self.write_index()
+        self.refresh()
 
     def close(self) -> None:
         if self.bar:

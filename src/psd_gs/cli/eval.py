@@ -18,7 +18,7 @@ from psd_gs.config import Preset
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from psd_gs.evaluation.sweep import Row
+    from psd_gs.evaluation.sweep import Facts
     from psd_gs.job import Request
     from psd_gs.rewards.base import Reward
 
@@ -98,7 +98,8 @@ class Run(SharedOptions):
         config = resolve(plan.request)
         for name in names(self.judges):
             check_judge(config.reward, name)
-        pipeline = TextTo3DPipeline.of(config)
+        self.check_code(config)
+        pipeline = TextTo3DPipeline.of(config, allow_code=True)
         folder = self.output_dir or Path("outputs") / f"eval-{plan.suite}-{plan.budget}"
         sweep = Sweep(pipeline, plan, folder, load_models(names(self.judges), pipeline.prior.device))
         self._all(console, sweep)
@@ -142,13 +143,15 @@ class Report:
     def run(self) -> None:
         from rich.console import Console
 
+        from psd_gs.evaluation.budget import Budget
         from psd_gs.evaluation.suites import SUITES, load_suite
         from psd_gs.evaluation.sweep import BUDGET, collect
+        from psd_gs.files import read_json
 
         path = self.folder / BUDGET
         arms, suite = names(self.arms), collect(self.folder)[0]["suite"]
         if not arms and path.exists():
-            arms = list(json.loads(path.read_text(encoding="utf-8"))["steps"])
+            arms = list(read_json(path, Budget).steps)
         prompts = [item.prompt for item in load_suite(suite)] if suite in SUITES else []
         report(Console(highlight=False, markup=False), self.folder, arms, prompts, names(self.against))
 
@@ -250,13 +253,13 @@ def names(text: str) -> list[str]:
 
 
 def load_models(wanted: list[str], device: Any) -> dict[str, Reward]:
-    """Rewards by name."""
+    """Rewards by name, as they were typed."""
     from psd_gs.rewards import load_reward
 
-    return {name: load_reward(name, device) for name in wanted}
+    return {name: load_reward(name, device, allow_code=True) for name in wanted}
 
 
-def describe(row: Row) -> str:
+def describe(row: Facts) -> str:
     """What is worth a line."""
     scores = ", ".join(f"{n} {s['mean']:+.2f}" for n, s in row["scores"].items() if s["mean"] is not None)
     return f"{row['seconds']:.0f} s, {row['gaussians']} Gaussians, {scores}" + (

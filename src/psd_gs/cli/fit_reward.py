@@ -43,7 +43,11 @@ class FitReward:
 
         check_enough(read_answers(self.pairs))  # before anything is loaded
         fit = fit_reward(
-            self.pairs, load_reward(self.base, resolve_device(self.device)), self.base, self.out, self.loss
+            self.pairs,
+            load_reward(self.base, resolve_device(self.device), allow_code=True),
+            self.base,
+            self.out,
+            self.loss,
         )
         console = Console(highlight=False, markup=False)
         console.print(f"{self.base}: {_text(fit.base)}", soft_wrap=True)

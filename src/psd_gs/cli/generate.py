@@ -47,9 +47,9 @@ class Generate(RunOptions):
     dry_run: bool = False
     """Print the resolved options, where everything would run and what would be downloaded; write nothing."""
     live: bool = False
-    """Show the asset in a browser while it is made, with pause and stop-and-keep (`pip install "psd-gs[live]"`)."""
+    """Show the asset in a browser while it is made, with pause and stop-and-keep; prints the address."""
     live_port: Annotated[int, arg(metavar="N")] = 8080
-    """Port of --live on this machine; the next free one if it is taken."""
+    """Port of --live on this machine; the next free one if it is taken, 0 for any."""
     quiet: bool = False
     """Print only the results and errors."""
     debug: bool = False
@@ -123,10 +123,11 @@ class Generate(RunOptions):
         from psd_gs.models import fetch
         from psd_gs.pipeline import TextTo3DPipeline
 
+        self.check_code(config)
         silence_libraries()
         fetch(config, lambda entry: console.print(f"fetching {_download(entry)}", soft_wrap=True))
         with console.status("loading models") if console.is_terminal else nullcontext():
-            return TextTo3DPipeline.of(config)
+            return TextTo3DPipeline.of(config, allow_code=True)
 
     def _live(self, console: Console) -> LiveView | None:
         """The live view, if it is wanted; its address is printed even with --quiet."""
@@ -137,7 +138,8 @@ class Generate(RunOptions):
         from psd_gs.live import LiveView
 
         view = LiveView(self.live_port)
-        (Loud(highlight=False, markup=False) if self.quiet else console).print(f"live view: {view.address}")
+        loud = Loud(highlight=False, markup=False) if self.quiet else console
+        loud.print(f"live view: {view.address}", soft_wrap=True)
         return view
 
     def _make(self, console: Console, pipeline: TextTo3DPipeline, job: Job, view: LiveView | None) -> Result:

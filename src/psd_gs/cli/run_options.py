@@ -55,6 +55,8 @@ class SharedOptions:
     """Make the splat itself solid at the end, as its mesh is; the presets of mini always do."""
     config: File = None
     """YAML file of options that goes over the preset; a run's config.yaml repeats the run."""
+    allow_code: bool = False
+    """Let --config, or the run that is resumed, name a function as reward or judge, whose code then runs."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help_behavior_hint="")] = ()
     """One option by its full name, such as guidance.psd.weight=3; repeatable. `psd-gs options` lists all."""
 
@@ -76,6 +78,19 @@ class SharedOptions:
         }
         flags["guidance"] = given({"method": self.method, "negative_prompt": self.negative_prompt}) or None
         return merged(given(flags), parse_overrides(self.set))
+
+    def check_code(self, config: Config) -> None:
+        """Refuse functions among the models of a run that were not named here.
+
+        Raises:
+            ConfigError: see :func:`psd_gs.rewards.refuse_code`.
+        """
+        from psd_gs.rewards import refuse_code
+
+        named = self.named
+        for role, name in (("reward", config.reward), ("judge", config.judge)):
+            if not self.allow_code and named.get(role) != name:
+                refuse_code(name, str(self.config or "the run that is resumed"))
 
     def request(self, prompt: str) -> Request:
         """What is asked for with this prompt."""

@@ -62,7 +62,7 @@ class View:
             return
         server, address = page_server(page, self.port)
         out.print(address)
-        port = server.server_address[1]
+        port = server.port
         hint = f"From another machine: ssh -L {port}:127.0.0.1:{port} HOST, then open the address there."
         out.print(hint)
         out.print("Ctrl-C ends it.")

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from psd_gs.config.guidance import GuidanceConfig, check_choices, check_range
 from psd_gs.entries import PRIORS
 from psd_gs.errors import ConfigError, InputError
+from psd_gs.files import YAML_BYTES, parse_yaml, read_bounded, short
 
 T = TypeVar("T")
 
@@ -233,7 +234,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str) -> T:
         ConfigError: a key that does not exist (the nearest one is named), or a value of another type.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: expected options by name, received {data!r}.")
+        raise ConfigError(f"{where}: expected options by name, received {short(data)}.")
     hints = get_type_hints(cls)
     places = {f.name: f.metadata.get("sections") for f in fields(cls)}  # type: ignore[arg-type]
     names = [name for name, sections in places.items() if not sections]
@@ -246,7 +247,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str) -> T:
                     values.setdefault(place, {})[key] = from_dict(options, value, path)
                     break
             else:
-                raise ConfigError(f"{where}: unknown option {key!r}.{suggestion(str(key), names)}")
+                raise ConfigError(f"{where}: unknown option {short(key)}.{suggestion(str(key)[:80], names)}")
             continue
         hint = hints[key]
         values[key] = (
@@ -280,7 +281,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and type(value) is hint:
         return value
     expected = " or ".join(map(repr, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{where}: expected {expected}, received {value!r}.")
+    raise ConfigError(f"{where}: expected {expected}, received {short(value)}.")
 
 
 def merged(base: Mapping[str, Any], *updates: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,8 +305,6 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     Raises:
         ConfigError: no equals sign, a value that is not YAML, or a key inside a value.
     """
-    import yaml
-
     nested: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -316,9 +315,9 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
         if not equals or not last or not isinstance(inside, dict):
             raise ConfigError(f"expected key=value, such as guidance.psd.weight=2, received {pair!r}.")
         try:
-            inside[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{pair!r}: {value!r} is not YAML. Put texts in quotes.") from error
+            inside[last] = parse_yaml(value)
+        except ValueError as error:
+            raise ConfigError(f"{pair!r}: {value!r} is not YAML ({error}). Put texts in quotes.") from error
     return nested
 
 
@@ -338,17 +337,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file of options.
 
     Raises:
-        ConfigError: the file cannot be read or parsed, or is not a mapping.
+        ConfigError: the file cannot be read or parsed, is too large, or is not a mapping.
     """
-    import yaml
-
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
-    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or an impossible date
-        line = str(error).splitlines()[-1].strip()
-        raise ConfigError(f"{path} is not valid YAML ({line}). Compare it with a file in configs/.") from error
+        data = parse_yaml(read_bounded(path, YAML_BYTES))
+    except InputError as error:
+        raise ConfigError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML ({error}). Compare it with a file in configs/.") from error
     if data is None:  # everything is commented out
         return {}
     if not isinstance(data, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -15,7 +15,59 @@ from psd_gs.evaluation.arms import BASE
 from psd_gs.evaluation.statistics import Paired, paired
 from psd_gs.rewards import names_of
 
-Row = dict[str, Any]
+
+class Scores(TypedDict, total=False):
+    """What :func:`psd_gs.evaluation.scores.model_scores` finds."""
+
+    mean: float | None
+    min: float | None
+    front: float | None
+    back: float | None
+    match: float | None
+    right: float | None
+    views: list[float | None]
+
+
+class Janus(TypedDict):
+    """What is read of :func:`psd_gs.evaluation.scores.janus`."""
+
+    front_by: str
+    opposite: float | None
+    back_share: float | None
+    front: list[float | None]
+
+
+class Cost(TypedDict):
+    """What a run cost, ``cost.json``."""
+
+    steps: int
+    seconds: float
+    memory: float | None
+    gaussians: int
+    error: str | None
+    machine: dict[str, str | int | None]
+
+
+class _Files(TypedDict, total=False):
+    folder: str  # where the row was read
+    files: str  # the folder in it whose run was picked, if there were several
+
+
+class Row(Cost, _Files):
+    """What is read again of a finished task, ``eval.json``."""
+
+    arm: str
+    prompt: str
+    group: str
+    seed: int
+    suite: str
+    preset: str
+    prior: str
+    optimized: str
+    version: str
+    weights: dict[str, str]
+    scores: dict[str, Scores]
+    janus: Janus
 
 
 @dataclass(frozen=True)
@@ -113,20 +165,23 @@ def score_of(model: str, part: str) -> Callable[[Row], float]:
     """Reads ``scores[model][part]``."""
 
     def read(row: Row) -> float:
-        value = row["scores"].get(model, {}).get(part)
-        return math.nan if value is None else float(value)
+        return _number(row["scores"].get(model, {}).get(part))
 
     return read
 
 
 def janus_of(part: str) -> Callable[[Row], float]:
     """Reads ``janus[part]``."""
-    return lambda row: math.nan if row["janus"][part] is None else float(row["janus"][part])
+    return lambda row: _number(row["janus"].get(part))
 
 
 def cost_of(part: str) -> Callable[[Row], float]:
     """Reads a number of the run itself."""
-    return lambda row: math.nan if row[part] is None else float(row[part])
+    return lambda row: _number(row.get(part))
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def judges(row: Row) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from psd_gs import report as html
+from psd_gs.evaluation.budget import Budget
 from psd_gs.evaluation.compare import (
     Measure,
     Results,
@@ -26,7 +27,7 @@ from psd_gs.evaluation.compare import (
 )
 from psd_gs.evaluation.scores import azimuths
 from psd_gs.evaluation.statistics import Paired
-from psd_gs.files import write_atomic, writing
+from psd_gs.files import printable, read_json, write_atomic, writing
 
 Cells = Sequence[Sequence[str]]
 """Rows of text, the header first."""
@@ -49,9 +50,13 @@ def write_report(folder: Path, found: Results, against: Sequence[str] = (), comm
 
     Returns:
         The path of ``report.html``.
+
+    Raises:
+        FormatError: a damaged budget.
+        OutputError: the folder cannot be written.
     """
     budget_file = folder / "budget.json"
-    budget = json.loads(budget_file.read_text(encoding="utf-8")) if budget_file.exists() else {}
+    budget = read_json(budget_file, Budget).to_dict() if budget_file.exists() else {}
     rows = [found.rows[arm, p, s] for arm in found.arms for p, seeds in found.seeds.items() for s in seeds]
     lines = (json.dumps({name: v for name, v in row.items() if name != "folder"}) + "\n" for row in rows)
     with writing(folder):
@@ -166,7 +171,7 @@ def provenance(found: Results, budget: Mapping[str, Any], command: str) -> list[
         f"prior {distinct([row['prior'] for row in rows])}; optimized reward "
         f"{distinct([row['optimized'] for row in rows])}; held-out judges {', '.join(judges(rows[0])) or 'none'}",
         *budget_lines(budget),
-        "machine: " + "; ".join(f"{name} {distinct([m[name] for m in machines])}" for name in machines[0]),
+        "machine: " + "; ".join(f"{name} {distinct([m.get(name) for m in machines])}" for name in machines[0]),
     ]
     lines += [f"weights (SHA-256): {', '.join(sorted(weights))}"] if weights else []
     lines += [f"{found.left_out} finished runs lack a partner in another arm and are left out"] * bool(found.left_out)
@@ -196,7 +201,7 @@ def markdown(found: Results, against: Sequence[str], budget: Mapping[str, Any], 
     if groups := groups_table(found, against):
         parts += [f"## {headline(row)[0].name}, by group", markdown_table(groups)]
     parts += [f"## {headline(row)[0].name}, by prompt", markdown_table(prompts_table(found))]
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(map(printable, "\n\n".join(parts).split("\n"))) + "\n"
 
 
 def title(found: Results) -> str:
@@ -259,7 +264,9 @@ def azimuth_charts(found: Results) -> list[str]:
 
     charts = []
     for name in judges(row):
-        series = {arm: curve(arm, lambda r, name=name: r["scores"][name]["views"]) for arm in found.arms}
+        series = {
+            arm: curve(arm, lambda r, name=name: r["scores"].get(name, {}).get("views", [])) for arm in found.arms
+        }
         charts.append(html.line_chart(series, places, title=f"{name}, view by view", x_label="azimuth, degrees"))
     series = {arm: curve(arm, lambda r: r["janus"]["front"]) for arm in found.arms}
     name = f"looks like a front ({row['janus']['front_by']})"
@@ -284,8 +291,10 @@ def turntables(found: Results, measure: Measure) -> str:
         figures = []
         for arm in found.arms:
             row = found.of(arm, prompt)[0]
-            film = Path(row["folder"]) / row.get("files", "") / "views.webp"
-            picture = html.image_tag(film, f"{prompt}, {arm}") if film.is_file() else html.paragraph("nothing is left")
+            place = Path(row["folder"])
+            film = place / row.get("files", "") / "views.webp"
+            there = film.is_file() and film.resolve().is_relative_to(place.resolve())
+            picture = html.image_or_reason(film, f"{prompt}, {arm}") if there else html.paragraph("nothing is left")
             figures.append(html.figure(picture, f"{arm}: {number(measure.of(row), sign=True)}"))
         width = f"repeat({len(figures)},minmax(0,1fr))"
         row_of = f'<div style="display:grid;gap:.5rem;grid-template-columns:{width}">{"".join(figures)}</div>'

@@ -13,10 +13,13 @@ from pathlib import Path
 
 from psd_gs.config import check_prompt_text, suggestion
 from psd_gs.errors import InputError
+from psd_gs.files import read_bounded
 
 SUITES = ("mini-40", "mini-dev-8", "smoke-5", "dreamfusion-style", "t3bench-style")
 """Those that ship with the package."""
 
+SUITE_BYTES = 4 << 20
+"""Largest file of one's own."""
 WRONG = 10
 """Wrong captions of a prompt that names none."""
 
@@ -94,8 +97,6 @@ def _read(suite: str) -> str:
     if not path.suffix and not path.exists():
         raise InputError(f"unknown suite {suite!r}; expected a text file or one of them.{suggestion(suite, SUITES)}")
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read {suite}: {getattr(error, 'strerror', None) or error}. Check the path."
-        ) from error
+        return read_bounded(path, SUITE_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {suite}: {error}. Give a text file in UTF-8.") from error

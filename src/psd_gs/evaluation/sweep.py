@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -23,22 +24,30 @@ from psd_gs.config import Config, merged
 from psd_gs.errors import BackendError, ConfigError, InputError, OutputError, PsdGsError
 from psd_gs.evaluation.arms import Arm
 from psd_gs.evaluation.budget import Budget, Kind, equal_steps, equal_time
-from psd_gs.evaluation.compare import held_out
+from psd_gs.evaluation.compare import Cost, Janus, Row, Scores, held_out
 from psd_gs.evaluation.scores import FILM_SIZE, Models, Viewing, measure_asset, ring_images, turntable_webp
 from psd_gs.evaluation.suites import Item
 from psd_gs.export.pictures import preview_png
 from psd_gs.export.ply import read_ply
-from psd_gs.files import write_atomic, writing
+from psd_gs.files import read_json, write_atomic, writing
 from psd_gs.job import Job, Request, resolve
 from psd_gs.pipeline import Product, Result, TextTo3DPipeline
 from psd_gs.priors.mini import folder as embedded
 from psd_gs.published import EMBEDDED
 from psd_gs.render import renderer_device
 
-Row = dict[str, Any]
+logger = logging.getLogger(__name__)
+
+Facts = dict[str, Any]
 SCORES, COST, BUDGET = "eval.json", "cost.json", "budget.json"
 SEED_STRIDE = 1000
 """Between the seeds of one arm's several runs."""
+
+
+class _Scored(TypedDict, total=False):
+    scores: dict[str, Scores]
+    janus: Janus
+    scored_by: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ class Sweep:
 
     def config(self, arm: Arm, prompt: str, seed: int, steps: int | None = None) -> Config:
         """The options of one run, complete with the models and the digests of their weights."""
-        names: Row = {"prompt": prompt, "seed": seed} | ({} if steps is None else {"steps": steps})
+        names: Facts = {"prompt": prompt, "seed": seed} | ({} if steps is None else {"steps": steps})
         options = merged(self.plan.request.options, arm.options, names)
         request = replace(self.plan.request, prompt=prompt, options=options, where=f"arm {arm.name}")
         return replace(resolve(request, self.pipeline), weights=self.decisive)
@@ -138,23 +147,24 @@ class Sweep:
         """Steps of every arm; times are measured once and kept in ``budget.json``.
 
         Raises:
+            FormatError: the one that is there is damaged.
             OutputError: another budget is there, or a later shard comes before the first.
         """
         plan, path = self.plan, self.folder / BUDGET
         own = {arm.name: self.config(arm, plan.items[0].prompt, 0).steps for arm in plan.arms}
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if kept and (kept["kind"] != plan.budget or plan.time_of not in ("slowest", kept["time_of"])):
+        kept = read_json(path, Budget) if path.exists() else None
+        if kept and (kept.kind != plan.budget or plan.time_of not in ("slowest", kept.time_of)):
             raise OutputError(
-                f"{path} is of {kept['kind']} {kept['time_of']}, not of {plan.budget}. Choose another --output-dir."
+                f"{path} is of {kept.kind} {kept.time_of}, not of {plan.budget}. Choose another --output-dir."
             )
         if plan.budget == "equal-steps":
             budget = equal_steps(plan.arms, own)
         else:
-            costs = self._costs(dict(kept.get("seconds_per_step", {})))
-            time_of = kept.get("time_of") or plan.time_of
-            where = kept.get("measured_on") or self._measured_on()
-            budget = equal_time(plan.arms, own, costs, time_of, where, kept.get("seconds"))
-        runs.write_json(path, merged(kept, budget.to_dict()))
+            costs = self._costs(dict(kept.seconds_per_step) if kept else {})
+            time_of = (kept and kept.time_of) or plan.time_of
+            where = (kept and kept.measured_on) or self._measured_on()
+            budget = equal_time(plan.arms, own, costs, time_of, where, kept.seconds if kept else None)
+        runs.write_json(path, merged(kept.to_dict() if kept else {}, budget.to_dict()))
         return budget
 
     def _costs(self, known: dict[str, float]) -> dict[str, float]:
@@ -186,11 +196,11 @@ class Sweep:
                         steps[arm.name] += 1
         return {name: seconds[name] / max(1, steps[name]) for name in seconds}
 
-    def _measured_on(self) -> Row:
+    def _measured_on(self) -> Facts:
         return {"prompts": [i.prompt for i in self.plan.items[: self.plan.calibration]], **self.machine}
 
     @cached_property
-    def machine(self) -> Row:
+    def machine(self) -> Facts:
         """Where and with what a time was measured."""
         return machine_of(self.pipeline.prior.device)
 
@@ -200,7 +210,7 @@ class Sweep:
         """The folder of one task."""
         return self.folder / arm.folder / runs.unique_run_name(item.prompt, seed)
 
-    def run(self, item: Item, seed: int, arm: Arm) -> Row:
+    def run(self, item: Item, seed: int, arm: Arm) -> Facts:
         """One finished and scored task, made now or found.
 
         Raises:
@@ -232,20 +242,20 @@ class Sweep:
         }
         return self._keep(folder, rows[best] | whole | {"files": f"candidate-{best}"})
 
-    def _keep(self, folder: Path, row: Row) -> Row:
+    def _keep(self, folder: Path, row: Facts) -> Facts:
         """Write what is new of a row; returns all that is known."""
         path = folder / SCORES
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = read_json(path, dict[str, Any]) if path.exists() else {}
         if found | row != found:
             runs.write_json(path, found | row)
         return found | row
 
-    def _candidate(self, item: Item, config: Config, folder: Path) -> Row:
+    def _candidate(self, item: Item, config: Config, folder: Path) -> Facts:
         """One run from wherever it stands to its scores."""
         with Job.open(folder, config, strict=("weights",)) as job:  # figures of two models must not be mixed
             if not (folder / COST).exists():
                 self._optimize(job)
-        cost = json.loads((folder / COST).read_text(encoding="utf-8"))
+        cost = read_json(folder / COST, Cost)
         viewing, size = self.plan.viewing, self.pipeline.prior.image_size
         scored_by = {
             "models": {name: self._digest_of(name) for name in self.models},
@@ -254,8 +264,8 @@ class Sweep:
             "wrong": list(item.wrong),
         }
         path = folder / SCORES
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        kept = {name: found[name] for name in ("scores", "janus", "scored_by") if name in found}
+        found: _Scored = read_json(path, _Scored) if path.exists() else {}
+        kept: Any = {name: value for name, value in found.items() if name in ("scores", "janus", "scored_by")}
         if kept.get("scored_by") != scored_by:
             place = renderer_device(self.pipeline.prior.device)
             asset = None if cost["error"] else read_ply(folder / runs.ASSET).to(place)
@@ -336,7 +346,7 @@ def digests_of(pipeline: TextTo3DPipeline, models: Models) -> dict[str, str]:
     return found
 
 
-def machine_of(device: torch.device) -> Row:
+def machine_of(device: torch.device) -> Facts:
     """Where and with what a time is measured."""
     return {
         "system": platform.system(),
@@ -361,18 +371,22 @@ def tolerated() -> Iterator[list[str]]:
 
 def spent(metrics: Path) -> float:
     """Seconds of the optimization loop, also of one that was interrupted: the sum over its steps."""
-    return sum(json.loads(line)["seconds"] for line in metrics.read_text(encoding="utf-8").splitlines())
+    return sum(row.get("seconds") or 0.0 for row in runs.read_log(metrics))
 
 
 def collect(folder: Path) -> list[Row]:
-    """The rows of all finished tasks under ``folder``, in the order of their paths.
+    """The rows of all finished tasks under ``folder``, in the order of their paths; damaged ones are left out.
 
     Raises:
         InputError: there are none.
     """
-    paths = sorted(folder.glob(f"*/*/{SCORES}"))
-    rows = [json.loads(path.read_text(encoding="utf-8")) | {"folder": str(path.parent)} for path in paths]
-    rows = [row for row in rows if "arm" in row]  # not those that were killed before they were complete
+    rows: list[Row] = []
+    for path in sorted(folder.glob(f"*/*/{SCORES}")):
+        try:
+            if "arm" in read_json(path, dict[str, Any]):  # else it was killed before it was complete
+                rows.append({**read_json(path, Row), "folder": str(path.parent)})
+        except InputError as error:
+            logger.warning("left out: %s", error)
     if not rows:
         raise InputError(f"{folder}: expected finished runs of `psd-gs eval run`, found none. Check the path.")
     return rows

@@ -26,6 +26,8 @@ from psd_gs.gaussians import Gaussians
 
 MOST = 8
 """Assets on one page; browsers draw on at most 8 to 16 canvases at a time."""
+LIVE_RADIUS = 0.7
+"""Of the ball that a live page shows, world units."""
 _OUT = 16.0  # radii from the origin, beyond which an asset is moved before it becomes an SPZ
 
 
@@ -77,6 +79,17 @@ def make_page(panes: Sequence[Pane], title: str) -> str:
         if pane.mesh is not None:
             scripts.append(_script(f"mesh-{i}", pane.mesh))
         described.append({"name": pane.name, "facts": pane.facts, **ball})
+    return _page(described, title, scripts)
+
+
+def live_page() -> str:
+    """The page of a training: one pane, whose splats and words it asks its server for, see ``psd_gs.live``."""
+    described = {"name": "", "facts": {}, "centre": [0.0, 0.0, 0.0], "radius": LIVE_RADIUS, "live": True}
+    return _page([described], "psd-gs", []).replace("connect-src data:", "connect-src 'self' data:", 1)
+
+
+def _page(described: list[dict[str, Any]], title: str, scripts: list[str]) -> str:
+    """The template with everything in its place."""
     # No text of an asset can end the script element or begin a comment in it.
     text = json.dumps(jsonable(described), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     data = "\n".join([f'<script type="application/json" id="assets">{text}</script>', *scripts])

@@ -19,7 +19,7 @@ from psd_gs.cameras import Cameras, turntable
 from psd_gs.errors import InputError
 from psd_gs.export.frames import bounding_ball, scaled, usual_size
 from psd_gs.export.metadata import Metadata, to_json
-from psd_gs.files import atomic_path
+from psd_gs.files import atomic_path, read_picture
 from psd_gs.gaussians import Gaussians
 
 if TYPE_CHECKING:
@@ -353,13 +353,7 @@ def _to_bytes(rgb: Float[Tensor, "*B 3"]) -> UInt8[np.ndarray, "*B 3"]:
 def _open_picture(image: Tensor | str | os.PathLike[str]) -> Image.Image:
     from PIL import Image
 
-    if isinstance(image, Tensor):
-        return Image.fromarray(_to_bytes(image))
-    try:
-        with Image.open(Path(image)) as picture:
-            return picture.convert("RGB")
-    except OSError as error:
-        raise InputError(f"cannot read the picture {image}: {error}. Check the path.") from error
+    return Image.fromarray(_to_bytes(image)) if isinstance(image, Tensor) else read_picture(image)
 
 
 def _save_png(picture: Image.Image, path: str | os.PathLike[str], metadata: Metadata | None) -> None:

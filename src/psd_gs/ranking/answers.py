@@ -7,18 +7,19 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from psd_gs.errors import FormatError, InputError
-from psd_gs.files import writing
+from psd_gs.errors import FormatError
+from psd_gs.files import loads, locked, read_bounded, writing
 
 logger = logging.getLogger(__name__)
 
-VERDICTS = {"1": -2, "2": -1, "3": 0, "4": 1, "5": 2, "skip": None}
+Degree = Literal[-2, -1, 0, 1, 2]
+VERDICTS: dict[str, Degree | None] = {"1": -2, "2": -1, "3": 0, "4": 1, "5": 2, "skip": None}
 """Key to degree: how much better the right one is; None is no opinion at all."""
 
 
@@ -40,7 +41,7 @@ class Answer:
     prompt: str
     left: str
     right: str
-    verdict: int | None
+    verdict: Degree | None
     annotator: str = "anonymous"
     repeat: int = 0
     seconds: float = 0.0
@@ -57,44 +58,78 @@ class Answer:
         return self.verdict if self.verdict is None or self.left <= self.right else -self.verdict
 
 
+BYTES = 64 << 20
+"""Largest file of answers, a quarter of a million of them."""
+
+
 def read_answers(path: str | Path) -> list[Answer]:
     """All complete lines of a file of answers; a line that a crash tore is left out.
 
     Raises:
-        FormatError: lines that are JSON but no answers.
+        FormatError: lines that are JSON but no answers, or a file that is too large.
         InputError: the file cannot be read.
     """
-    path = Path(path)
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
+    return _answers(read_bounded(path, BYTES), path)
+
+
+def _answers(data: bytes, path: str | Path, first: int = 1) -> list[Answer]:
     out = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(data.split(b"\n"), first):
         try:
-            data = json.loads(line)
-        except ValueError:
-            if line.strip():
-                logger.warning("%s, line %d is torn and left out", path, number)
-            continue
-        out.append(_answer(data, f"{path}, line {number}"))
+            out += [loads(line, Answer)] if line.strip() else []
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            logger.warning("%s, line %d is torn and left out", path, number)
+        except ValueError as error:
+            raise FormatError(
+                f"{path}, line {number}: expected prompt, left, right and a verdict of -2 to 2 or null ({error}). "
+                "Give a file that `psd-gs rank` wrote."
+            ) from error
     return out
 
 
-def _answer(data: object, where: str) -> Answer:
-    if isinstance(data, dict):
-        known = {field.name: data[field.name] for field in fields(Answer) if field.name in data}
-        texts = (known.get(name) for name in ("prompt", "left", "right"))
-        if all(isinstance(text, str) for text in texts) and known.get("verdict", "missing") in VERDICTS.values():
-            return Answer(**known)
-    raise FormatError(
-        f"{where}: expected prompt, left, right and a verdict of -2 to 2 or null, received {str(data)[:80]}. "
-        "Give a file that `psd-gs rank` wrote."
-    )
+class AnswerFile:
+    """A file of answers that others may append to as well.
+
+    Args:
+        path: JSON lines; need not exist.
+
+    Attributes:
+        answers: that were there at the last look.
+
+    Raises:
+        FormatError: see :func:`read_answers`.
+        InputError: see :func:`read_answers`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.answers: list[Answer] = []
+        self._seen = 0
+        self.look()
+
+    def look(self) -> list[Answer]:
+        """What was added since the last look; a last line that is not whole is left for the next one."""
+        data = read_bounded(self.path, BYTES, self._seen) if self.path.exists() else b""
+        end = data.rfind(b"\n") + 1
+        with contextlib.suppress(ValueError):
+            loads(data[end:], Answer)
+            end = len(data)
+        new = _answers(data[:end], self.path)
+        self._seen += end
+        self.answers += new
+        return new
 
 
-def append_answer(path: str | Path, answer: Answer) -> None:
+def append_answer(path: str | Path, answer: Answer, unless: Callable[[], bool] = lambda: False) -> bool:
     """Add a line, on the disk when this returns; a torn line before it is closed first.
+
+    Args:
+        path: JSON lines; held against other processes meanwhile.
+        answer: what to add.
+        unless: asked once nobody else can write; if True nothing is added.
+
+    Returns:
+        Whether it was added.
 
     Raises:
         OutputError: the file cannot be written; it is left as it was as far as possible.
@@ -103,7 +138,9 @@ def append_answer(path: str | Path, answer: Answer) -> None:
     line = json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
+        with path.open("ab+") as file, locked(file):
+            if unless():
+                return False
             size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(size - 1)
@@ -116,6 +153,7 @@ def append_answer(path: str | Path, answer: Answer) -> None:
                 with contextlib.suppress(OSError):
                     file.truncate(size)
                 raise
+    return True
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 
@@ -15,6 +18,10 @@ from psd_gs import runs
 from psd_gs.errors import InputError
 from psd_gs.ranking.answers import Answer
 
+logger = logging.getLogger(__name__)
+
+MOST = 10_000
+"""Pairs that are asked about; of more, so many are drawn, the same for all annotators."""
 FILM = "turntable.mp4"
 
 
@@ -64,10 +71,7 @@ def find_runs(folders: Iterable[str | Path]) -> dict[str, list[Path]]:
 
 
 def _prompt_of(run: Path) -> str:
-    try:
-        return str(json.loads((run / "psd_gs.json").read_text(encoding="utf-8"))["prompt"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run}: expected psd_gs.json with the prompt of the run, received {error!r}.") from error
+    return runs.read_record(run, "prompt")["prompt"]
 
 
 def name_of(run: Path, answers: Path) -> str:
@@ -99,13 +103,30 @@ def plan(
     for answer in answers:
         if answer.annotator == annotator:
             times[answer.pair] += 1
-    pairs = [(prompt, *pair) for prompt, some in sorted(names.items()) for pair in combinations(sorted(set(some)), 2)]
+    pairs = _pairs(names, seed)
     Random(f"order {seed} {annotator}").shuffle(pairs)
     shown = [_sided(prompt, a, b, seed, annotator) for prompt, a, b in pairs]
     again = [Pair(pair.prompt, pair.right, pair.left, 1) for pair in shown[:repeats]]
     return [
         pair for pair in shown + again if times[min(pair.left, pair.right), max(pair.left, pair.right)] <= pair.repeat
     ]
+
+
+def _pairs(names: Mapping[str, Sequence[str]], seed: int) -> list[tuple[str, str, str]]:
+    """All pairs of runs of one prompt, or :data:`MOST` of them; never all at once in memory if there are more."""
+    groups = [(prompt, sorted(set(some))) for prompt, some in sorted(names.items())]
+    ends = list(accumulate(math.comb(len(some), 2) for _, some in groups))
+    total = ends[-1] if ends else 0
+    if total > MOST:
+        logger.warning("of %d pairs %d are drawn", total, MOST)
+    out = []
+    for i in range(total) if total <= MOST else Random(f"pairs {seed}").sample(range(total), MOST):
+        group = bisect(ends, i)
+        prompt, some = groups[group]
+        place = i - (ends[group - 1] if group else 0)
+        second = (1 + math.isqrt(1 + 8 * place)) // 2  # of the pairs (0, 1), (0, 2), (1, 2), (0, 3), ...
+        out.append((prompt, some[place - second * (second - 1) // 2], some[second]))
+    return out
 
 
 def _sided(prompt: str, a: str, b: str, seed: int, annotator: str) -> Pair:

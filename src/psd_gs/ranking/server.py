@@ -13,26 +13,25 @@ POST    ``/TOKEN/answer``                   ``{"key", "verdict": "1"-"5" | "skip
 from __future__ import annotations
 
 import json
-import math
 import re
 import secrets
-import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from psd_gs.errors import ConfigError, InputError, OutputError
-from psd_gs.ranking.answers import VERDICTS, Answer, agreement, append_answer, read_answers
+from psd_gs.files import loads, read_bounded
+from psd_gs.ranking.answers import VERDICTS, Answer, AnswerFile, agreement, append_answer
 from psd_gs.ranking.pairs import FILM, Pair, find_runs, folder_of, name_of, plan
+from psd_gs.viewer.serve import NOT_FOUND, PageServer, Reply, Request
 
-MAX_BODY = 10_000
-"""Bytes of a request."""
+FILM_BYTES = 256 << 20
+"""Largest turntable."""
 
 
 class Session:
@@ -55,7 +54,7 @@ class Session:
         if not annotator.strip():
             raise ConfigError("expected a name of the annotator, received an empty one. Give one with --annotator.")
         self.path, self.annotator = Path(path), annotator
-        self.answers = read_answers(self.path) if self.path.exists() else []
+        self.file = AnswerFile(self.path)
         found = find_runs(folders)
         names = {prompt: [name_of(run, self.path) for run in some] for prompt, some in found.items() if len(some) > 1}
         if not names:
@@ -65,20 +64,33 @@ class Session:
             )
         everything = plan(names, [], annotator, repeats=repeats, seed=seed)
         self.pairs = {pair.key: pair for pair in everything}
-        left = plan(names, self.answers, annotator, repeats=repeats, seed=seed)
+        left = plan(names, self.file.answers, annotator, repeats=repeats, seed=seed)
         self.left = {pair.key: pair for pair in left}
         self.lock = threading.Lock()
 
+    def _look(self) -> None:
+        """What was answered since the last look need not be asked, whichever server of this file asked it."""
+        for answer in self.file.look():
+            if answer.annotator == self.annotator:
+                asked = (Pair(answer.prompt, *answer.pair, repeat) for repeat in (0, 1))
+                if key := next((pair.key for pair in asked if pair.key in self.left), None):
+                    del self.left[key]
+
     def state(self) -> dict[str, Any]:
-        """The next pair, or null, and how far this is."""
+        """The next pair, or null, and how far this is.
+
+        Raises:
+            InputError: the file of answers cannot be read any more.
+        """
         with self.lock:
+            self._look()
             pair = next(iter(self.left.values()), None)
             return {
                 "pair": {"key": pair.key, "prompt": pair.prompt, "repeat": pair.repeat} if pair else None,
                 "annotator": self.annotator,
                 "done": len(self.pairs) - len(self.left),
                 "total": len(self.pairs),
-                "agreement": {name: value._asdict() for name, value in agreement(self.answers).items()},
+                "agreement": {name: value._asdict() for name, value in agreement(self.file.answers).items()},
             }
 
     def film(self, key: str, side: str) -> Path | None:
@@ -87,148 +99,115 @@ class Session:
         return folder_of(getattr(pair, side), self.path) / FILM if pair and side in ("left", "right") else None
 
     def answer(self, key: str, verdict: str, seconds: float) -> bool:
-        """Write an answer down; False if the pair is unknown or was answered before.
+        """Write an answer down; False if the pair is unknown or was answered before, here or by another server.
 
         Raises:
-            InputError: not a verdict.
+            InputError: not a verdict, or the file of answers cannot be read any more.
             OutputError: the file cannot be written; the pair stays to be asked.
         """
         if verdict not in VERDICTS:
             raise InputError(f"expected a verdict of {', '.join(VERDICTS)}, received {verdict!r}.")
         with self.lock:
-            pair = self.left.get(key)
-            if pair is None:
+            if (pair := self.left.get(key)) is None:
                 return False
             now = datetime.now(UTC).isoformat(timespec="seconds")
             answer = Answer(
                 pair.prompt, pair.left, pair.right, VERDICTS[verdict], self.annotator, pair.repeat, seconds, now
             )
-            append_answer(self.path, answer)
-            self.answers.append(answer)
-            del self.left[key]
-            return True
+
+            def answered() -> bool:
+                self._look()
+                return key not in self.left
+
+            added = append_answer(self.path, answer, unless=answered)
+            self._look()
+            return added
 
 
-class Server(ThreadingHTTPServer):
-    """Serves a session on 127.0.0.1; ``serve_forever`` in any thread, ``shutdown`` ends it.
+@dataclass(frozen=True)
+class _Given:
+    """The body of an answer."""
+
+    key: str
+    verdict: Literal["1", "2", "3", "4", "5", "skip"]
+    seconds: float | None = 0.0
+
+
+class Server(PageServer):
+    """Serves a session; ``serve_forever`` in any thread, ``shutdown`` ends it.
 
     Args:
         session: what is asked.
         port: 0 takes a free one.
 
     Raises:
+        ConfigError: no port.
         OutputError: the port is taken.
     """
 
-    daemon_threads = True
-    allow_reuse_address = False
-
     def __init__(self, session: Session, port: int = 0) -> None:
-        self.token = secrets.token_urlsafe(16)
+        self.session = session
+        super().__init__(self.reply, port)
+
+    def reply(self, request: Request) -> Reply:
+        """To what the page asks, see the module."""
         try:
-            super().__init__(("127.0.0.1", port), partial(_Handler, session, self.token))
-        except OSError as error:
-            raise OutputError(
-                f"cannot listen on port {port}: {error.strerror or error}. Try another --port."
-            ) from error
+            match request.method, request.path.split("/"):
+                case "GET", [""]:
+                    return _page()
+                case "GET", ["pair"]:
+                    return _json(self.session.state())
+                case "GET", ["film", key, side]:
+                    return _film(self.session.film(key, side), request.headers)
+                case "POST", ["answer"]:
+                    return self._answer(request.body)
+        except InputError as error:
+            return _json({"error": str(error)}, HTTPStatus.INTERNAL_SERVER_ERROR)
+        return NOT_FOUND
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/{self.token}/"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Browsers drop connections of films that they have seen enough of; nothing is wrong then."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def __init__(self, session: Session, token: str, *connection: Any) -> None:
-        self.session, self.token = session, token
-        super().__init__(*connection)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet: the token is in every path."""
-
-    def do_GET(self) -> None:
-        match self._parts():
-            case [""]:
-                self._page()
-            case ["pair"]:
-                self._json(self.session.state())
-            case ["film", key, side]:
-                self._film(self.session.film(key, side))
-            case _:
-                self._json({"error": "no such page"}, HTTPStatus.NOT_FOUND)
-
-    def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "")
-        if self._parts() != ["answer"] or not length.isdecimal() or int(length) > MAX_BODY:
-            self.close_connection = True  # whatever the body is, it is not read
-            self._json({"error": "expected a small JSON body for /answer"}, HTTPStatus.BAD_REQUEST)
-            return
+    def _answer(self, body: bytes) -> Reply:
         try:
-            data = json.loads(self.rfile.read(int(length)))
-            seconds = float(data.get("seconds", 0))
-            seconds = round(min(max(seconds, 0.0), 1e6), 2) if math.isfinite(seconds) else 0.0
-            taken = self.session.answer(str(data["key"]), str(data["verdict"]), seconds)
-        except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-            self._json({"error": f"expected key, verdict and seconds: {error}"}, HTTPStatus.BAD_REQUEST)
+            given = loads(body, _Given)
+        except ValueError as error:
+            return _json({"error": f"expected key, verdict and seconds: {error}"}, HTTPStatus.BAD_REQUEST)
+        try:
+            seconds = round(min(max(given.seconds or 0.0, 0.0), 1e6), 2)
+            taken = self.session.answer(given.key, given.verdict, seconds)
         except OutputError as error:
-            self._json({"error": str(error)}, HTTPStatus.INSUFFICIENT_STORAGE)
-        else:
-            self._json(self.session.state(), HTTPStatus.OK if taken else HTTPStatus.CONFLICT)
+            return _json({"error": str(error)}, HTTPStatus.INSUFFICIENT_STORAGE)
+        return _json(self.session.state(), HTTPStatus.OK if taken else HTTPStatus.CONFLICT)
 
-    def _parts(self) -> list[str] | None:
-        """The path below the token; None without it."""
-        _, token, *rest = [*self.path.partition("?")[0].split("/", 2), ""][:3]
-        return "".join(rest).split("/") if secrets.compare_digest(token.encode(), self.token.encode()) else None
 
-    def _json(self, data: object, status: HTTPStatus = HTTPStatus.OK) -> None:
-        self._send(json.dumps(data).encode(), "application/json", status)
+def _json(data: object, status: HTTPStatus = HTTPStatus.OK) -> Reply:
+    return Reply(json.dumps(data).encode(), status=status)
 
-    def _page(self) -> None:
-        nonce = secrets.token_urlsafe(16)
-        page = (files("psd_gs") / "assets" / "rank" / "page.html").read_text(encoding="utf-8")
-        policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; media-src 'self'; "
-            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        content = page.replace("NONCE", nonce).encode()
-        self._send(content, "text/html; charset=utf-8", headers={"Content-Security-Policy": policy})
 
-    def _film(self, path: Path | None) -> None:
-        """The file, or the range that was asked for: Safari plays nothing that is not sent by ranges."""
-        try:
-            data = path.read_bytes() if path else b""
-        except OSError:
-            data = b""
-        if not data:
-            self._json({"error": "no such film"}, HTTPStatus.NOT_FOUND)
-            return
-        match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        if not match or not (match[1] or match[2]):
-            self._send(data, "video/mp4", headers={"Accept-Ranges": "bytes"})
-            return
-        first = int(match[1]) if match[1] else max(0, len(data) - int(match[2]))
-        last = min(int(match[2]), len(data) - 1) if match[1] and match[2] else len(data) - 1
-        if first > last:
-            wrong = {"Content-Range": f"bytes */{len(data)}"}
-            self._send(b"", "video/mp4", HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, wrong)
-            return
-        headers = {"Accept-Ranges": "bytes", "Content-Range": f"bytes {first}-{last}/{len(data)}"}
-        self._send(data[first : last + 1], "video/mp4", HTTPStatus.PARTIAL_CONTENT, headers)
+def _page() -> Reply:
+    nonce = secrets.token_urlsafe(16)
+    page = (files("psd_gs") / "assets" / "rank" / "page.html").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; media-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    content = page.replace("NONCE", nonce).encode()
+    return Reply(content, "text/html; charset=utf-8", headers={"Content-Security-Policy": policy})
 
-    def _send(
-        self, data: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK, headers: dict[str, str] | None = None
-    ) -> None:
-        self.send_response(status)
-        always = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
-        for name, value in (
-            {"Content-Type": kind, "Content-Length": str(len(data))} | always | (headers or {})
-        ).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
+
+def _film(path: Path | None, headers: Mapping[str, str]) -> Reply:
+    """The file, or the range that was asked for: Safari plays nothing that is not sent by ranges."""
+    try:
+        data = read_bounded(path, FILM_BYTES) if path else b""
+    except InputError:
+        data = b""
+    if not data:
+        return _json({"error": "no such film"}, HTTPStatus.NOT_FOUND)
+    match = re.fullmatch(r"bytes=(\d{0,15})-(\d{0,15})", headers.get("Range", ""), re.ASCII)
+    if not match or not (match[1] or match[2]):
+        return Reply(data, "video/mp4", headers={"Accept-Ranges": "bytes"})
+    first = int(match[1]) if match[1] else max(0, len(data) - int(match[2]))
+    last = min(int(match[2]), len(data) - 1) if match[1] and match[2] else len(data) - 1
+    if first > last:
+        wrong = {"Content-Range": f"bytes */{len(data)}"}
+        return Reply(b"", "video/mp4", HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, wrong)
+    found = {"Accept-Ranges": "bytes", "Content-Range": f"bytes {first}-{last}/{len(data)}"}
+    return Reply(data[first : last + 1], "video/mp4", HTTPStatus.PARTIAL_CONTENT, found)

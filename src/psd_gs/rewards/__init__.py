@@ -4,6 +4,9 @@ A name is one of :data:`psd_gs.entries.REWARDS` (``mini``, ``mini-judge``, publi
 packages), with a local copy where ``=PATH`` follows, the folder of a fitted one (``psd-gs fit-reward``), or a Python
 function (``module:function``, ``file.py:function``) ``images [B, 3, H, W], B prompts -> B scores``.
 Several make a weighted sum: ``hpsv2.1,pickscore:0.5``.
+
+A function is code, which runs only where whoever started the program named it (``allow_code``): never because a
+configuration, a run folder or a fitted reward says so.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from psd_gs.entries import REWARDS
 from psd_gs.errors import ConfigError, ModelError
+from psd_gs.files import short
 from psd_gs.plugins import resolved
 
 if TYPE_CHECKING:
@@ -23,16 +27,23 @@ if TYPE_CHECKING:
     from psd_gs.rewards.base import Reward
 
 
-def load_reward(expression: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Reward:
+def load_reward(
+    expression: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    allow_code: bool = False,
+) -> Reward:
     """Load a reward, downloading published weights that are not on this machine.
 
     Args:
         expression: a name, or several with weights; see the module.
         device: where it runs.
         dtype: of its weights; None is float16 for published ones on a GPU, else float32.
+        allow_code: whether it may name functions, see :func:`refuse_code`.
 
     Raises:
-        ConfigError: no reward has this name, or a function that cannot be imported.
+        ConfigError: no reward has this name, or a function that cannot be imported or may not be.
         ModelError: files that cannot be had, are missing, damaged or of another architecture.
         PluginError: the package that offers it is broken.
     """
@@ -41,6 +52,8 @@ def load_reward(expression: str, device: torch.device | str = "cpu", dtype: torc
     terms = parse_expression(expression)
     for term in terms:
         _check_name(term.name)
+    if not allow_code:
+        refuse_code(expression)
     rewards = [_load_one(term.name, device, dtype) for term in terms]
     if len(terms) == 1 and terms[0].weight == 1:
         return rewards[0]
@@ -50,6 +63,26 @@ def load_reward(expression: str, device: torch.device | str = "cpu", dtype: torc
         for reward, term, unit in zip(rewards, terms, units, strict=True)
     ]
     return WeightedSum(parts, expression)
+
+
+def refuse_code(expression: str, where: str = "a file") -> None:
+    """Refuse names of functions that nobody typed.
+
+    Args:
+        expression: of a reward or judge.
+        where: it was read.
+
+    Raises:
+        ConfigError: it names a function.
+    """
+    from psd_gs.rewards.combine import parse_expression
+
+    names = (term.name for term in parse_expression(expression))
+    if functions := [name for name in names if not _is_listed(name) and not _fitted(name)]:
+        raise ConfigError(
+            f"reward {short(functions[0])} is code, and {where} names it. If you trust it, name it yourself (--reward, "
+            "--judge) or add --allow-code; in Python pass allow_code=True."
+        )
 
 
 def needed(expression: str) -> list[str]:
@@ -87,18 +120,27 @@ def _terms(expression: str) -> list[str]:
     out = []
     for term in parse_expression(expression):
         base = _fitted(term.name)
-        out += [*(_terms(base) if base else []), term.name]
+        out += [base, term.name] if base else [term.name]
     return out
 
 
 def _fitted(name: str) -> str | None:
-    """The base of a fitted reward; None if ``name`` is not the folder of one."""
+    """The base of a fitted reward; None if ``name`` is not the folder of one.
+
+    Raises:
+        ConfigError: the base is none of our list.
+    """
     if _is_listed(name):
         return None
-    from psd_gs.rewards.fitted import read_config
+    from psd_gs.rewards.fitted import read_base
 
-    config = read_config(name)
-    return config["base"] if config else None
+    base = read_base(name)
+    if base is not None and not _is_listed(base):
+        raise ConfigError(
+            f"the fitted reward {name}: expected one of {', '.join(REWARDS)} below it, received "
+            f"{short(base)}. Fit it again."
+        )
+    return base
 
 
 def _is_listed(name: str) -> bool:
@@ -140,7 +182,8 @@ def _load_one(name: str, device: torch.device | str, dtype: torch.dtype | None) 
 
     if base := _fitted(name):
         below = _load_one(base, device, dtype)
-        assert isinstance(below, FeatureReward)
+        if not isinstance(below, FeatureReward):
+            raise ModelError(f"the fitted reward {name}: {base} does not tell its features. Fit it again.")
         return FittedReward(below, load_head(name), name)
     if not _is_listed(name):
         return CallableReward(_import_function(name), name)

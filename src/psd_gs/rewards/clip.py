@@ -16,12 +16,11 @@ Scores of two models are not comparable, nor of one model at two prompts.
 from __future__ import annotations
 
 import html
-import json
 import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +30,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from psd_gs.cameras import Cameras
 from psd_gs.errors import ModelError
+from psd_gs.files import loads
 from psd_gs.rewards.base import ScoredByFeatures, check_groups
 from psd_gs.rewards.checkpoints import build, find_file, read_tensors
 from psd_gs.rewards.images import fit_crop, fit_pad, normalize
@@ -239,7 +239,7 @@ def load_clip(
     file = find_file(path, files, what)
     if config is None:
         try:
-            config = CLIPConfig.from_dict(json.loads((file.parent / "config.json").read_text(encoding="utf-8")))
+            config = CLIPConfig.from_dict(loads((file.parent / "config.json").read_bytes(), dict[str, Any]))
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(
                 f"{what}: expected config.json of a CLIP beside {file}, received {error}. Download the whole folder."

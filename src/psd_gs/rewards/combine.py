@@ -72,7 +72,7 @@ class WeightedSum:
     """A :class:`~psd_gs.rewards.base.Reward`: ``sum_k weight_k (score_k - mean_k) / std_k``.
 
     Means and deviations are constants of each reward (of a render's scores, roughly; see
-    ``psd_gs.rewards.RECIPES``), never estimated from the images at hand: the same images always get
+    ``psd_gs.entries.REWARDS``), never estimated from the images at hand: the same images always get
     the same score, whatever was scored before, and an interrupted run goes on exactly. Within a pair
     of candidates a z-score proper would only leave the sign.
 

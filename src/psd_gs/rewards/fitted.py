@@ -9,19 +9,26 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from psd_gs.cameras import Cameras
-from psd_gs.errors import ModelError
-from psd_gs.files import atomic_path, write_atomic, writing
+from psd_gs.errors import InputError, ModelError
+from psd_gs.files import atomic_path, read_bounded, read_json, write_atomic, writing
 from psd_gs.rewards.base import FeatureReward
 
 KIND = "psd-gs fitted reward"
 """Marks the folder's config.json."""
+HEAD_BYTES = 64 << 20
+"""Largest head."""
+
+
+class _Config(TypedDict):
+    kind: str
+    base: str
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,16 @@ class LinearHead:
     weight: Float[Tensor, " D+1"]
 
     def __call__(self, features: Float[Tensor, "*batch D"], scores: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """Scores of features, one less than there are weights, and of what the base says."""
+        """Scores of features, one less than there are weights, and of what the base says.
+
+        Raises:
+            ModelError: another number of features.
+        """
         seen = torch.cat([features.float(), scores.float()[..., None]], -1)
+        if seen.shape[-1] != len(self.weight):
+            raise ModelError(
+                f"a fitted reward has {len(self.weight)} weights for {seen.shape[-1]} features. Fit it again."
+            )
         return (seen - self.mean.to(seen.device)) @ self.weight.to(seen.device)
 
 
@@ -85,13 +100,13 @@ def features_and_scores(
     return (features.mean(1) if features.ndim > scores.ndim + 1 else features), scores
 
 
-def read_config(folder: str | Path) -> dict[str, Any] | None:
-    """What is known of a fitted reward; None if the folder is no such thing."""
+def read_base(folder: str | Path) -> str | None:
+    """The name of the reward that a fitted one reads; None if the folder is no such thing."""
     try:
-        data = json.loads((Path(folder).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = read_json(Path(folder).expanduser() / "config.json", _Config)
+    except (InputError, RuntimeError):  # RuntimeError: "~nobody"
         return None
-    return data if isinstance(data, dict) and data.get("kind") == KIND and isinstance(data.get("base"), str) else None
+    return data["base"] if data["kind"] == KIND else None
 
 
 def load_head(folder: str | Path) -> LinearHead:
@@ -100,12 +115,17 @@ def load_head(folder: str | Path) -> LinearHead:
     Raises:
         ModelError: they are missing or damaged.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     path = Path(folder).expanduser() / "head.safetensors"
     try:
-        tensors = load_file(path)
-        return LinearHead(tensors["mean"], tensors["weight"])
+        tensors = load(read_bounded(path, HEAD_BYTES))
+        mean, weight = tensors["mean"], tensors["weight"]
+        if not (mean.ndim == 1 and mean.shape == weight.shape and mean.dtype == weight.dtype == torch.float32):
+            raise ValueError(f"expected two vectors of one length, received {list(mean.shape)}, {list(weight.shape)}")
+        if not (mean.isfinite().all() and weight.isfinite().all()):
+            raise ValueError("it holds numbers that are not finite")
+        return LinearHead(mean, weight)
     except Exception as error:  # safetensors raises its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"cannot load the fitted reward {path}: {reason}. Fit it again.") from error

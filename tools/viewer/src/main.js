@@ -6,6 +6,7 @@ import { FOV, MODES, Stage } from "./stage.js";
 const ELEVATION = 15; // degrees above the horizon, as in the turntable film
 const MARGIN = 1.1;
 const STEP = Math.PI / 24; // of an arrow key
+const POLL = 500; // milliseconds between two looks at a training
 
 const element = (id) => document.getElementById(id);
 const panes = element("panes");
@@ -155,8 +156,11 @@ async function start() {
     controls.update();
   }
 
+  function enableModes() {
+    for (const button of modeButtons) button.disabled = !stages.some((stage) => stage.has(button.dataset.mode));
+  }
+  enableModes();
   for (const button of modeButtons) {
-    button.disabled = !stages.some((stage) => stage.has(button.dataset.mode));
     button.addEventListener("click", () => setMode(button.dataset.mode));
   }
   const background = element("background");
@@ -223,8 +227,54 @@ async function start() {
     /** PNG of a pane as a data URL. */
     picture: async (pane, width, height) => (await stages[pane].picture(width, height)).toDataURL("image/png"),
   });
+  if (assets[0].live) {
+    const show = async (splat) => {
+      await stages[0].replace(splat);
+      setMode(stages[0].mode);
+      enableModes();
+      window.psdgs.counts = [stages[0].counts];
+    };
+    window.psdgs.live = watch(show, panes.querySelector("figcaption"));
+  }
   // The other assets are shown all the same.
   for (const { reason } of loaded) if (reason) throw reason;
+}
+
+/** Asks the server of a training for its state, again and again, until it is gone. */
+async function watch(show, caption) {
+  const ask = async (path, options) => {
+    const reply = await fetch(path, options);
+    if (!reply.ok) throw new Error(`${path}: ${reply.status}`);
+    return reply;
+  };
+  const told = (state) => {
+    caption.textContent = [state.title, state.status].filter(Boolean).join(": ");
+    document.title = state.title;
+    element("pause").textContent = state.paused ? "Go on" : "Pause";
+    element("pause").setAttribute("aria-pressed", state.paused);
+    element("curves").innerHTML = state.curves; // our server's own, which has escaped what is not
+    element("curves").hidden = !state.curves;
+  };
+  const post = async (path) => told(await (await ask(path, { method: "POST" })).json());
+  element("live").hidden = false;
+  element("pause").addEventListener("click", () => post(element("pause").ariaPressed === "true" ? "go" : "pause"));
+  element("keep").addEventListener("click", () => post("keep"));
+  let shown = 0;
+  for (;;) {
+    try {
+      const state = await (await ask("state")).json();
+      told(state);
+      if (state.version !== shown) {
+        await show(new Uint8Array(await (await ask("splats")).arrayBuffer()));
+        shown = state.version;
+      }
+    } catch (error) {
+      caption.textContent += " (the run has ended)";
+      element("live").hidden = true;
+      return error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, POLL));
+  }
 }
 
 function hasWebGL() {

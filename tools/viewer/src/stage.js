@@ -10,8 +10,8 @@ const FAINT = 0.1; // splats below this opacity are no points
 export class Stage {
   /**
    * @param {HTMLCanvasElement} canvas
-   * @param {{splat?: Uint8Array, mesh?: Uint8Array, centre?: number[], radius?: number, antialiased?: boolean}} asset
-   *   files in the world frame (y up), the ball that the visible part fills, and how it was trained
+   * @param {{splat?: Uint8Array, mesh?: Uint8Array, centre?: number[], radius?: number, antialiased?: boolean, live?: boolean}} asset
+   *   files in the world frame (y up), the ball that the visible part fills, how it was trained, and whether splats come later
    * @param {() => void} onChange a new picture is due
    */
   constructor(canvas, asset, onChange) {
@@ -20,14 +20,14 @@ export class Stage {
     this.dirty = true;
     this.busy = false; // while a picture of another size is taken
     this.shown = {};
-    this.mode = asset.splat ? "splats" : "mesh";
+    this.mode = asset.splat || asset.live ? "splats" : "mesh";
     this.camera = new THREE.PerspectiveCamera(FOV, 1, 0.01, 100);
     this.scene = new THREE.Scene();
     this.world = new THREE.Group(); // brings the asset into the unit ball
     this.scene.add(this.world, this.camera, new THREE.AmbientLight(0xffffff, 0.75 * Math.PI));
     this.camera.add(new THREE.DirectionalLight(0xffffff, 0.35 * Math.PI));
     // Multisampling does nothing for splats and costs much.
-    this.renderer = new THREE.WebGLRenderer({ canvas, alpha: true, antialias: !asset.splat });
+    this.renderer = new THREE.WebGLRenderer({ canvas, alpha: true, antialias: this.mode === "mesh" });
     this.spark = new SparkRenderer({
       renderer: this.renderer,
       onDirty: () => this.invalidate(),
@@ -71,6 +71,23 @@ export class Stage {
     this.world.position.copy(this.centre).divideScalar(-radius);
     this.world.updateMatrixWorld(true);
     this.show(this.mode);
+  }
+
+  /** Shows other splats, a .splat file, where the camera is. */
+  async replace(splat) {
+    const splats = new SplatMesh({ fileBytes: splat, fileName: "asset.splat", extSplats: true });
+    await splats.initialized;
+    for (const mode of ["splats", "points"]) {
+      const old = this.shown[mode];
+      if (!old) continue;
+      this.world.remove(old);
+      (old.geometry ?? old).dispose();
+      delete this.shown[mode];
+    }
+    this.asset.splat = splat;
+    this.add("splats", splats);
+    this.counts.n_splats = splats.numSplats;
+    this.show(this.mode ?? "splats");
   }
 
   add(mode, object) {
