@@ -152,6 +152,12 @@ def resources() -> Iterator[Finding]:
     free = shutil.disk_usage(place).free / 1e9
     remedy = "" if free > 10 else "free some space, or point HF_HOME to another disk"
     yield Finding("disk", "ok" if free > 10 else "note", f"{free:.0f} GB free for weights in {HF_HUB_CACHE}", remedy)
+    from psd_gs.render._lists import sort_by_depth
+
+    kept = sort_by_depth.stats.cache_path
+    text = f"compiled loops are kept in {kept}" if kept else "compiled loops cannot be kept: each run compiles them"
+    remedy = "" if kept else "set NUMBA_CACHE_DIR to a folder that can be written"
+    yield Finding("kernels", "ok" if kept else "note", text, remedy)
     memory = available_memory()
     if memory is not None:
         remedy = "" if memory > 3 else "close other programs: a run takes 2 GB"

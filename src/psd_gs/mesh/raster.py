@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from psd_gs.cameras import Cameras
+from psd_gs.kernels import njit
 from psd_gs.render.threads import parallel
 
 
@@ -95,7 +95,7 @@ def _twice_area(a: np.ndarray, b: np.ndarray, p: np.ndarray) -> np.ndarray:
     return (b[:, 0] - a[:, 0]) * (p[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (p[:, 0] - a[:, 0])
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _rasterize(first, last, projected, faces, ids, inverse):
     """Views ``first`` to ``last``; faces in order, so that equal depths have one outcome."""
     height, width = ids.shape[1:]

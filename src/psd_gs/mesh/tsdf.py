@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from jaxtyping import Float
 
 from psd_gs.cameras import Cameras
+from psd_gs.kernels import njit
 from psd_gs.render.threads import parallel
 
 TRUNCATION = 3.0
@@ -89,7 +89,7 @@ def _beside(alpha: Float[np.ndarray, "C H W"]) -> Float[np.ndarray, "C H W"]:
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _fuse(first, last, surface, viewmats, Ks, lower, voxel, truncation, least, field):
     """Slices ``first`` to ``last`` along x; the views are summed in order, so the result is reproducible.
 

@@ -7,8 +7,8 @@ task writes, so that threads may share the work and the result is the same for a
 import math
 
 import numpy as np
-from numba import njit
 
+from psd_gs.kernels import njit
 from psd_gs.render._constants import TILE
 
 ROW = 12
@@ -16,7 +16,7 @@ ROW = 12
 ellipse sigma = cutoff reaches above and below y."""
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy")
 def sort_by_depth(first, last, splats, bits, order, count):
     """For cameras first to last: the visible Gaussians, nearest first, ties by index.
 
@@ -53,20 +53,20 @@ def sort_by_depth(first, last, splats, bits, order, count):
         count[c] = m
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _pixels(centre, reach, size):
     """First and one-past-last of ``size`` pixels whose centres lie within ``reach`` of ``centre``."""
     return max(0, math.ceil(centre - reach - 0.5)), min(size, math.floor(centre + reach - 0.5) + 1)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _tiles(centre, reach, size):
     """First and one-past-last tile along an axis of ``size`` pixels, in the same sense."""
     low, high = _pixels(centre, reach, size)
     return (low // TILE, (high - 1) // TILE + 1) if low < high else (0, 0)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _tiles_of_band(band, row, width):
     """First and one-past-last tile of a band of TILE pixel rows that the ellipse sigma <= cutoff touches."""
     y, a, k, h = np.float64(row[1]), np.float64(row[2]), np.float64(row[3]), np.float64(row[4])
@@ -81,7 +81,7 @@ def _tiles_of_band(band, row, width):
     return _tiles(row[0] + 0.5 * (x_right + x_left), half, width)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy")
 def count_tiles(begin, end, means2d, splats, order, count, width, height, rows, boxes, per_tile, per_row):
     """For chunks of the depth order begin to end: gather the Gaussians and count their tiles.
 
@@ -110,7 +110,7 @@ def count_tiles(begin, end, means2d, splats, order, count, width, height, rows, 
             per_row[c, i] = total
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _band(band, row, box, width):
     """``_tiles_of_band``; a bounding box of one row or column of tiles is not worth the trouble."""
     if box[1] - box[0] <= 1 or box[3] - box[2] <= 1:
@@ -118,7 +118,7 @@ def _band(band, row, box, width):
     return _tiles_of_band(band, row, width)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def offsets_of(per_tile):
     """Where each (camera, tile) list starts ``[C * tiles + 1]``, and each chunk's part of it."""
     C, chunks, tiles = per_tile.shape
@@ -135,7 +135,7 @@ def offsets_of(per_tile):
     return starts, parts
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy")
 def fill_tiles(begin, end, count, width, rows, boxes, parts, first_slot, ids, slots):
     """The lists: the sorted row ``c * N + i``, and the gradient slot that is the row's own in this tile."""
     N = rows.shape[1]

@@ -8,13 +8,13 @@ not depend on the number of threads. A splat is described in ``_constants``.
 import math
 
 import numpy as np
-from numba import njit
 
 from psd_gs.gaussians import SH_C0
+from psd_gs.kernels import njit
 from psd_gs.render._constants import ALPHA_MIN, EPS2D, FAR, NEAR
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _sh_basis(degree, x, y, z, out):
     """Real spherical harmonics of a unit direction (Sloan 2013, the order and signs of 3DGS)."""
     out[0] = SH_C0
@@ -43,7 +43,7 @@ def _sh_basis(degree, x, y, z, out):
     out[15] = -0.5900435899266435 * (x * c1 - y * s1)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _sh_basis_gradient(degree, x, y, z, out):
     """Derivatives of the polynomials of ``_sh_basis`` with respect to x, y and z."""
     out[:] = 0.0
@@ -73,7 +73,7 @@ def _sh_basis_gradient(degree, x, y, z, out):
     out[15, 0], out[15, 1] = -1.7701307697799304 * c1, 1.7701307697799304 * s1
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _rotation(quat):
     """Rows of the rotation matrix of a quaternion, and the inverse of its norm; not finite if it is zero."""
     w, x, y, z = np.float64(quat[0]), np.float64(quat[1]), np.float64(quat[2]), np.float64(quat[3])
@@ -87,23 +87,23 @@ def _rotation(quat):
     )
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _times(a, b):
     return a[0] * b[0], a[1] * b[1], a[2] * b[2]
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _combine(x, a, y, b):
     """x a + y b"""
     return x * a[0] + y * b[0], x * a[1] + y * b[1], x * a[2] + y * b[2]
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _sum_rows(R, v):
     """R^T v"""
     return (
@@ -113,12 +113,12 @@ def _sum_rows(R, v):
     )
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _vector(array):
     return np.float64(array[0]), np.float64(array[1]), np.float64(array[2])
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _footprint(V, K, width, height, mean, R, s):
     """Projection of one Gaussian (rotation ``R``, deviations ``s``): what both passes need.
 
@@ -143,12 +143,12 @@ def _footprint(V, K, width, height, mean, R, s):
     return (x, y, z), (px, py), t0, t1, y0, y1, p + EPS2D, q, r + EPS2D, det, det_blurred
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _sigmoid(x):
     return 1.0 / (1.0 + math.exp(-x))
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _direction(mean, position):
     """From the camera to the Gaussian, as a unit vector, and the inverse of the distance."""
     x, y, z = mean[0] - position[0], mean[1] - position[1], mean[2] - position[2]
@@ -156,7 +156,7 @@ def _direction(mean, position):
     return (x * inverse, y * inverse, z * inverse), inverse
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy")
 def project_forward(
     first, last, means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, width, height, degree, antialiased,
     means2d, splats, radii,
@@ -203,7 +203,7 @@ def project_forward(
                 splat[4 + j] = max(value, 0.0)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _quaternion_gradient(quat, inverse, m0, m1, m2):
     """Gradient with respect to an unnormalized quaternion, from the rows of the one with respect to R."""
     w, x, y, z = quat[0] * inverse, quat[1] * inverse, quat[2] * inverse, quat[3] * inverse
@@ -220,7 +220,7 @@ def _quaternion_gradient(quat, inverse, m0, m1, m2):
     )
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy")
 def project_backward(
     first, last, means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, width, height, degree, antialiased,
     splats, g_means2d, g_splats, g_means, g_quats, g_scales, g_opacities, g_sh0, g_shN,

@@ -10,9 +10,9 @@ Gaussian in a fixed order: results are equal from run to run and for every numbe
 import math
 
 import numpy as np
-from numba import njit
 
 import psd_gs.render._constants as _constants
+from psd_gs.kernels import njit
 from psd_gs.render._constants import TILE
 from psd_gs.render._lists import ROW
 
@@ -34,7 +34,7 @@ _E3, _E4, _E5 = np.float32(-3.2413368453e-04), np.float32(9.7026135797e-06), np.
 _MATH = {"contract", "reassoc", "arcp", "nsz"}
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _load(rows, ids, x0, y0, height, batch, spans):
     """Copy the rows ``ids`` next to each other, relative to the tile, with the pixels that each covers."""
     for i in range(len(ids)):
@@ -93,7 +93,7 @@ def _any_live(tile, height):
     return best > _F0
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _new_tile(planes, height, y0, width, x0):
     """A tile whose planes are zero but for T = 1 inside the image, and the pixel centres."""
     tile = np.zeros(planes * TILE * TILE, np.float32)
@@ -106,7 +106,7 @@ def _new_tile(planes, height, y0, width, x0):
     return tile, rows, columns
 
 
-@njit(nogil=True, fastmath=_MATH, error_model="numpy", cache=True)
+@njit(nogil=True, fastmath=_MATH, error_model="numpy")
 def rasterize_forward(begin, end, rows, starts, ids, background, rgb, alpha, depth, median):
     """For tiles begin to end: fill the images. ``rows`` has C and N flattened, ``starts`` delimits the lists."""
     C, height, width = alpha.shape
@@ -129,7 +129,7 @@ def rasterize_forward(begin, end, rows, starts, ids, background, rgb, alpha, dep
                 median[c, y0 + y, x0 + x] = tile[5 * _PLANE + p]
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy")
 def _spread(n):
     """A stride coprime with ``n`` near its golden section: neighbours land on different threads."""
     stride = max(1, int(n * 0.6180339887))
@@ -207,7 +207,7 @@ def _differentiate(rows, ids, slots, x0, y0, height, tile, absgrad, grads):
             break
 
 
-@njit(nogil=True, fastmath=_MATH, error_model="numpy", cache=True)
+@njit(nogil=True, fastmath=_MATH, error_model="numpy")
 def rasterize_backward(
     begin, end, rows, starts, ids, slots, rgb, alpha, depth, g_rgb, g_alpha, g_depth, absgrad,
     grads, g_background,
@@ -239,7 +239,7 @@ def rasterize_backward(
         )  # fmt: skip
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy")
 def sum_gradients(first, last, grads, first_slot, order, count, g_means2d, g_abs, g_splats):
     """For sorted rows first to last: sum the slots (they are contiguous) in their fixed order."""
     N = order.shape[1]

@@ -1,0 +1,72 @@
+"""Compiled loops where no disk will have them."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import numba
+import pytest
+from numba.core import caching
+
+from psd_gs import kernels
+
+
+def double(x):
+    return 2 * x
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """Neither the folder of the source nor the user's can be written; temporary files go to ``tmp_path``."""
+
+    def refuse(self):
+        raise OSError("read-only file system")
+
+    for locator in caching.FunctionCache._impl_class._locator_classes:
+        if locator is not caching.UserProvidedCacheLocator:
+            monkeypatch.setattr(locator, "ensure_cache_path", refuse)
+    monkeypatch.setattr(kernels.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    kernels.temporary_cache.cache_clear()
+    yield tmp_path
+    kernels.temporary_cache.cache_clear()
+
+
+def test_a_folder_of_temporary_files_serves_where_nothing_else_does(nowhere):
+    with pytest.raises(RuntimeError, match="cannot cache function"):
+        numba.njit(cache=True)(double)
+    assert kernels.njit(nogil=True)(double)(21) == 42
+    (folder,) = nowhere.iterdir()
+    assert list(folder.rglob("*.nbi"))
+    if os.name != "nt":
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+@pytest.mark.parametrize("kind", ["open", "link", "file"])
+def test_a_folder_that_others_could_fill_is_not_used(nowhere, kind):
+    """What lies in a cache is run."""
+    folder = nowhere / f"psd-gs-kernels-{os.getuid()}"
+    other = nowhere / "other"
+    other.mkdir()
+    if kind == "open":
+        folder.mkdir()
+        folder.chmod(0o777)
+    elif kind == "link":
+        folder.symlink_to(other)
+    else:
+        folder.write_text("")
+    assert kernels.temporary_cache() is None
+    assert kernels.njit()(double)(21) == 42
+    assert not list(nowhere.rglob("*.nbi"))
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    assert kernels.njit()(double)(21) == 42
