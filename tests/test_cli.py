@@ -13,6 +13,7 @@ import time
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from psd_gs.errors import OutputError
 from psd_gs.export.ply import read_ply, read_ply_metadata, write_ply
 from psd_gs.gaussians import random_ball
 from psd_gs.pipeline import TextTo3DPipeline
+from psd_gs.render import choose_renderer
 from psd_gs.rewards.base import CallableReward
 
 FILES = {"splat.ply", "mesh.glb", "turntable.mp4", "preview.png", "config.yaml", "metrics.jsonl", "psd_gs.json"}
@@ -844,4 +846,25 @@ def test_a_dry_run_tells_everything_and_writes_nothing(command, monkeypatch):
     assert code == 0
     assert "would fetch mvdream: " in out
     assert "would fetch hpsv2.1: " in out
+    assert not Path("outputs").exists()
+
+
+def test_a_gpu_without_a_compiler_makes_the_asset_and_says_what_draws_it(command, monkeypatch):
+    choose_renderer.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24e9))
+    code, out, err = command(*BALL, "--prior", "mini", "--steps", "3")
+    choose_renderer.cache_clear()
+    assert (code, err) == (0, "")
+    first, second, *_ = out.splitlines()
+    assert "· cuda ·" in first
+    assert second.startswith("renderer cpu: gsplat's CUDA kernels are not built yet; ")
+    assert (FOLDER / "splat.ply").exists()
+
+
+def test_a_renderer_that_cannot_run_is_said_before_anything_is_loaded(command, monkeypatch):
+    monkeypatch.setattr(TextTo3DPipeline, "from_pretrained", None)
+    one_line(command(*BALL, "--renderer", "gsplat"), "gsplat")
+    one_line(command(*BALL, "--renderer", "triton"), "riton")
     assert not Path("outputs").exists()

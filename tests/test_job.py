@@ -126,6 +126,7 @@ def test_another_run_is_refused_or_kept_by_one_rule(tmp_path):
         "solid_steps": 3,
         "device": "cuda",
         "dtype": "float16",
+        "renderer": "cpu",
         "vram": 8,
         "judge": "pickscore",
         "weights": {"a": "b"},

@@ -44,6 +44,7 @@ LOCK = ".lock"
 
 FREE = {
     "device": "a run may go on where another machine has room",
+    "renderer": "draws the same pictures up to rounding; another machine may lack this one",
     "dtype": "rounding of the networks; needed where a device lacks the other type",
     "vram": "how the same networks fit into memory; an error advises another value",
     "judge": "only looks at the finished asset",

@@ -394,8 +394,9 @@ class TextTo3DPipeline:
             self.prior, config.prompt, config.guidance, reward=self.reward, negative=negative, seed=seeds["guidance"]
         )
         start = initial_gaussians(config, torch.Generator().manual_seed(seeds["init"]), self.prior.device)
-        renderer, _ = choose_renderer(self.prior.device)
-        trainer = Trainer(config, guidance, start.to(renderer_device(self.prior.device)), folder, renderer)
+        renderer, _ = choose_renderer(self.prior.device, config.renderer)
+        place = renderer_device(self.prior.device, config.renderer)
+        trainer = Trainer(config, guidance, start.to(place), folder, renderer)
         trainer.observe = self._observer(config.prompt, folder) if folder else None
         return trainer
 

@@ -61,7 +61,6 @@ class Generate(RunOptions):
         from rich.console import Console
 
         from psd_gs.errors import ConfigError
-        from psd_gs.models import resolve_device
 
         console = Console(highlight=False, markup=False, quiet=self.quiet)
         if self.resume and self.overwrite:
@@ -75,8 +74,7 @@ class Generate(RunOptions):
         with ExitStack() as stack:
             jobs = self._open(stack, configs)
             first = jobs[0].config
-            device = resolve_device(first.device)
-            console.print(_headline(first, str(device)), soft_wrap=True)
+            console.print(_headline(first), soft_wrap=True)
             self._advise(console, jobs)
             view = self._live(console)
             if view:
@@ -177,10 +175,21 @@ class Generate(RunOptions):
         return result
 
 
-def _headline(config: Config, device: str) -> str:
+def _headline(config: Config) -> str:
+    """The models and where they run, before anything is downloaded.
+
+    Raises:
+        BackendError: the renderer that was asked for cannot run.
+    """
+    from psd_gs.models import resolve_device
+    from psd_gs.render import choose_renderer
+
+    device = resolve_device(config.device)
+    renderer, reason = choose_renderer(device, config.renderer)
+    drawn = "" if device.type == "cpu" else f"\nrenderer {renderer}: {reason}"
     return (
         f"prior {config.prior} · reward {config.reward} · judge {config.judge} · {device} · "
-        f"preset {config.preset}, {config.steps} steps"
+        f"preset {config.preset}, {config.steps} steps{drawn}"
     )
 
 
@@ -196,7 +205,7 @@ def _describe(console: Console, config: Config) -> None:
     from psd_gs.models import choose_prior, missing, resolve_device
 
     device = resolve_device(config.device)
-    console.print(_headline(config, str(device)), soft_wrap=True)
+    console.print(_headline(config), soft_wrap=True)
     if config.prior == choose_prior(device)[0]:
         console.print(f"auto is {config.prior}: {choose_prior(device)[1]}", soft_wrap=True)
     for entry in missing(config):

@@ -46,7 +46,10 @@ class SharedOptions:
     steps: Number = None
     """Optimization steps. Default: the preset's; the schedule stretches with it."""
     device: Text = None
-    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    """Where the networks run: auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    renderer: Annotated[Literal["auto", "gsplat", "triton", "cpu"] | None, arg(help_behavior_hint="")] = None
+    """What draws the Gaussians. Default, and auto: gsplat where its kernels are built, else triton where it compiles
+    for the GPU, else the CPU, beside networks on the GPU too."""
     vram: Annotated[Literal[0, 8, 12, 24] | None, arg(help_behavior_hint="")] = None
     """GPU memory to fit into, GB. Default, and 0: as much as there is."""
     init: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -70,6 +73,7 @@ class SharedOptions:
             "reward": self.reward,
             "judge": self.judge,
             "device": self.device,
+            "renderer": self.renderer,
             "vram": self.vram,
             "steps": self.steps,
             "solid_steps": SOLID_STEPS if self.for_mesh else None,

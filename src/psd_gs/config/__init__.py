@@ -161,6 +161,9 @@ class Config:
     reward: str = "auto"
     judge: str = "auto"
     device: str = "auto"
+    """Of the networks."""
+    renderer: Literal["auto", "gsplat", "triton", "cpu"] = "auto"
+    """What draws the Gaussians, which live on its device; auto: the fastest that runs beside the networks at once."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Of the prior's weights; auto: what the device computes fastest."""
     vram: Literal[0, 8, 12, 24] = 0
