@@ -157,20 +157,8 @@ LAYERS = {
     "models": {"config", "errors", "priors", "published", "rewards", "weights"},
     "start": {"asset", "colours", "config", "errors", "export", "gaussians", "mesh", "priors", "trainer", "weights"},
     "pipeline": {
-        *(
-            "render",
-            "errors",
-            "files",
-            "gaussians",
-            "config",
-            "priors",
-            "rewards",
-            "guidance",
-            "export",
-            "mesh",
-            "models",
-        ),
-        *("run_report", "runs", "scoring", "start", "trainer"),
+        *("errors", "files", "gaussians", "config", "priors", "rewards", "guidance", "export", "mesh", "models"),
+        *("render", "run_report", "runs", "scoring", "start", "trainer"),
     },
     "job": {"config", "errors", "files", "guidance", "models", "pipeline", "priors", "runs", "trainer"},
     "evaluation": {
