@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.cli.info import Info
     from psd_gs.cli.mesh import Mesh
     from psd_gs.cli.models import Models
+    from psd_gs.cli.options import Options
     from psd_gs.cli.rank import Rank
     from psd_gs.cli.report import Report
     from psd_gs.cli.sheet import Sheet
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         | Annotated[Batch, tyro.conf.subcommand("batch")]
         | Annotated[Rank, tyro.conf.subcommand("rank")]
         | Annotated[FitReward, tyro.conf.subcommand("fit-reward")]
+        | Annotated[Options, tyro.conf.subcommand("options")]
         | Annotated[Words, tyro.conf.subcommand("words")]
         | Annotated[Models, tyro.conf.subcommand("models")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]

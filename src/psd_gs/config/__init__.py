@@ -51,7 +51,7 @@ class InitConfig:
     """The Gaussians before the first step."""
 
     source: str = "ball"
-    """``ball``; ``shap-e``, a sample of that model; or a file: a 3DGS PLY is taken as it is, a point cloud or mesh is
+    """ball; shap-e, a sample of that model; or a file, fitted into the ball: splats are taken, a point cloud or mesh is
     sampled."""
     count: int = 1500
     """Number of Gaussians (at most, for files)."""
