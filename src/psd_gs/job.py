@@ -66,6 +66,7 @@ class Request:
         file: options of a ``--config`` file, over the preset.
         options: nested options, over the file.
         where: the options come from, for errors.
+        task: options that go over the preset and under the file: those of another work than making something new.
     """
 
     prompt: str
@@ -74,6 +75,7 @@ class Request:
     file: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     where: str = "command line"
+    task: Mapping[str, Any] = field(default_factory=dict)
 
 
 def resolve(request: Request, pipeline: TextTo3DPipeline | None = None) -> Config:
@@ -92,11 +94,12 @@ def resolve(request: Request, pipeline: TextTo3DPipeline | None = None) -> Confi
     check_prompt_text(request.prompt)
     name = _preset(request)
     decided: dict[str, Any] = {"prompt": request.prompt, "preset": name}
+    given = request.task, request.file, request.options
     if pipeline is not None:
-        config = pipeline.config(name, request.file, request.options, decided, where=request.where)
+        config = pipeline.config(name, *given, decided, where=request.where)
     else:
         family, names = _models(request, name)
-        config = make_config(name, family, request.file, request.options, decided | names, where=request.where)
+        config = make_config(name, family, *given, decided | names, where=request.where)
     check_combination(config.guidance)
     return config
 
@@ -470,7 +473,8 @@ def _folders(root: Path, config: Config, beyond: Path | None = None) -> tuple[li
 
 
 def _is_run_of(folder: Path, config: Config, *, strict: bool = False) -> bool:
-    """Whether the run in a folder has the prompt and seed of ``config``; one that cannot be read is somebody else's.
+    """Whether the run in a folder has the prompt and seed of ``config``, and refines the same asset, if any; one that
+    cannot be read is somebody else's.
 
     Raises:
         ConfigError: it cannot be read, and ``strict`` is set.
@@ -483,4 +487,8 @@ def _is_run_of(folder: Path, config: Config, *, strict: bool = False) -> bool:
             raise
         logger.warning("%s", error)
         return False
-    return (saved.prompt, saved.seed) == (config.prompt, config.seed)
+    return _identity(saved) == _identity(config)
+
+
+def _identity(config: Config) -> tuple[str, int, str]:
+    return config.prompt, config.seed, config.refine.sha256

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from psd_gs import __version__, runs
 from psd_gs.config import (
@@ -34,14 +35,21 @@ from psd_gs.guidance.guide import Guidance
 from psd_gs.models import digests_of, models_of, resolve, resolve_device
 from psd_gs.priors import DType, TextEmbedding, family_of, load_prior
 from psd_gs.priors.base import Prior
+from psd_gs.refine import Original, Refinement
+from psd_gs.refined import facts
 from psd_gs.render import choose_renderer, renderer_device
 from psd_gs.rewards import load_reward, refuse_code
 from psd_gs.rewards.base import Reward
 from psd_gs.scoring import score_asset
 from psd_gs.start import initial_gaussians, read_negative
-from psd_gs.trainer import StepEvent, Trainer, stream_seeds, write_tensors
+from psd_gs.trainer import StepEvent, Trainer, read_tensors, stream_seeds, write_tensors
 
 logger = logging.getLogger(__name__)
+
+
+def rounded(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores as records hold them."""
+    return {name: round(score, 4) for name, score in scores.items()}
 
 
 def _now() -> str:
@@ -62,6 +70,8 @@ class Result:
         steps_done: optimization steps; fewer than the configuration's if the run was stopped and kept.
         created: when, ISO 8601 in UTC.
         failed: what could not be made of it, by name, and why.
+        rows: of a refined asset: which Gaussian of the original each one was, -1 for new ones.
+        refined: of a refined asset: what changed, see :func:`psd_gs.refined.facts`.
     """
 
     gaussians: Gaussians
@@ -72,6 +82,8 @@ class Result:
     steps_done: int | None = None
     created: str = field(default_factory=_now)
     failed: dict[str, str] = field(default_factory=dict)
+    rows: Tensor | None = None
+    refined: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -90,10 +102,11 @@ class Result:
             "reward": self.config.reward,
             "judge": self.config.judge,
             "models": models_of(self.config),
-            "scores": {name: round(score, 4) for name, score in self.scores.items()},
+            "scores": rounded(self.scores),
             "n_splats": len(self.gaussians),
             "sh_degree": self.gaussians.sh_degree,
             "ai_generated": True,
+            **({"refined": self.refined} if self.refined else {}),
         }
 
     @classmethod
@@ -117,6 +130,8 @@ class Result:
             steps_done=record["steps_done"],
             created=record["created"],
             failed=dict(record.get("failed", {})),
+            rows=read_tensors(folder / ROWS)["rows"] if (folder / ROWS).exists() else None,
+            refined=dict(record.get("refined", {})),
         )
 
     def save_asset(self, folder: str | Path) -> None:
@@ -146,7 +161,7 @@ class Result:
         Args:
             folder: created if it is missing.
             on_file: called with the name of each file before it is made.
-            products: instead of :data:`PRODUCTS`: file name to what makes it.
+            products: instead of :func:`products_of` it: file name to what makes it.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -161,7 +176,9 @@ class Result:
             {name: tensor for name, tensor in negative.items() if tensor is not None},
             {"prior": self.config.prior},
         )
-        self._make(folder, PRODUCTS if products is None else products, on_file)
+        if self.rows is not None:
+            write_tensors(folder / ROWS, {"rows": self.rows})
+        self._make(folder, products_of(self.config) if products is None else products, on_file)
         return folder
 
     def complete(
@@ -172,7 +189,7 @@ class Result:
         products: Mapping[str, Product] | None = None,
     ) -> Path:
         """Make those of the products that are missing beside a saved asset, and note anew what failed."""
-        wanted = PRODUCTS if products is None else products
+        wanted = products_of(self.config) if products is None else products
         absent = {name: make for name, make in wanted.items() if not (Path(folder) / name).exists()}
         if absent:
             self._make(Path(folder), absent, on_file)
@@ -244,7 +261,7 @@ def _report(result: Result, path: Path) -> None:
     write_report(path.parent)
 
 
-NEGATIVE, REPORT = "negative.safetensors", "report.html"
+NEGATIVE, REPORT, ROWS = "negative.safetensors", "report.html", "rows.safetensors"
 
 PRODUCTS: Mapping[str, Product] = {
     "preview.png": _preview,
@@ -254,6 +271,16 @@ PRODUCTS: Mapping[str, Product] = {
     REPORT: _report,
 }
 """What is made of a finished asset, in this order: file name to what makes it."""
+
+
+def products_of(config: Config) -> Mapping[str, Product]:
+    """What is made of the result of a run: :data:`PRODUCTS`, or those of a refinement."""
+    if config.refine.asset is None:
+        return PRODUCTS
+    from psd_gs.refined import products
+
+    same = ("preview.png", "turntable.mp4", "progress.png", REPORT)
+    return products(config.refine) | {name: PRODUCTS[name] for name in same}
 
 
 class TextTo3DPipeline:
@@ -393,9 +420,11 @@ class TextTo3DPipeline:
         guidance = Guidance(
             self.prior, config.prompt, config.guidance, reward=self.reward, negative=negative, seed=seeds["guidance"]
         )
-        start = initial_gaussians(config, torch.Generator().manual_seed(seeds["init"]), self.prior.device)
-        renderer, _ = choose_renderer(self.prior.device)
-        trainer = Trainer(config, guidance, start.to(renderer_device(self.prior.device)), folder, renderer)
+        renderer, device = choose_renderer(self.prior.device)[0], renderer_device(self.prior.device)
+        refinement = Refinement(Original.of(config.refine), config, device) if config.refine.asset else None
+        generator = torch.Generator().manual_seed(seeds["init"])
+        start = refinement.start if refinement else initial_gaussians(config, generator, self.prior.device)
+        trainer = Trainer(config, guidance, start.to(device), folder, renderer, refinement)
         trainer.observe = self._observer(config.prompt, folder) if folder else None
         return trainer
 
@@ -428,22 +457,33 @@ class TextTo3DPipeline:
         Raises:
             InputError: nothing of it is left.
         """
-        asset = trainer.finish()
+        refinement = trainer.refinement
+        asset, rows = refinement.finished(trainer.gaussians) if refinement else (trainer.finish(), None)
         if not len(asset):
             raise InputError(
                 "the finished asset is empty: every Gaussian became transparent. "
                 "Try another --seed or a plainer prompt."
             )
-        return Result(asset, trainer.config, {}, trainer.guidance.negative.embedding, steps_done=trainer.step)
+        negative = trainer.guidance.negative.embedding
+        return Result(asset, trainer.config, {}, negative, steps_done=trainer.step, rows=rows)
 
     def scored(self, result: Result) -> Result:
         """The same with the scores of reward and judge, and of the parts of weighted sums."""
         given = [model for model in (self.reward, self.judge) if model is not None]
         parts = [part.reward for model in given for part in getattr(model, "parts", ())]
         models = {model.name: model for model in (*given, *parts)}
-        prompt = result.config.prompt
-        scores = {name: self._score(result.gaussians, prompt, model) for name, model in models.items()}
-        return replace(result, scores=scores)
+        prompt, asset = result.config.prompt, result.gaussians
+
+        def scores(asset: Gaussians) -> dict[str, float]:
+            return {name: self._score(asset, prompt, model) for name, model in models.items()}
+
+        if result.rows is None:
+            return replace(result, scores=scores(asset))
+        original = Original.of(result.config.refine)
+        device = renderer_device(self.prior.device)
+        before, after = (original.fitted(g).to(device) for g in (original.gaussians, asset))
+        refined = {**facts(original, before, after, result.rows), "scores_before": rounded(scores(before))}
+        return replace(result, scores=scores(after), refined=refined)
 
     def _score(self, asset: Gaussians, prompt: str, model: Reward) -> float:
         return score_asset(asset, prompt, model, self.prior.image_size)
