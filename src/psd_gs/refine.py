@@ -41,6 +41,9 @@ sees them: much smaller ones are blurred by the renderer, and a surface of them 
 
 MOST_ZOOM = 4
 
+LARGEST = 1024
+"""Largest views, pixels."""
+
 PARTS = {"all": None, "shape": ("means", "quats", "scales", "opacities"), "colour": ("sh0", "shN")}
 """Parameters that are optimized; None is all."""
 
@@ -271,7 +274,7 @@ class Refinement:
         self.rows = original.chosen.nonzero()[:, 0]
         self.zoom = _zoom(whole, config)
         self._kept = whole if config.refine.keep else None
-        self._shown: Tensor | None = None
+        self._covered = _covered(whole) if config.refine.keep else None
         room = config.densify.cap
         if config.refine.max_splats is not None:
             room = config.refine.max_splats - len(whole)
@@ -327,13 +330,10 @@ class Refinement:
         difference is pulled as a clean estimate that differs as much would pull it. A parameter counts by the pixels
         that its Gaussian covers.
         """
-        if self._kept is None:
+        if self._kept is None or self._covered is None:
             return rgb.new_zeros(())
         with torch.no_grad():
             wanted = render(self._kept, cameras, background).rgb
-            if self._shown is None:
-                views = evaluation_cameras(64).to(rgb.device)
-                self._shown = contribution(self._kept, views) / len(views)
         views = (rgb - wanted).square().sum() / (self.zoom**2 * len(cameras))
         old = (self.rows >= 0).to(rgb.device)
         rows = self.rows.clamp_min(0).to(rgb.device)
@@ -343,7 +343,7 @@ class Refinement:
         off = off + 0.1 * (gaussians.scales - before.scales).square().sum(1)
         size = before.scales.exp().amax(1, keepdim=True)
         off = off + 0.1 * ((gaussians.means - before.means) / size).square().sum(1)
-        return 2 * self.config.keep * (views + (old * self._shown[rows] * off).sum())
+        return 2 * self.config.keep * (views + (old * self._covered[rows] * off).sum())
 
     def finished(self, gaussians: Gaussians) -> tuple[Gaussians, Int[Tensor, " N"]]:
         """The whole asset in its own place, in the order of the original and new ones last, and what each one was.
@@ -368,10 +368,16 @@ class Refinement:
         self.rows = state["rows"].clone()
 
 
+def _covered(whole: Gaussians) -> Float[Tensor, " N"]:
+    """Pixels that each Gaussian makes up in a view of 64, mean over the evaluation views."""
+    views = evaluation_cameras(64).to(whole.device)
+    return contribution(whole, views) / len(views)
+
+
 def _zoom(whole: Gaussians, config: Config) -> int:
     size = whole.scales.exp().topk(2, dim=1).values.log().mean(1).exp()
-    usual = float(size[whole.opacities.sigmoid() >= 0.1].median()) if len(size) else math.inf
+    shows = whole.opacities.sigmoid() >= VISIBLE
+    usual = float((size[shows] if shows.any() else size).median())
     side = config.cameras.size[0]
     pixel = 2 * config.cameras.radius / side
-    wanted = math.ceil(PIXEL * pixel / usual) if usual > 0 else MOST_ZOOM
-    return max(1, min(wanted, MOST_ZOOM, 1024 // side))
+    return max(1, min(math.ceil(PIXEL * pixel / max(usual, 1e-6)), MOST_ZOOM, LARGEST // side))

@@ -103,15 +103,19 @@ def facts(original: Original, before: Gaussians, after: Gaussians, rows: Int[Ten
 
     Returns:
         ``asset`` and ``frame``; numbers of Gaussians: ``chosen`` that might change, ``grown``, ``dropped``;
-        ``psnr_kept``, in dB over the evaluation views: where nothing showed that might change, else over all of them
-        (``inf`` is left out); ``silhouette_iou``, of where the asset covers more than half.
+        ``psnr_kept``, in dB over the evaluation views: where neither what might change nor what is new shows, or over
+        all of them if everything might change (left out if nothing differs); ``silhouette_iou``, of where the asset
+        covers more than half.
     """
     cameras = evaluation_cameras().to(before.device)
     white = torch.ones(3, device=before.device)
     views = [render(asset, cameras, white) for asset in (before, after)]
     solid = [view.alpha > 0.5 for view in views]
-    kept = _untouched(original.chosen.to(before.device), before)
-    error = (views[0].rgb - views[1].rgb).square()[kept].mean()
+    kept = torch.ones_like(solid[0])
+    if not original.chosen.all():
+        changed = (rows < 0) | original.chosen[rows.clamp_min(0)]
+        kept = (_share(original.chosen, before) < CHANGED) & (_share(changed, after) < CHANGED)
+    error = (views[0].rgb - views[1].rgb).square()[kept.expand_as(views[0].rgb)].mean()
     known = rows[rows >= 0]
     numbers: Mapping[str, Any] = {
         "asset": original.path.name,
@@ -124,11 +128,8 @@ def facts(original: Original, before: Gaussians, after: Gaussians, rows: Int[Ten
     return dict(numbers) | ({"psnr_kept": round(float(-10 * error.log10()), 2)} if error > 0 else {})
 
 
-def _untouched(chosen: Bool[Tensor, " N"], before: Gaussians) -> Bool[Tensor, "V H W"]:
-    """Pixels of the evaluation views in which nothing that may change shows, if it is not the whole asset."""
-    cameras = evaluation_cameras().to(before.device)
-    if chosen.all():
-        return torch.ones(len(cameras), cameras.height, cameras.width, dtype=torch.bool, device=before.device)
-    weight: Float[Tensor, "N 3"] = chosen.float()[:, None].expand(-1, 3)
-    probe = replace(before, sh0=rgb_to_sh0(weight)[:, None], shN=before.shN[:, :0])
-    return render(probe, cameras).rgb[..., 0] < CHANGED
+def _share(chosen: Bool[Tensor, " N"], asset: Gaussians) -> Float[Tensor, "V H W 1"]:
+    """How much of each pixel of the evaluation views the chosen Gaussians make up."""
+    white = chosen.to(asset.device).float()[:, None, None].expand(-1, 1, 3)
+    probe = replace(asset, sh0=rgb_to_sh0(white), shN=asset.shN[:, :0])
+    return render(probe, evaluation_cameras().to(asset.device)).rgb[..., :1]

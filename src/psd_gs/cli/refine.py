@@ -56,7 +56,7 @@ class Refine(Making):
         self.make(self.prompt)
 
     def request(self, prompt: str) -> Request:
-        from psd_gs.config import merged
+        from psd_gs.config import RefineConfig, from_dict, merged
         from psd_gs.refine import Original, digest, locate, options
 
         path = locate(self.asset)
@@ -64,6 +64,7 @@ class Refine(Making):
         given |= {"up": self.up, "front": self.front, "mask": str(self.mask.resolve()) if self.mask else None}
         given |= {"box": _numbers("box", self.box, 6), "sphere": _numbers("sphere", self.sphere, 4)}
         refine = {"asset": str(path), "sha256": digest(path)} | given
+        Original.of(from_dict(RefineConfig, refine, "command line"))  # what is wrong with it is said first
         return replace(super().request(prompt), task=merged(options(self.strength), {"refine": refine}))
 
 
