@@ -21,8 +21,8 @@ from psd_gs.cameras import Cameras
 from psd_gs.config import Axis, Config, DensifyConfig, RefineConfig
 from psd_gs.densify import contribution, prunable
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.export.formats import load, read_metadata, stored_frame
 from psd_gs.export.formats import format_of as splat_format
+from psd_gs.export.formats import load, read_metadata, stored_frame
 from psd_gs.export.frames import VISIBLE, Frame, bounding_ball, similarity, transform
 from psd_gs.gaussians import Gaussians, sh0_to_rgb
 from psd_gs.render import render

@@ -82,7 +82,7 @@ def _moved(result: Result, path: Path) -> None:
 
 
 def painted(before: Gaussians, after: Gaussians, rows: Int[Tensor, " N"]) -> Gaussians:
-    """``after`` in the colours of what happened to each Gaussian: from :data:`STILL` to :data:`MOVED` or :data:`NEW`."""
+    """``after`` in colours of what happened to each Gaussian: from :data:`STILL` to :data:`MOVED` or :data:`NEW`."""
     still, moved, new = (torch.tensor(colour) for colour in (STILL, MOVED, NEW))
     far = (after.means - before.means[rows.clamp_min(0)]).norm(dim=1)
     grown = rows < 0

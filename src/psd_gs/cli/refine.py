@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
@@ -60,7 +60,7 @@ class Refine(Making):
         from psd_gs.refine import Original, digest, locate, options
 
         path = locate(self.asset)
-        given = {"only": self.only, "keep": self.keep, "max_splats": self.max_splats}
+        given: dict[str, Any] = {"only": self.only, "keep": self.keep, "max_splats": self.max_splats}
         given |= {"up": self.up, "front": self.front, "mask": str(self.mask.resolve()) if self.mask else None}
         given |= {"box": _numbers("box", self.box, 6), "sphere": _numbers("sphere", self.sphere, 4)}
         refine = {"asset": str(path), "sha256": digest(path)} | given
