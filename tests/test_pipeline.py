@@ -328,7 +328,7 @@ def test_starting_points(tmp_path):
         save(asset, tmp_path / name)
         taken = start(str(tmp_path / name))
         torch.testing.assert_close(taken.means, fitted(splat, 0.5).means, atol=1e-3, rtol=0)
-        assert (taken.sh_degree, taken.mode) == (0, "default")
+        assert (taken.sh_degree, taken.mode) == (2, asset.mode)
 
     trimesh.creation.box().export(tmp_path / "box.glb")
     sampled = start(str(tmp_path / "box.glb"), count=200)

@@ -18,13 +18,13 @@ from psd_gs import cli
 from psd_gs.cameras import turntable
 from psd_gs.config import Config, RefineConfig
 from psd_gs.errors import ConfigError, InputError, OutputError
-from psd_gs.export.formats import FORMATS, load, save
+from psd_gs.export.formats import FORMATS, load, save, sha256_of
 from psd_gs.export.frames import bounding_ball, transform
 from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.gaussians import Gaussians, rgb_to_sh0, rotation_matrices
 from psd_gs.job import Job
 from psd_gs.pipeline import Result, TextTo3DPipeline, products_of
-from psd_gs.refine import RADIUS, Original, Refinement, digest, inverse, locate, options
+from psd_gs.refine import RADIUS, Original, Refinement, inverse, locate, options
 from psd_gs.render import render
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_files")
@@ -62,7 +62,7 @@ def grey(tmp_path) -> Path:
 
 def refining(path: Path, steps: int = 12, **refine) -> Config:
     """A short run on an asset in which everything acts."""
-    config = tiny_config(steps=steps, refine=RefineConfig(asset=str(path), sha256=digest(path), **refine))
+    config = tiny_config(steps=steps, refine=RefineConfig(asset=str(path), sha256=sha256_of(path), **refine))
     return replace(config, densify=replace(config.densify, start=0.0, every=0.2, prune_opacity=0.005))
 
 
@@ -274,7 +274,7 @@ def test_another_file_is_another_run(grey, tmp_path):
     write_ply(replace(load(grey), opacities=torch.zeros(150)), grey)
     with pytest.raises(InputError, match="is another file than when the run began"):
         Original.of(config.refine)
-    changed = replace(config, refine=replace(config.refine, sha256=digest(grey)))
+    changed = replace(config, refine=replace(config.refine, sha256=sha256_of(grey)))
     with pytest.raises(OutputError, match="differs in refine"):
         Job.open(tmp_path / "run", changed)
     with Job.find(tmp_path, changed) as job:

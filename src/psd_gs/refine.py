@@ -6,7 +6,6 @@ stand around those that are optimized, where these may go, what holds them back,
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +20,11 @@ from psd_gs.cameras import Cameras
 from psd_gs.config import Axis, Config, DensifyConfig, RefineConfig
 from psd_gs.densify import contribution, prunable
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.export.formats import format_of as splat_format
-from psd_gs.export.formats import load, read_metadata, stored_frame
+from psd_gs.export.formats import format_of, sha256_of
 from psd_gs.export.frames import VISIBLE, Frame, bounding_ball, similarity, transform
+from psd_gs.export.open import SPLAT, open_splats
 from psd_gs.gaussians import Gaussians, sh0_to_rgb
 from psd_gs.render import render
-from psd_gs.runs import ASSET
 from psd_gs.scoring import evaluation_cameras
 
 RADIUS = 0.62
@@ -83,6 +81,7 @@ class Original:
         path: of its file.
         frame: axes of the file.
         gaussians: in its own place and size, along the world's axes as far as ``frame`` tells.
+        unit: of the file, in units of ``gaussians``.
         to_world: 4x4, double: fits it into the world for the work.
         chosen: which may change.
         region: where these and new ones may be, in the coordinates of ``gaussians``.
@@ -91,6 +90,7 @@ class Original:
     path: Path
     frame: Frame
     gaussians: Gaussians
+    unit: float
     to_world: Float[Tensor, "4 4"]
     chosen: Bool[Tensor, " N"]
     region: selection.Region | None
@@ -105,15 +105,16 @@ class Original:
         """
         assert config.asset is not None
         path = Path(config.asset)
-        if config.sha256 and digest(path) != config.sha256:
+        if config.sha256 and sha256_of(path) != config.sha256:
             raise InputError(f"{path} is another file than when the run began. Start anew with --overwrite.")
-        frame = _frame_of(path)
-        gaussians = load(path, frame=frame, lenient=True)
+        asset = open_splats(path)
+        gaussians, frame = asset.gaussians, asset.frame
         signs = torch.tensor([1.0, 1.0, 1.0] if frame == "gltf" else [1.0, -1.0, -1.0], dtype=torch.float64)
         chosen, region = _select(config, gaussians, signs)
         if not chosen.any():
             what = "box" if config.box else "sphere"
-            lower, upper = (" ".join(f"{x:.4g}" for x in corner) for corner in _extent(gaussians.means * signs))
+            own = (gaussians.means + torch.tensor(gaussians.origin, dtype=torch.float64)) * signs
+            lower, upper = (" ".join(f"{x:.6g}" for x in corner) for corner in (own.amin(0), own.amax(0)))
             raise InputError(
                 f"--{what}: expected Gaussians inside, received none of {len(gaussians)}. "
                 f"The file's own coordinates reach from {lower} to {upper}."
@@ -123,7 +124,9 @@ class Original:
                 f"--max-splats: expected at least the {len(gaussians)} Gaussians that {path.name} has, received "
                 f"{config.max_splats}. Reduce it first with psd-gs export --max-splats {config.max_splats}."
             )
-        return cls(path, frame, gaussians, _fit(gaussians, _turn(config, signs)), chosen, region)
+        scale = asset.metadata.get("scale", 1)
+        unit = float(scale) if isinstance(scale, float | int) else 1.0
+        return cls(path, frame, gaussians, unit, _fit(gaussians, _turn(config, signs)), chosen, region)
 
     def fitted(self, gaussians: Gaussians) -> Gaussians:
         """From its own place into the world."""
@@ -157,29 +160,16 @@ class Original:
         return out
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
-
-
 def locate(asset: Path) -> Path:
     """The splat file that is meant: ``asset`` itself, or that of a run folder.
 
     Raises:
         InputError: a folder of something else, or no splat file by its name.
     """
-    path = asset / ASSET if asset.is_dir() else asset
+    path = asset / SPLAT if asset.is_dir() else asset
     if asset.is_dir() and not path.is_file():
-        raise InputError(f"{asset}: expected a splat file or a run folder with {ASSET}. Name a file in it.")
-    splat_format(path)
+        raise InputError(f"{asset}: expected a splat file or a run folder with {SPLAT}. Name a file in it.")
+    format_of(path)
     return path.resolve()
 
 
@@ -192,31 +182,25 @@ def inverse(matrix: Float[Tensor, "4 4"]) -> Float[Tensor, "4 4"]:
     return out
 
 
-def _frame_of(path: Path) -> Frame:
-    return stored_frame(read_metadata(path)) or splat_format(path).frame
-
-
 def _select(
     config: RefineConfig, gaussians: Gaussians, signs: Float[Tensor, " 3"]
 ) -> tuple[Bool[Tensor, " N"], selection.Region | None]:
     """Which Gaussians may change, and the region that they stay in; ``signs`` lead from the file's axes to ours."""
+    origin = torch.tensor(gaussians.origin, dtype=torch.float64)
     if config.mask is not None:
-        path = Path(config.mask)
-        wanted = load(path, frame=_frame_of(path), lenient=True)
-        chosen = selection.matching(gaussians.means, wanted.means, path)
+        wanted = open_splats(config.mask).gaussians
+        places = wanted.means + torch.tensor(wanted.origin, dtype=torch.float64) - origin
+        chosen = selection.matching(gaussians.means, places, config.mask)
         return chosen, selection.nearest(gaussians.means, chosen)
     if config.box is not None:
-        corners = torch.tensor(config.box, dtype=torch.float64).view(2, 3) * signs
+        corners = torch.tensor(config.box, dtype=torch.float64).view(2, 3) * signs - origin
         region = selection.box(corners.amin(0), corners.amax(0))
     elif config.sphere is not None:
-        region = selection.ball(torch.tensor(config.sphere[:3], dtype=torch.float64) * signs, config.sphere[3])
+        centre = torch.tensor(config.sphere[:3], dtype=torch.float64) * signs - origin
+        region = selection.ball(centre, config.sphere[3])
     else:
         return torch.ones(len(gaussians), dtype=torch.bool), None
     return region(gaussians.means), region
-
-
-def _extent(points: Float[Tensor, "N 3"]) -> Float[Tensor, "2 3"]:
-    return torch.stack([points.amin(0), points.amax(0)])
 
 
 def _direction(axis: Axis) -> Float[Tensor, " 3"]:
@@ -286,8 +270,10 @@ class Refinement:
         """The present Gaussians and all that stand around them."""
         if not len(self.around):
             return gaussians
-        pairs = {name: (tensor, getattr(self.around, name)) for name, tensor in gaussians.params().items()}
-        return replace(gaussians, **{name: torch.cat(pair) for name, pair in pairs.items()})
+        out = replace(gaussians)
+        for name, tensor in gaussians.params().items():
+            setattr(out, name, torch.cat([tensor, getattr(self.around, name)]))
+        return out
 
     def optimizes(self, name: str) -> bool:
         return self.parts is None or name in self.parts

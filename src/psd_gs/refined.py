@@ -43,7 +43,10 @@ FAR = 0.1
 def products(config: RefineConfig) -> dict[str, Product]:
     """File name to what makes it."""
     assert config.asset is not None
-    name = Path(config.asset).name
+    path = Path(config.asset)
+    name = (
+        f"{path.parent.name}.sog" if path.suffix == ".json" else path.name
+    )  # a SOG in several files
     own: dict[str, Product] = {} if name == ASSET else {name: _own_format}
     return own | {"before-after.html": _before_after, "moved.png": _moved}
 
@@ -52,7 +55,7 @@ def _own_format(result: Result, path: Path) -> None:
     assert result.rows is not None
     original = Original.of(result.config.refine)
     options: dict[str, Any] = {}
-    if format_of(path).write is write_ply:
+    if format_of(path).write is write_ply and original.unit == 1:
         rows = result.rows
         same = (rows >= 0) & ~original.chosen[rows.clamp_min(0)]
         options["like"] = Rows(original.path, rows.numpy(), same.numpy())

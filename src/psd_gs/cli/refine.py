@@ -57,13 +57,14 @@ class Refine(Making):
 
     def request(self, prompt: str) -> Request:
         from psd_gs.config import RefineConfig, from_dict, merged
-        from psd_gs.refine import Original, digest, locate, options
+        from psd_gs.export.formats import sha256_of
+        from psd_gs.refine import Original, locate, options
 
         path = locate(self.asset)
         given: dict[str, Any] = {"only": self.only, "keep": self.keep, "max_splats": self.max_splats}
         given |= {"up": self.up, "front": self.front, "mask": str(self.mask.resolve()) if self.mask else None}
         given |= {"box": _numbers("box", self.box, 6), "sphere": _numbers("sphere", self.sphere, 4)}
-        refine = {"asset": str(path), "sha256": digest(path)} | given
+        refine = {"asset": str(path), "sha256": sha256_of(path)} | given
         Original.of(from_dict(RefineConfig, refine, "command line"))  # what is wrong with it is said first
         return replace(super().request(prompt), task=merged(options(self.strength), {"refine": refine}))
 
