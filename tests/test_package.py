@@ -150,10 +150,13 @@ LAYERS = {
     "solidify": {"gaussians", "cameras", "render", "export"},
     "mesh": {"colours", "errors", "files", "gaussians", "cameras", "render", "export", "solidify"},
     "asset": {"errors", "gaussians", "export", "mesh", "runs"},
+    "selection": {"errors"},
     "trainer": {"errors", "files", "gaussians", "cameras", "config", "render", "guidance", "densify", "solidify"},
     "viewer": {"errors", "files", "gaussians", "export"},
     "run_report": {"errors", "files", "report", "runs"},
     "scoring": {"cameras", "gaussians", "render", "rewards"},
+    "refine": {"errors", "gaussians", "cameras", "config", "densify", "render", "export", "scoring", "selection"},
+    "refined": {"cameras", "config", "export", "files", "gaussians", "refine", "render", "runs", "scoring", "selection"},
     "models": {"config", "errors", "priors", "published", "rewards", "weights"},
     "start": {"asset", "colours", "config", "errors", "export", "gaussians", "mesh", "priors", "trainer", "weights"},
     "pipeline": {
@@ -170,7 +173,7 @@ LAYERS = {
             "mesh",
             "models",
         ),
-        *("run_report", "runs", "scoring", "start", "trainer"),
+        *("refine", "refined", "run_report", "runs", "scoring", "start", "trainer"),
     },
     "job": {"config", "errors", "files", "guidance", "models", "pipeline", "priors", "runs", "trainer"},
     "evaluation": {

@@ -24,7 +24,7 @@ from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.gaussians import Gaussians, rgb_to_sh0, rotation_matrices
 from psd_gs.job import Job
 from psd_gs.pipeline import Result, TextTo3DPipeline, products_of
-from psd_gs.refine import RADIUS, Original, Refinement, inverse, locate, options
+from psd_gs.refine import RADIUS, Original, Refinement, inverse, task
 from psd_gs.render import render
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_files")
@@ -289,12 +289,12 @@ def test_views_of_small_gaussians_are_rendered_larger(grey):
     assert Refinement(fine, config).zoom == 4
 
 
-def test_strength_is_the_highest_noise_level():
-    times = options(0.3)["guidance"]["timesteps"]
+def test_strength_is_the_highest_noise_level(grey):
+    times = task(grey, 0.3)["guidance"]["timesteps"]
     assert times == {"t_max_start": 0.3, "t_min_start": 0.3, "t_max_end": 0.3, "t_min_end": 0.02}
-    assert options(1.0)["guidance"]["timesteps"]["t_max_end"] == 0.5
+    assert task(grey, 1.0)["guidance"]["timesteps"]["t_max_end"] == 0.5
     with pytest.raises(InputError, match="0 to 1"):
-        options(1.2)
+        task(grey, 1.2)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -349,8 +349,8 @@ def test_bad_input_is_one_line(arguments, message, grey, tmp_path, capsys):
 def test_what_is_no_splat_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"splat\.ply"):
-        locate(tmp_path / "empty")
+        task(tmp_path / "empty")
     with pytest.raises(InputError, match="one of"):
-        locate(tmp_path / "thing.obj")
+        task(tmp_path / "thing.obj")
     with pytest.raises(ConfigError, match="radius above 0"):
         RefineConfig(asset="a.ply", sphere=(0.0, 0.0, 0.0, 0.0))

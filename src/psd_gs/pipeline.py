@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from psd_gs import __version__, runs
 from psd_gs.config import (
+    STRENGTH,
     Config,
     check_prompt_text,
     config_sha256,
@@ -35,7 +37,7 @@ from psd_gs.guidance.guide import Guidance
 from psd_gs.models import digests_of, models_of, resolve, resolve_device
 from psd_gs.priors import DType, TextEmbedding, family_of, load_prior
 from psd_gs.priors.base import Prior
-from psd_gs.refine import Original, Refinement
+from psd_gs.refine import Original, Refinement, task
 from psd_gs.refined import facts
 from psd_gs.render import choose_renderer, renderer_device
 from psd_gs.rewards import load_reward, refuse_code
@@ -378,7 +380,35 @@ class TextTo3DPipeline:
             on_step: called after each step.
         """
         names: dict[str, Any] = {"prompt": prompt, "seed": seed} | ({} if steps is None else {"steps": steps})
-        trainer = self.trainer(self.config(preset, overrides or {}, names))
+        return self._made(self.config(preset, overrides or {}, names), on_step)
+
+    def refine(
+        self,
+        asset: str | os.PathLike[str],
+        prompt: str,
+        *,
+        strength: float = STRENGTH,
+        seed: int = 0,
+        preset: str = "default",
+        overrides: Mapping[str, Any] | None = None,
+        on_step: Callable[[StepEvent], None] = lambda event: None,
+    ) -> Result:
+        """Change an asset that is there already, in memory.
+
+        Args:
+            asset: a splat file, or a run folder.
+            prompt: the whole asset as it is to be.
+            strength: highest noise level, 0 to 1.
+            seed: of everything random.
+            preset: draft, default or quality.
+            overrides: nested options; ``refine`` says what may change, see :class:`psd_gs.config.RefineConfig`.
+            on_step: called after each step.
+        """
+        names: dict[str, Any] = {"prompt": prompt, "seed": seed}
+        return self._made(self.config(preset, task(asset, strength), overrides or {}, names), on_step)
+
+    def _made(self, config: Config, on_step: Callable[[StepEvent], None]) -> Result:
+        trainer = self.trainer(config)
         for event in trainer.run():
             on_step(event)
         return self.result(trainer)

@@ -7,6 +7,7 @@ stand around those that are optimized, where these may go, what holds them back,
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from psd_gs import selection
 from psd_gs.cameras import Cameras
-from psd_gs.config import Axis, Config, DensifyConfig, RefineConfig
+from psd_gs.config import STRENGTH, Axis, Config, DensifyConfig, RefineConfig
 from psd_gs.densify import contribution, prunable
 from psd_gs.errors import ConfigError, InputError
 from psd_gs.export.formats import format_of, sha256_of
@@ -45,24 +46,25 @@ LARGEST = 1024
 PARTS = {"all": None, "shape": ("means", "quats", "scales", "opacities"), "colour": ("sh0", "shN")}
 """Parameters that are optimized; None is all."""
 
-STRENGTH = 0.7
-"""Highest noise level, unless another one is asked for."""
 
-
-def options(strength: float) -> dict[str, Any]:
-    """What a refinement does otherwise than the preset: low noise, nothing that fades or shrinks what is there.
+def task(asset: str | os.PathLike[str], strength: float = STRENGTH, **chosen: Any) -> dict[str, Any]:
+    """Options over a preset with which an asset is refined: low noise, nothing that fades or shrinks what is there.
 
     Args:
+        asset: a splat file, or a run folder.
         strength: highest noise level, 0 to 1 (SDEdit, Meng et al. 2022).
+        chosen: fields of :class:`psd_gs.config.RefineConfig`.
 
     Raises:
-        InputError: another number.
+        InputError: no such asset, or another strength.
     """
     if not 0 <= strength <= 1:
         raise InputError(f"--strength: expected 0 to 1, received {strength}.")
     top = min(max(strength, 1e-3), 0.98)
     times = {"t_max_start": top, "t_min_start": top, "t_max_end": min(top, 0.5), "t_min_end": min(top, 0.02)}
+    path = _located(Path(asset))
     return {
+        "refine": {"asset": str(path), "sha256": sha256_of(path), **chosen},
         "solid_steps": 0,
         "guidance": {"timesteps": times},
         "optimizer": {"opacity_weight": 0.0, "scale_weight": 0.0},
@@ -160,7 +162,7 @@ class Original:
         return out
 
 
-def locate(asset: Path) -> Path:
+def _located(asset: Path) -> Path:
     """The splat file that is meant: ``asset`` itself, or that of a run folder.
 
     Raises:
@@ -169,7 +171,7 @@ def locate(asset: Path) -> Path:
     path = asset / SPLAT if asset.is_dir() else asset
     if asset.is_dir() and not path.is_file():
         raise InputError(f"{asset}: expected a splat file or a run folder with {SPLAT}. Name a file in it.")
-    format_of(path)
+    format_of(path)  # refuses what is none
     return path.resolve()
 
 

@@ -44,9 +44,7 @@ def products(config: RefineConfig) -> dict[str, Product]:
     """File name to what makes it."""
     assert config.asset is not None
     path = Path(config.asset)
-    name = (
-        f"{path.parent.name}.sog" if path.suffix == ".json" else path.name
-    )  # a SOG in several files
+    name = f"{path.parent.name}.sog" if path.suffix == ".json" else path.name  # a SOG in several files
     own: dict[str, Product] = {} if name == ASSET else {name: _own_format}
     return own | {"before-after.html": _before_after, "moved.png": _moved}
 
@@ -76,12 +74,12 @@ def _moved(result: Result, path: Path) -> None:
     assert result.rows is not None
     original = Original.of(result.config.refine)
     before, after = original.fitted(original.gaussians), original.fitted(result.gaussians)
-    cameras, white = turntable(4, elevation=15.0, radius=0.69, size=256), torch.ones(3)
+    cameras, white = turntable(4, elevation=15.0, radius=0.69, size=192), torch.ones(3)
     rows = [before, after, painted(before, after, result.rows)]
     with torch.no_grad():
         pictures = [picture for asset in rows for picture in render(asset, cameras, white).rgb]
     captions = ["before", "", "", "", "after", "", "", "", "grey stayed, red moved, blue is new", "", "", ""]
-    contact_sheet(pictures, path, captions=captions, columns=4, metadata=result.metadata)
+    contact_sheet(pictures, path, captions=captions, columns=4, size=192, metadata=result.metadata)
 
 
 def painted(before: Gaussians, after: Gaussians, rows: Int[Tensor, " N"]) -> Gaussians:

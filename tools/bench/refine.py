@@ -22,14 +22,12 @@ import torch
 
 from psd_gs.asset import surface_gaussians
 from psd_gs.cameras import turntable
-from psd_gs.config import merged
-from psd_gs.export.formats import sha256_of
+from psd_gs.config import STRENGTH
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.gaussians import Gaussians, from_points
-from psd_gs.job import Request, resolve
 from psd_gs.pipeline import Result, TextTo3DPipeline
-from psd_gs.refine import STRENGTH, Original, options
+from psd_gs.refine import Original
 from psd_gs.render import render
 from psd_gs.runs import slug
 from psd_gs.scoring import score_asset
@@ -96,17 +94,8 @@ def refined(pipeline: TextTo3DPipeline, path: Path, prompt: str, how: Row, prese
     given = {name: value for name, value in how.items() if name not in ("strength", "box")}
     if how.get("box") == "upper":
         given["box"] = upper(read_ply(path))
-    task = {"refine": {"asset": str(path.resolve()), "sha256": sha256_of(path)} | given}
-    request = Request(
-        prompt,
-        preset,
-        options={"device": "cpu", "prior": "mini"},
-        task=merged(options(how.get("strength", STRENGTH)), task),
-    )
-    trainer = pipeline.trainer(resolve(request))
-    for _ in trainer.run():
-        pass
-    return pipeline.result(trainer)
+    strength = how.get("strength", STRENGTH)
+    return pipeline.refine(path, prompt, strength=strength, preset=preset, overrides={"refine": given})
 
 
 def edit(entry: Row, pipeline: TextTo3DPipeline, arguments: argparse.Namespace) -> tuple[Row, list[Gaussians]]:

@@ -10,11 +10,10 @@ from tyro.conf import Positional, Suppress, arg
 
 from psd_gs.cli.making import Making
 from psd_gs.cli.run_options import File
+from psd_gs.config import STRENGTH, Axis
 
 if TYPE_CHECKING:
     from psd_gs.job import Request
-
-Axes = Literal["+x", "-x", "+y", "-y", "+z", "-z"]
 
 
 @dataclass(kw_only=True)
@@ -31,7 +30,7 @@ class Refine(Making):
     """Splat file of any format that is read (see `psd-gs export --help`), or a run folder."""
     prompt: Positional[str]
     """The whole asset as it is to be, for instance "a corgi wearing a red hat"."""
-    strength: Annotated[float, arg(metavar="0-1")] = 0.7
+    strength: Annotated[float, arg(metavar="0-1")] = STRENGTH
     """Highest noise level: 0.2 repairs, 0.5 changes materials and colours, 0.8 changes what the thing is."""
     only: Literal["all", "shape", "colour"] = "all"
     """What may change: shape is places, sizes, rotations and opacities; colour is colours and harmonics."""
@@ -45,9 +44,9 @@ class Refine(Making):
     """Hold on to the original's views and parameters; at 1 they count as much as what the model wants."""
     max_splats: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Most Gaussians of the result. Default: some thousands more than there are, by the preset."""
-    up: Annotated[Axes | None, arg(help_behavior_hint="")] = None
+    up: Annotated[Axis | None, arg(help_behavior_hint="")] = None
     """Axis of the file that is up. Default: as usual for its format."""
-    front: Annotated[Axes | None, arg(help_behavior_hint="")] = None
+    front: Annotated[Axis | None, arg(help_behavior_hint="")] = None
     """Axis of the file that the asset's front looks along. Default: as usual for its format."""
     init: Suppress[None] = None
     for_mesh: Suppress[Literal[False]] = False
@@ -56,17 +55,15 @@ class Refine(Making):
         self.make(self.prompt)
 
     def request(self, prompt: str) -> Request:
-        from psd_gs.config import RefineConfig, from_dict, merged
-        from psd_gs.export.formats import sha256_of
-        from psd_gs.refine import Original, locate, options
+        from psd_gs.config import RefineConfig, from_dict
+        from psd_gs.refine import Original, task
 
-        path = locate(self.asset)
         given: dict[str, Any] = {"only": self.only, "keep": self.keep, "max_splats": self.max_splats}
         given |= {"up": self.up, "front": self.front, "mask": str(self.mask.resolve()) if self.mask else None}
         given |= {"box": _numbers("box", self.box, 6), "sphere": _numbers("sphere", self.sphere, 4)}
-        refine = {"asset": str(path), "sha256": sha256_of(path)} | given
-        Original.of(from_dict(RefineConfig, refine, "command line"))  # what is wrong with it is said first
-        return replace(super().request(prompt), task=merged(options(self.strength), {"refine": refine}))
+        options = task(self.asset, self.strength, **given)
+        Original.of(from_dict(RefineConfig, options["refine"], "command line"))  # what is wrong with it is said first
+        return replace(super().request(prompt), task=options)
 
 
 def _numbers(name: str, text: str | None, count: int) -> list[float] | None:

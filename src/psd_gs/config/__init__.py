@@ -44,6 +44,8 @@ MAX_PROMPT = 500
 """Characters."""
 SOLID_STEPS = 150
 """After which a solid changes no more."""
+STRENGTH = 0.7
+"""Highest noise level of a refinement, unless another one is asked for."""
 
 
 @dataclass(frozen=True)
