@@ -67,7 +67,7 @@ def task(asset: str | os.PathLike[str], strength: float = STRENGTH, **chosen: An
         "refine": {"asset": str(path), "sha256": sha256_of(path), **chosen},
         "solid_steps": 0,
         "guidance": {"timesteps": times},
-        "optimizer": {"opacity_weight": 0.0, "scale_weight": 0.0},
+        "optimizer": {"opacity_weight": 0.0, "scale_weight": 0.0, "sh0": [6e-2, 6e-3]},  # red has to become blue
         "densify": {"start": 0.05, "prune_opacity": 0.005},
     }
 

@@ -111,7 +111,7 @@ def edit(entry: Row, pipeline: TextTo3DPipeline, arguments: argparse.Namespace) 
         for name, asset in (("before", before), ("after", after))
     }
     prefers = {f"prefers_new_{name}": pair[1] > pair[0] for name, pair in scores.items()}
-    return {**entry, "old": old, "judge": scores, **prefers, **result.refined}, [before, after]
+    return {**result.refined, **entry, "old": old, "judge": scores, **prefers}, [before, after]
 
 
 def spoiled(asset: Gaussians, fault: str) -> Gaussians:
