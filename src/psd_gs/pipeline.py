@@ -38,20 +38,15 @@ from psd_gs.models import digests_of, models_of, resolve, resolve_device
 from psd_gs.priors import DType, TextEmbedding, family_of, load_prior
 from psd_gs.priors.base import Prior
 from psd_gs.refine import Original, Refinement, task
-from psd_gs.refined import facts
+from psd_gs.refined import facts, products
 from psd_gs.render import choose_renderer, renderer_device
 from psd_gs.rewards import load_reward, refuse_code
 from psd_gs.rewards.base import Reward
-from psd_gs.scoring import score_asset
+from psd_gs.scoring import rounded, score_asset
 from psd_gs.start import initial_gaussians, read_negative
 from psd_gs.trainer import StepEvent, Trainer, read_tensors, stream_seeds, write_tensors
 
 logger = logging.getLogger(__name__)
-
-
-def rounded(scores: Mapping[str, float]) -> dict[str, float]:
-    """Scores as records hold them."""
-    return {name: round(score, 4) for name, score in scores.items()}
 
 
 def _now() -> str:
@@ -279,10 +274,7 @@ def products_of(config: Config) -> Mapping[str, Product]:
     """What is made of the result of a run: :data:`PRODUCTS`, or those of a refinement."""
     if config.refine.asset is None:
         return PRODUCTS
-    from psd_gs.refined import products
-
-    same = ("preview.png", "turntable.mp4", "progress.png", REPORT)
-    return products(config.refine) | {name: PRODUCTS[name] for name in same}
+    return products(config.refine) | {name: make for name, make in PRODUCTS.items() if name != "mesh.glb"}
 
 
 class TextTo3DPipeline:
@@ -509,11 +501,10 @@ class TextTo3DPipeline:
 
         if result.rows is None:
             return replace(result, scores=scores(asset))
-        original = Original.of(result.config.refine)
-        device = renderer_device(self.prior.device)
+        original, device = Original.of(result.config.refine), renderer_device(self.prior.device)
         before, after = (original.fitted(g).to(device) for g in (original.gaussians, asset))
-        refined = {**facts(original, before, after, result.rows), "scores_before": rounded(scores(before))}
-        return replace(result, scores=scores(after), refined=refined)
+        known = facts(original, before, after, result.rows) | {"scores_before": rounded(scores(before))}
+        return replace(result, scores=scores(after), refined=known)
 
     def _score(self, asset: Gaussians, prompt: str, model: Reward) -> float:
         return score_asset(asset, prompt, model, self.prior.image_size)
