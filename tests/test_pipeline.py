@@ -31,7 +31,7 @@ from psd_gs.export.frames import fitted, scaled
 from psd_gs.export.ply import read_ply, read_ply_metadata
 from psd_gs.gaussians import from_points, random_ball
 from psd_gs.models import models_of, resolve, resolve_device
-from psd_gs.pipeline import Result
+from psd_gs.result import Result
 from psd_gs.rewards.base import CallableReward, group_score
 from psd_gs.runs import is_finished
 from psd_gs.scoring import evaluation_cameras, evaluation_images, score_asset

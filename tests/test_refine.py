@@ -23,9 +23,10 @@ from psd_gs.export.frames import bounding_ball, transform
 from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.gaussians import Gaussians, rgb_to_sh0, rotation_matrices
 from psd_gs.job import Job
-from psd_gs.pipeline import Result, TextTo3DPipeline, products_of
+from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.refine import RADIUS, Original, Refinement, inverse, task
 from psd_gs.render import render
+from psd_gs.result import Result, products_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_files")
 

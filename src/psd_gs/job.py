@@ -34,7 +34,8 @@ from psd_gs.files import sweep_parts, writing
 from psd_gs.guidance.guide import check_combination
 
 if TYPE_CHECKING:
-    from psd_gs.pipeline import Product, Result, TextTo3DPipeline
+    from psd_gs.pipeline import TextTo3DPipeline
+    from psd_gs.result import Product, Result
     from psd_gs.trainer import StepEvent, Trainer
 
 logger = logging.getLogger(__name__)
@@ -381,7 +382,7 @@ class Job:
         products: Mapping[str, Product] | None = None,
     ) -> Result:
         """A finished run as it is on the disk, after what is missing of its scores and products was made."""
-        from psd_gs.pipeline import Result
+        from psd_gs.result import Result
 
         result = Result.load(self.folder)
         if "scores" in result.failed:

@@ -27,7 +27,7 @@ from psd_gs.runs import ASSET
 from psd_gs.scoring import evaluation_cameras
 
 if TYPE_CHECKING:
-    from psd_gs.pipeline import Product, Result
+    from psd_gs.result import Product, Result
 
 CHANGED = 0.02
 """Of the blending weight in a pixel: below it, what may change does not show there."""

@@ -26,9 +26,10 @@ from psd_gs.config import STRENGTH
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.gaussians import Gaussians, from_points
-from psd_gs.pipeline import Result, TextTo3DPipeline
+from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.refine import Original
 from psd_gs.render import render
+from psd_gs.result import Result
 from psd_gs.runs import slug
 from psd_gs.scoring import score_asset
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from psd_gs.config import Config
     from psd_gs.job import Job
     from psd_gs.live import LiveView
-    from psd_gs.pipeline import Result, TextTo3DPipeline
+    from psd_gs.pipeline import TextTo3DPipeline
     from psd_gs.published import Weights
+    from psd_gs.result import Result
 
 
 @dataclass(kw_only=True)
