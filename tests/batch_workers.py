@@ -8,7 +8,7 @@ from functools import partial
 
 from painted import PaintedPrior, RedReward
 
-from psd_gs import pipeline
+from psd_gs import result
 from psd_gs.export import pictures
 from psd_gs.mesh import extract
 from psd_gs.pipeline import TextTo3DPipeline
@@ -32,7 +32,7 @@ class SlowPrior(PaintedPrior):
 
 def paint(slow: bool = True) -> None:
     """Called first in every worker."""
-    pipeline.datetime = Clock
+    result.datetime = Clock
     prior = SlowPrior if slow else PaintedPrior
     TextTo3DPipeline.from_pretrained = classmethod(lambda cls, *names, **options: cls(prior(), RedReward()))
     pictures.preview_png = partial(pictures.preview_png, size=48)

@@ -24,8 +24,8 @@ from batch_workers import Clock
 from painted import PaintedPrior, RedReward, assert_same, tiny_config
 from PIL import Image
 
-from psd_gs import cli, pipeline, runs, trainer
-from psd_gs.cli import generate
+from psd_gs import cli, pipeline, result, runs, trainer
+from psd_gs.cli import making
 from psd_gs.config import Config, from_dict, to_dict
 from psd_gs.errors import OutputError
 from psd_gs.export.ply import read_ply, read_ply_metadata, write_ply
@@ -202,8 +202,8 @@ def command(tmp_path, monkeypatch, capsys, quick_files, one_thread):
         return made
 
     monkeypatch.setattr(TextTo3DPipeline, "from_pretrained", load)
-    monkeypatch.setattr(generate, "silence_libraries", lambda: None)
-    monkeypatch.setattr(pipeline, "datetime", Clock)
+    monkeypatch.setattr(making, "silence_libraries", lambda: None)
+    monkeypatch.setattr(result, "datetime", Clock)
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str, tiny: bool = True) -> tuple[int, str, str]:

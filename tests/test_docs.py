@@ -287,6 +287,13 @@ def test_first_asset(beginner):
     assert {path.name for path in beginner.glob("*.glb")} == {"mesh.glb", "mesh_lod1.glb", "mesh_lod2.glb"}
 
 
+@pytest.mark.full
+def test_refine_splat(beginner):
+    example("first_asset").main(folder=beginner / "corgi", steps=4)
+    example("refine_splat").main(beginner / "corgi/splat.ply", folder=beginner / "hat", preset="draft", steps=2)
+    assert {path.name for path in (beginner / "hat").iterdir()} >= {"splat.ply", "moved.png", "before-after.html"}
+
+
 def test_own_reward(beginner):
     example("own_reward").main(folder=beginner / "red", steps=4)
     assert is_finished(beginner / "red")

@@ -31,7 +31,7 @@ from psd_gs.export.frames import fitted, scaled
 from psd_gs.export.ply import read_ply, read_ply_metadata
 from psd_gs.gaussians import from_points, random_ball
 from psd_gs.models import models_of, resolve, resolve_device
-from psd_gs.pipeline import Result
+from psd_gs.result import Result
 from psd_gs.rewards.base import CallableReward, group_score
 from psd_gs.runs import is_finished
 from psd_gs.scoring import evaluation_cameras, evaluation_images, score_asset
@@ -328,7 +328,7 @@ def test_starting_points(tmp_path):
         save(asset, tmp_path / name)
         taken = start(str(tmp_path / name))
         torch.testing.assert_close(taken.means, fitted(splat, 0.5).means, atol=1e-3, rtol=0)
-        assert (taken.sh_degree, taken.mode) == (0, "default")
+        assert (taken.sh_degree, taken.mode) == (2, asset.mode)
 
     trimesh.creation.box().export(tmp_path / "box.glb")
     sampled = start(str(tmp_path / "box.glb"), count=200)

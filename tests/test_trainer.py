@@ -191,9 +191,9 @@ def test_survivors_keep_their_moments_and_new_ones_start_at_zero(monkeypatch):
     plans, before = [], {}
     plan = trainer.densifier.plan
 
-    def spy(gaussians, grow):
+    def spy(gaussians, grow, spared):
         before.update({name: {k: v.clone() for k, v in trainer._moments(name).items()} for name in gaussians.params()})
-        plans.append(plan(gaussians, grow))
+        plans.append(plan(gaussians, grow, spared))
         return plans[-1]
 
     monkeypatch.setattr(trainer.densifier, "plan", spy)

@@ -4,7 +4,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from psd_gs.pipeline import Result, TextTo3DPipeline
+    from psd_gs.pipeline import TextTo3DPipeline
+    from psd_gs.result import Result
 
 # Before torch is loaded: its threads wait for each other at the end of every operation. Where another program has one
 # of the cores, those that spin meanwhile keep the one that they wait for from running, and a run takes many times as

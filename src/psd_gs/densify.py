@@ -40,29 +40,39 @@ class Densifier:
         self.gradient = torch.zeros(0)
         self.visible = torch.zeros(0)
 
-    def observe(self, meta: dict[str, Any]) -> None:
+    def observe(self, meta: dict[str, Any], count: int | None = None) -> None:
         """Add one step's screen-space gradients, all views of it; call after the backward pass.
+
+        The first ``count`` Gaussians of the render are those that may grow (None: all); others stand around them.
 
         Only the guidance acts through the screen positions (the regularizers act on parameters), so
         these are guidance gradients.
         """
         means2d = meta["means2d"]
-        norm = means2d.absgrad.norm(dim=-1)
-        seen = (meta["radii"] > 0).all(-1) & norm.isfinite()
+        norm = means2d.absgrad[:, :count].norm(dim=-1)
+        seen = (meta["radii"][:, :count] > 0).all(-1) & norm.isfinite()
         if self.gradient.shape[0] != norm.shape[1]:
             self.gradient = torch.zeros(norm.shape[1], device=norm.device)
             self.visible = torch.zeros(norm.shape[1], device=norm.device)
         self.gradient = self.gradient.to(norm.device) + torch.where(seen, norm, 0).sum(0)
         self.visible = self.visible.to(norm.device) + seen.sum(0)
 
-    def plan(self, gaussians: Gaussians, grow: bool) -> tuple[Int[Tensor, " M"], Bool[Tensor, " M"]]:
+    def plan(
+        self, gaussians: Gaussians, grow: bool, spared: Bool[Tensor, " N"] | None = None
+    ) -> tuple[Int[Tensor, " M"], Bool[Tensor, " M"]]:
         """Which Gaussians live on, and which of them are new.
+
+        Args:
+            gaussians: the present ones.
+            grow: whether any are doubled.
+            spared: which live on even if they hardly show.
 
         Returns:
             Indices into the present Gaussians, those to be doubled at the end once more, and a mask of
             those second copies.
         """
-        keep = (~prunable(gaussians, self.config)).nonzero()[:, 0]
+        dropped = prunable(gaussians, self.config)
+        keep = (~dropped if spared is None else ~dropped | spared).nonzero()[:, 0]
         mean = self.gradient / self.visible.clamp_min(1)
         room = max(0, self.config.cap - len(keep))
         count = min(int(self.config.grow * len(keep)), room) if grow and len(mean) == len(gaussians) else 0

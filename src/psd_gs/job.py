@@ -34,7 +34,8 @@ from psd_gs.files import sweep_parts, writing
 from psd_gs.guidance.guide import check_combination
 
 if TYPE_CHECKING:
-    from psd_gs.pipeline import Product, Result, TextTo3DPipeline
+    from psd_gs.pipeline import TextTo3DPipeline
+    from psd_gs.result import Product, Result
     from psd_gs.trainer import StepEvent, Trainer
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Request:
         file: options of a ``--config`` file, over the preset.
         options: nested options, over the file.
         where: the options come from, for errors.
+        task: options that go over the preset and under the file: those of another work than making something new.
     """
 
     prompt: str
@@ -75,6 +77,7 @@ class Request:
     file: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     where: str = "command line"
+    task: Mapping[str, Any] = field(default_factory=dict)
 
 
 def resolve(request: Request, pipeline: TextTo3DPipeline | None = None) -> Config:
@@ -93,11 +96,12 @@ def resolve(request: Request, pipeline: TextTo3DPipeline | None = None) -> Confi
     check_prompt_text(request.prompt)
     name = _preset(request)
     decided: dict[str, Any] = {"prompt": request.prompt, "preset": name}
+    given = request.task, request.file, request.options
     if pipeline is not None:
-        config = pipeline.config(name, request.file, request.options, decided, where=request.where)
+        config = pipeline.config(name, *given, decided, where=request.where)
     else:
         family, names = _models(request, name)
-        config = make_config(name, family, request.file, request.options, decided | names, where=request.where)
+        config = make_config(name, family, *given, decided | names, where=request.where)
     check_combination(config.guidance)
     return config
 
@@ -379,7 +383,7 @@ class Job:
         products: Mapping[str, Product] | None = None,
     ) -> Result:
         """A finished run as it is on the disk, after what is missing of its scores and products was made."""
-        from psd_gs.pipeline import Result
+        from psd_gs.result import Result
 
         result = Result.load(self.folder)
         if "scores" in result.failed:
@@ -471,7 +475,8 @@ def _folders(root: Path, config: Config, beyond: Path | None = None) -> tuple[li
 
 
 def _is_run_of(folder: Path, config: Config, *, strict: bool = False) -> bool:
-    """Whether the run in a folder has the prompt and seed of ``config``; one that cannot be read is somebody else's.
+    """Whether the run in a folder has the prompt and seed of ``config``, and refines the same asset, if any; one that
+    cannot be read is somebody else's.
 
     Raises:
         ConfigError: it cannot be read, and ``strict`` is set.
@@ -484,4 +489,8 @@ def _is_run_of(folder: Path, config: Config, *, strict: bool = False) -> bool:
             raise
         logger.warning("%s", error)
         return False
-    return (saved.prompt, saved.seed) == (config.prompt, config.seed)
+    return _identity(saved) == _identity(config)
+
+
+def _identity(config: Config) -> tuple[str, int, str]:
+    return config.prompt, config.seed, config.refine.sha256

@@ -116,10 +116,10 @@ class LiveView:
         self._title = f"{trainer.config.prompt}, seed {trainer.config.seed}"
         for event in trainer.run():
             self._history.append({"step": float(event.step), **event.logs})
-            self.update(trainer.gaussians, f"step {event.step} of {event.steps}, {len(trainer.gaussians)} Gaussians")
+            self.update(trainer.scene, f"step {event.step} of {event.steps}, {len(trainer.gaussians)} Gaussians")
             yield event
             while self.paused.is_set() and not (self.stopped.is_set() or interrupted.is_set()):
-                self.update(trainer.gaussians, f"paused after step {event.step} of {event.steps}")
+                self.update(trainer.scene, f"paused after step {event.step} of {event.steps}")
                 time.sleep(0.1)
             if self.stopped.is_set() or interrupted.is_set():
                 return

@@ -9,251 +9,39 @@ result.save("outputs/corgi")
 from __future__ import annotations
 
 import logging
-import math
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from psd_gs import __version__, runs
+from psd_gs import runs
 from psd_gs.config import (
+    STRENGTH,
     Config,
     check_prompt_text,
-    config_sha256,
     make_config,
-    read_config,
-    to_dict,
 )
 from psd_gs.errors import InputError
 from psd_gs.files import writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
-from psd_gs.models import digests_of, models_of, resolve, resolve_device
-from psd_gs.priors import DType, TextEmbedding, family_of, load_prior
+from psd_gs.models import digests_of, resolve, resolve_device
+from psd_gs.priors import DType, family_of, load_prior
 from psd_gs.priors.base import Prior
+from psd_gs.refine import Original, Refinement, task
+from psd_gs.refined import facts
 from psd_gs.render import choose_renderer, renderer_device
+from psd_gs.result import Result
 from psd_gs.rewards import load_reward, refuse_code
 from psd_gs.rewards.base import Reward
-from psd_gs.scoring import score_asset
+from psd_gs.scoring import rounded, score_asset
 from psd_gs.start import initial_gaussians, read_negative
-from psd_gs.trainer import StepEvent, Trainer, stream_seeds, write_tensors
+from psd_gs.trainer import StepEvent, Trainer, stream_seeds
 
 logger = logging.getLogger(__name__)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@dataclass
-class Result:
-    """A finished asset.
-
-    Attributes:
-        gaussians: the asset, world frame (+Y up, the front faces +Z).
-        config: everything that decided the run.
-        scores: mean score over eight evaluation views by model name: the reward that was optimized and
-            the judge that was not.
-        negative: the refined negative embedding.
-        logs: of the last step.
-        steps_done: optimization steps; fewer than the configuration's if the run was stopped and kept.
-        created: when, ISO 8601 in UTC.
-        failed: what could not be made of it, by name, and why.
-    """
-
-    gaussians: Gaussians
-    config: Config
-    scores: dict[str, float]
-    negative: TextEmbedding
-    logs: dict[str, float] = field(default_factory=dict)
-    steps_done: int | None = None
-    created: str = field(default_factory=_now)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What goes into every file: prompt, seed, options, models with their licences, scores."""
-        return {
-            "schema": 1,
-            "psd_gs_version": __version__,
-            "created": self.created,
-            "prompt": self.config.prompt,
-            "seed": self.config.seed,
-            "preset": self.config.preset,
-            "steps": self.config.steps,
-            "steps_done": self.config.steps if self.steps_done is None else self.steps_done,
-            "config_sha256": config_sha256(self.config),
-            "prior": self.config.prior,
-            "reward": self.config.reward,
-            "judge": self.config.judge,
-            "models": models_of(self.config),
-            "scores": {name: round(score, 4) for name, score in self.scores.items()},
-            "n_splats": len(self.gaussians),
-            "sh_degree": self.gaussians.sh_degree,
-            "ai_generated": True,
-        }
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Result:
-        """What :meth:`save` wrote, from its files.
-
-        Raises:
-            InputError: not the folder of a finished run, or a damaged file in it.
-        """
-        from psd_gs.export.ply import read_ply
-
-        folder = Path(folder)
-        if not runs.is_finished(folder):
-            raise InputError(f"{folder}: expected the folder of a finished run, with {runs.ASSET} and {runs.RECORD}.")
-        record = runs.read_record(folder, "scores", "steps_done", "created")
-        return cls(
-            read_ply(folder / runs.ASSET),
-            read_config(folder / runs.OPTIONS),
-            {name: math.nan if score is None else score for name, score in record["scores"].items()},
-            read_negative(folder / NEGATIVE),
-            steps_done=record["steps_done"],
-            created=record["created"],
-            failed=dict(record.get("failed", {})),
-        )
-
-    def save_asset(self, folder: str | Path) -> None:
-        """Write ``splat.ply`` alone, in one step.
-
-        Raises:
-            OutputError: the folder cannot be written.
-        """
-        from psd_gs.export.ply import write_ply
-
-        with writing(folder):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        write_ply(self.gaussians, Path(folder) / runs.ASSET, metadata=self.metadata)
-
-    def save(
-        self,
-        folder: str | Path,
-        on_file: Callable[[str], None] = lambda name: None,
-        *,
-        products: Mapping[str, Product] | None = None,
-    ) -> Path:
-        """Write ``splat.ply``, ``config.yaml`` and ``negative.safetensors``, then the :data:`PRODUCTS`, then
-        ``psd_gs.json``, each replaced in one step.
-
-        A product that cannot be made costs nothing else: it is noted in :attr:`failed` and in ``psd_gs.json``.
-
-        Args:
-            folder: created if it is missing.
-            on_file: called with the name of each file before it is made.
-            products: instead of :data:`PRODUCTS`: file name to what makes it.
-
-        Raises:
-            OutputError: the folder cannot be written.
-        """
-        folder = Path(folder)
-        on_file(runs.ASSET)
-        self.save_asset(folder)
-        runs.write_yaml(folder / runs.OPTIONS, to_dict(self.config))
-        negative = {"sequence": self.negative.sequence, "pooled": self.negative.pooled}
-        write_tensors(
-            folder / NEGATIVE,
-            {name: tensor for name, tensor in negative.items() if tensor is not None},
-            {"prior": self.config.prior},
-        )
-        self._make(folder, PRODUCTS if products is None else products, on_file)
-        return folder
-
-    def complete(
-        self,
-        folder: str | Path,
-        on_file: Callable[[str], None] = lambda name: None,
-        *,
-        products: Mapping[str, Product] | None = None,
-    ) -> Path:
-        """Make those of the products that are missing beside a saved asset, and note anew what failed."""
-        wanted = PRODUCTS if products is None else products
-        absent = {name: make for name, make in wanted.items() if not (Path(folder) / name).exists()}
-        if absent:
-            self._make(Path(folder), absent, on_file)
-        return Path(folder)
-
-    def _make(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> None:
-        first = {name: make for name, make in products.items() if name != REPORT}
-        self._attempt(folder, first, on_file)
-        self._record(folder)
-        last = {name: make for name, make in products.items() if name == REPORT}  # it shows the record
-        if self._attempt(folder, last, on_file):
-            self._record(folder)
-
-    def _attempt(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> bool:
-        """Make each; whether what failed is another than before."""
-        before = dict(self.failed)
-        for name, make in products.items():
-            on_file(name)
-            self.failed.pop(name, None)
-            try:
-                make(self, folder / name)
-            except Exception as error:  # the asset is there; whatever is wrong with a picture must not hide it
-                self.failed[name] = str(error) or type(error).__name__
-                logger.debug("no %s", name, exc_info=True)
-        return self.failed != before
-
-    def _record(self, folder: Path) -> None:
-        from psd_gs.export.formats import sha256_of
-
-        names = (runs.ASSET, *(name for name in PRODUCTS if name != REPORT))
-        files = {name: sha256_of(folder / name) for name in names if (folder / name).exists()}
-        failed = {"failed": self.failed} if self.failed else {}
-        runs.write_json(folder / runs.RECORD, self.metadata | {"files": files} | failed)
-
-
-Product = Callable[[Result, Path], object]
-"""Makes one file of a result."""
-
-
-def _preview(result: Result, path: Path) -> None:
-    from psd_gs.export.pictures import preview_png
-
-    preview_png(result.gaussians, path, metadata=result.metadata)
-
-
-def _turntable(result: Result, path: Path) -> None:
-    from psd_gs.export.pictures import turntable_video
-
-    turntable_video(result.gaussians, path, metadata=result.metadata)
-
-
-def _progress(result: Result, path: Path) -> None:
-    from psd_gs.export.pictures import progress_strip
-
-    if frames := runs.progress_frames(path.parent, result.metadata["steps_done"]):  # it was watched
-        progress_strip(frames, path)
-
-
-def _mesh(result: Result, path: Path) -> None:
-    from psd_gs.mesh.extract import extract_mesh
-    from psd_gs.mesh.glb import write_glb
-
-    write_glb(extract_mesh(result.gaussians), path, metadata=result.metadata)
-
-
-def _report(result: Result, path: Path) -> None:
-    from psd_gs.run_report import write_report
-
-    write_report(path.parent)
-
-
-NEGATIVE, REPORT = "negative.safetensors", "report.html"
-
-PRODUCTS: Mapping[str, Product] = {
-    "preview.png": _preview,
-    "turntable.mp4": _turntable,
-    "progress.png": _progress,
-    "mesh.glb": _mesh,
-    REPORT: _report,
-}
-"""What is made of a finished asset, in this order: file name to what makes it."""
 
 
 class TextTo3DPipeline:
@@ -351,7 +139,35 @@ class TextTo3DPipeline:
             on_step: called after each step.
         """
         names: dict[str, Any] = {"prompt": prompt, "seed": seed} | ({} if steps is None else {"steps": steps})
-        trainer = self.trainer(self.config(preset, overrides or {}, names))
+        return self._made(self.config(preset, overrides or {}, names), on_step)
+
+    def refine(
+        self,
+        asset: str | os.PathLike[str],
+        prompt: str,
+        *,
+        strength: float = STRENGTH,
+        seed: int = 0,
+        preset: str = "default",
+        overrides: Mapping[str, Any] | None = None,
+        on_step: Callable[[StepEvent], None] = lambda event: None,
+    ) -> Result:
+        """Change an asset that is there already, in memory.
+
+        Args:
+            asset: a splat file, or a run folder.
+            prompt: the whole asset as it is to be.
+            strength: highest noise level, 0 to 1.
+            seed: of everything random.
+            preset: draft, default or quality.
+            overrides: nested options; ``refine`` says what may change, see :class:`psd_gs.config.RefineConfig`.
+            on_step: called after each step.
+        """
+        names: dict[str, Any] = {"prompt": prompt, "seed": seed}
+        return self._made(self.config(preset, task(asset, strength), overrides or {}, names), on_step)
+
+    def _made(self, config: Config, on_step: Callable[[StepEvent], None]) -> Result:
+        trainer = self.trainer(config)
         for event in trainer.run():
             on_step(event)
         return self.result(trainer)
@@ -393,10 +209,12 @@ class TextTo3DPipeline:
         guidance = Guidance(
             self.prior, config.prompt, config.guidance, reward=self.reward, negative=negative, seed=seeds["guidance"]
         )
-        start = initial_gaussians(config, torch.Generator().manual_seed(seeds["init"]), self.prior.device)
         renderer, _ = choose_renderer(self.prior.device, config.renderer)
-        place = renderer_device(self.prior.device, config.renderer)
-        trainer = Trainer(config, guidance, start.to(place), folder, renderer)
+        device = renderer_device(self.prior.device, config.renderer)
+        refinement = Refinement(Original.of(config.refine), config, device) if config.refine.asset else None
+        generator = torch.Generator().manual_seed(seeds["init"])
+        start = refinement.start if refinement else initial_gaussians(config, generator, self.prior.device)
+        trainer = Trainer(config, guidance, start.to(device), folder, renderer, refinement)
         trainer.observe = self._observer(config.prompt, folder) if folder else None
         return trainer
 
@@ -429,22 +247,32 @@ class TextTo3DPipeline:
         Raises:
             InputError: nothing of it is left.
         """
-        asset = trainer.finish()
+        refinement = trainer.refinement
+        asset, rows = refinement.finished(trainer.gaussians) if refinement else (trainer.finish(), None)
         if not len(asset):
             raise InputError(
                 "the finished asset is empty: every Gaussian became transparent. "
                 "Try another --seed or a plainer prompt."
             )
-        return Result(asset, trainer.config, {}, trainer.guidance.negative.embedding, steps_done=trainer.step)
+        negative = trainer.guidance.negative.embedding
+        return Result(asset, trainer.config, {}, negative, steps_done=trainer.step, rows=rows)
 
     def scored(self, result: Result) -> Result:
         """The same with the scores of reward and judge, and of the parts of weighted sums."""
         given = [model for model in (self.reward, self.judge) if model is not None]
         parts = [part.reward for model in given for part in getattr(model, "parts", ())]
         models = {model.name: model for model in (*given, *parts)}
-        prompt = result.config.prompt
-        scores = {name: self._score(result.gaussians, prompt, model) for name, model in models.items()}
-        return replace(result, scores=scores)
+        prompt, asset = result.config.prompt, result.gaussians
+
+        def scores(asset: Gaussians) -> dict[str, float]:
+            return {name: self._score(asset, prompt, model) for name, model in models.items()}
+
+        if result.rows is None:
+            return replace(result, scores=scores(asset))
+        original, device = Original.of(result.config.refine), renderer_device(self.prior.device, result.config.renderer)
+        before, after = (original.fitted(g).to(device) for g in (original.gaussians, asset))
+        known = facts(original, before, after, result.rows) | {"scores_before": rounded(scores(before))}
+        return replace(result, scores=scores(after), refined=known)
 
     def _score(self, asset: Gaussians, prompt: str, model: Reward) -> float:
         return score_asset(asset, prompt, model, self.prior.image_size)

@@ -84,6 +84,7 @@ class Record(TypedDict, total=False):
     models: dict[str, list[dict[str, str]]]
     scores: dict[str, float | None]
     failed: dict[str, str]
+    refined: dict[str, Any]
     n_splats: int
 
 

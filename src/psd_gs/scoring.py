@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -47,3 +49,8 @@ def score_asset(asset: Gaussians, prompt: str, model: Reward, prior_size: int = 
     size = render_size(model, prior_size)
     images, cameras = evaluation_images(asset, size), evaluation_cameras(size).to(asset.device)
     return float(group_score(model.score(images, [prompt] * len(images), cameras)).mean())
+
+
+def rounded(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores as records hold them."""
+    return {name: round(score, 4) for name, score in scores.items()}

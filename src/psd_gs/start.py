@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,8 +45,7 @@ def initial_gaussians(
         points, rgb = shap_e_points(config.prompt, init.count, generator, device)
         return from_points(points, rgb, scale=init.scale, opacity=init.opacity)
     if is_known(init.source) and holds_gaussians(init.source):
-        asset = fitted(open_splats(init.source).gaussians, RADIUS)
-        return replace(asset, shN=asset.shN[:, :0], mode="default")
+        return fitted(open_splats(init.source).gaussians, RADIUS)
     points, rgb = read_points(init.source, init.count, generator)
     return from_points(points, rgb, scale=init.scale, opacity=init.opacity)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,9 @@ from psd_gs.files import atomic_path, write_atomic, writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
 from psd_gs.render import Backend, render
+
+if TYPE_CHECKING:
+    from psd_gs.refine import Refinement
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,7 @@ class Trainer:
             that of the guidance's networks.
         folder: gets ``checkpoints/latest.safetensors`` and ``metrics.jsonl``; None keeps everything in memory.
         renderer: of that device.
+        refinement: of an asset of which ``gaussians`` are those that may change.
     """
 
     def __init__(
@@ -79,13 +83,15 @@ class Trainer:
         gaussians: Gaussians,
         folder: Path | None = None,
         renderer: Backend = "auto",
+        refinement: Refinement | None = None,
     ) -> None:
         self.config, self.guidance, self.folder, self.renderer = config, guidance, folder, renderer
+        self.refinement = refinement
         seeds = stream_seeds(config.seed)
         self.generators = {
             name: torch.Generator().manual_seed(seeds[name]) for name in ("cameras", "background", "densify")
         }
-        self.densifier = Densifier(config.densify, self.generators["densify"])
+        self.densifier = Densifier(refinement.densify if refinement else config.densify, self.generators["densify"])
         self.step = 0
         self.skipped = 0
         self._unchanged = True  # since the last finished step: Gaussians, moments and densifier
@@ -94,10 +100,11 @@ class Trainer:
 
     def _adopt(self, gaussians: Gaussians, moments: dict[str, dict[str, Tensor]] | None = None) -> None:
         """Make ``gaussians`` the ones being optimized, with fresh or given Adam moments."""
-        self.gaussians = gaussians.detach().map(lambda p: p.contiguous().requires_grad_(True))
+        self.gaussians = gaussians.detach().map(torch.Tensor.contiguous)
         options = self.config.optimizer
         self.optimizers = {}
         for name, parameter in self.gaussians.params().items():
+            parameter.requires_grad_(self.refinement is None or self.refinement.optimizes(name))
             optimizer = torch.optim.Adam([parameter], betas=options.betas, eps=options.eps)
             fresh = {
                 "step": torch.zeros(()),
@@ -110,6 +117,11 @@ class Trainer:
     def _moments(self, name: str) -> dict[str, Tensor]:
         optimizer = self.optimizers[name]
         return optimizer.state[self.gaussians.params()[name]]
+
+    @property
+    def scene(self) -> Gaussians:
+        """Everything that is rendered: what is optimized, and what stands around it."""
+        return self.refinement.scene(self.gaussians) if self.refinement else self.gaussians
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -127,7 +139,7 @@ class Trainer:
         if self.folder and self.step == 0:
             self.save_checkpoint()
         if self.observe and self.step == 0:
-            self.observe(0, self.gaussians.detach())
+            self.observe(0, self.scene.detach())
         while self.step < self.config.steps:
             before = self.state_dict() if self.folder else {}
             try:
@@ -143,7 +155,7 @@ class Trainer:
                     "close other programs on the GPU."
                 ) from error
             if self.observe and self.step in milestones:
-                logs |= self.observe(self.step, self.gaussians.detach())
+                logs |= self.observe(self.step, self.scene.detach())
             if self.folder:
                 self._log(logs)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -154,10 +166,13 @@ class Trainer:
             self.save_checkpoint()
 
     def finish(self) -> Gaussians:
-        """The finished asset, detached: what shows and hangs together, made solid if the run asks for it.
+        """The finished asset, detached: what shows and hangs together, made solid if the run asks for it; of a
+        refinement all that is there, in its own place.
 
         The state of the run stays as it is.
         """
+        if self.refinement:
+            return self.refinement.finished(self.gaussians)[0]
         from psd_gs.solidify import solidify
 
         done = self._swept(self.gaussians.detach())
@@ -169,25 +184,27 @@ class Trainer:
         return asset.select(sweep(asset, self.config.densify)) if self.config.densify.enabled else asset
 
     def _step(self) -> dict[str, float]:
-        config, progress = self.config, self.step / self.config.steps
+        config, progress, refinement = self.config, self.step / self.config.steps, self.refinement
         self._unchanged = True
         here, there = self.gaussians.device, self.guidance.prior.device
         watch = Stopwatch(there)
         self._set_rates(progress)
-        size = config.cameras.size[progress >= config.cameras.size_at]
+        size = config.cameras.size[progress >= config.cameras.size_at] * (refinement.zoom if refinement else 1)
         views = self.guidance.prior.views
         groups = config.cameras.groups
         cameras = joined(
             [sample_cameras(config.cameras, views, size, self.generators["cameras"]) for _ in range(groups)]
         )
-        background = sample_background(config.backgrounds, self.generators["background"])
-        out = render(self.gaussians, cameras.to(here), background.to(here), absgrad=True, backend=self.renderer)
+        background = sample_background(config.backgrounds, self.generators["background"]).to(here)
+        out = render(self.scene, cameras.to(here), background, absgrad=True, backend=self.renderer)
         # Here, and nowhere else, the pictures cross to the networks; the backward pass brings their gradient home.
         images = out.rgb.permute(0, 3, 1, 2).unflatten(0, (groups, views)).to(there)
         watch.lap("render")
         guided = self.guidance(images, cameras.to(there), progress, self.step)
         watch.lap("guidance")
         loss = guided.loss + self._regularizer().to(there)
+        if refinement:
+            loss = loss + refinement.anchor(self.gaussians, out.rgb, cameras.to(here), background).to(there)
         loss.backward()
         watch.lap("backward")
         # A prior that answers NaN would otherwise leave a step of the regularizers alone.
@@ -196,9 +213,13 @@ class Trainer:
         )
         self._unchanged = False
         if finite:
-            self.densifier.observe(out.meta)
+            if self.densifier.config.enabled:
+                self.densifier.observe(out.meta, len(self.gaussians))
+            before = self.gaussians.means.detach().clone() if refinement else None
             for optimizer in self.optimizers.values():
                 optimizer.step()
+            if refinement and before is not None:
+                refinement.confine(before, self.gaussians)
         else:
             self.skipped += 1
         for optimizer in self.optimizers.values():
@@ -223,13 +244,14 @@ class Trainer:
 
     def _densify(self) -> dict[str, float]:
         """One round of growing and pruning, if this step ends one; keeps the moments of the survivors."""
-        options, steps = self.config.densify, self.config.steps
+        options, steps, refinement = self.densifier.config, self.config.steps, self.refinement
         every = max(1, round(options.every * steps))
         progress = self.step / steps
         if not options.enabled or self.step % every or not options.start <= progress < 1:
             return {}
         before = len(self.gaussians)
-        index, new = self.densifier.plan(self.gaussians.detach(), grow=progress <= options.stop)
+        spared = refinement.spared() if refinement else None
+        index, new = self.densifier.plan(self.gaussians.detach(), grow=progress <= options.stop, spared=spared)
         if not len(index):
             raise PsdGsError(
                 f"every Gaussian became transparent by step {self.step}: nothing is left to optimize. "
@@ -244,7 +266,11 @@ class Trainer:
                 **{key: torch.where(fresh, 0, state[key][index]) for key in ("exp_avg", "exp_avg_sq")},
             }
         grown = int(new.sum())
-        self._adopt(self.densifier.apply(self.gaussians.detach(), index, new), moments)
+        grew = self.densifier.apply(self.gaussians.detach(), index, new)
+        if refinement:
+            refinement.hold(self.gaussians.detach().means[index], grew)
+            refinement.follow(index, new)
+        self._adopt(grew, moments)
         return {"grown": float(grown), "pruned": float(before + grown - len(index))}
 
     # --- what is remembered -------------------------------------------------------------------------------------------
@@ -257,6 +283,8 @@ class Trainer:
             state |= {f"adam.{name}.{key}": value for key, value in self._moments(name).items()}
         state |= {f"generator.{name}": g.get_state() for name, g in self.generators.items()}
         state |= {f"densifier.{name}": value for name, value in self.densifier.state_dict().items()}
+        if self.refinement:
+            state |= {f"refinement.{name}": value for name, value in self.refinement.state_dict().items()}
         return state | {f"guidance.{name}": value for name, value in self.guidance.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -275,6 +303,8 @@ class Trainer:
         for name, generator in self.generators.items():
             generator.set_state(state[f"generator.{name}"])
         self.densifier.load_state_dict(part("densifier."))
+        if self.refinement:
+            self.refinement.load_state_dict(part("refinement."))
         self.guidance.load_state_dict(part("guidance."))
         self.step, self.skipped = int(state["step"]), int(state["skipped"])
 

@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.cli.models import Models
     from psd_gs.cli.options import Options
     from psd_gs.cli.rank import Rank
+    from psd_gs.cli.refine import Refine
     from psd_gs.cli.report import Report
     from psd_gs.cli.sheet import Sheet
     from psd_gs.cli.terminal import terminate_as_interrupt
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
     commands = (
         Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Refine, tyro.conf.subcommand("refine")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Eval, tyro.conf.subcommand("eval")]
         | Annotated[View, tyro.conf.subcommand("view")]

@@ -44,6 +44,8 @@ MAX_PROMPT = 500
 """Characters."""
 SOLID_STEPS = 150
 """After which a solid changes no more."""
+STRENGTH = 0.7
+"""Highest noise level of a refinement, unless another one is asked for."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,49 @@ class DensifyConfig:
         check_range(self, 0, float("inf"), "split_scale", "prune_scale")
 
 
+Axis = Literal["+x", "-x", "+y", "-y", "+z", "-z"]
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """An asset that is there already, and what of it may change (``psd-gs refine``); coordinates are the file's own."""
+
+    asset: str | None = None
+    """A splat file; with it, ``init`` does not count."""
+    sha256: str = ""
+    """Of the file."""
+    only: Literal["all", "shape", "colour"] = "all"
+    """shape: places, sizes, rotations and opacities; colour: colours and harmonics."""
+    box: tuple[float, float, float, float, float, float] | None = None
+    """x0, y0, z0, x1, y1, z1: only Gaussians with their centres inside change, and new ones grow only there."""
+    sphere: tuple[float, float, float, float] | None = None
+    """x, y, z, radius: likewise."""
+    mask: str | None = None
+    """A splat file of those that may change; new ones grow where no other one is nearer."""
+    keep: float = 0.0
+    """Weight of the original's views and parameters; at 1 they count as much as what the prior wants."""
+    max_splats: int | None = None
+    """Most Gaussians of the result; None: as many as there are and ``densify.cap`` more."""
+    up: Axis | None = None
+    """Which axis of the file is up; None: as usual for its format."""
+    front: Axis | None = None
+    """Which axis of the file the asset's front looks along, likewise."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, 1e6, "keep")
+        regions = [name for name in ("box", "sphere", "mask") if getattr(self, name) is not None]
+        if len(regions) > 1:
+            raise ConfigError(f"expected one of --box, --sphere and --mask, received {' and '.join(regions)}.")
+        if self.box and not all(low < high for low, high in zip(self.box[:3], self.box[3:], strict=True)):
+            raise ConfigError(f"--box: expected X0,Y0,Z0,X1,Y1,Z1 with X0 < X1, Y0 < Y1, Z0 < Z1, received {self.box}.")
+        if self.sphere and not self.sphere[3] > 0:
+            raise ConfigError(f"--sphere: expected X,Y,Z,RADIUS with a radius above 0, received {self.sphere}.")
+        if self.max_splats is not None and self.max_splats < 1:
+            raise ConfigError(f"--max-splats: expected 1 or more, received {self.max_splats}.")
+        if self.up and self.front and self.up[1] == self.front[1]:
+            raise ConfigError(f"expected --up and --front along two axes, received {self.up} and {self.front}.")
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that decides a run, besides the code."""
@@ -184,6 +229,7 @@ class Config:
     cameras: CameraConfig = field(default_factory=CameraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -31,10 +31,11 @@ from psd_gs.export.pictures import preview_png
 from psd_gs.export.ply import read_ply
 from psd_gs.files import read_json, write_atomic, writing
 from psd_gs.job import Job, Request, resolve
-from psd_gs.pipeline import Product, Result, TextTo3DPipeline
+from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.priors.mini import folder as embedded
 from psd_gs.published import EMBEDDED
 from psd_gs.render import renderer_device
+from psd_gs.result import Product, Result
 
 logger = logging.getLogger(__name__)
 

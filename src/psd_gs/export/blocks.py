@@ -82,7 +82,8 @@ def blocks(gaussians: Gaussians, rows: Int[Tensor, " M"], frame: Frame) -> Itera
     gaussians = gaussians.detach()
     for part in rows.split(BLOCK):
         block = saturated(gaussians.select(part).to("cpu").map(torch.Tensor.float))
-        block.quats = torch.nn.functional.normalize(block.quats, dim=1)
+        length = block.quats.norm(dim=1, keepdim=True)  # what has length 1 stays as it is, to the bit
+        block.quats = torch.where((length - 1).abs() < 1e-6, block.quats, block.quats / length)
         yield turn_x180(block) if frame == "rdf" else block
 
 

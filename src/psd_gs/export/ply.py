@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from psd_gs.files import atomic_path, loads
 from psd_gs.gaussians import SH_C0, Gaussians, RenderMode
 
 __all__ = ["is_gaussian_ply", "read_ply", "read_ply_header", "read_ply_metadata", "write_ply"]
+
+if TYPE_CHECKING:
+    from psd_gs.export.ply_rows import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,12 @@ _WORDS = {mode: word for word, mode in _MODES.items()}
 
 
 def write_ply(
-    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
+    gaussians: Gaussians,
+    path: str | os.PathLike[str],
+    *,
+    frame: Frame = "rdf",
+    metadata: Metadata | None = None,
+    like: Rows | None = None,
 ) -> None:
     """Write a 3DGS PLY that every splat viewer reads.
 
@@ -59,6 +67,7 @@ def write_ply(
         path: of the file; replaced in one step.
         frame: axes of the file.
         metadata: goes into the header as one comment of less than 1 kB, long texts shortened.
+        like: rows that are to be those of another file.
 
     Raises:
         InputError: no usable Gaussian is left.
@@ -71,15 +80,18 @@ def write_ply(
     properties = {**dict.fromkeys(_PLACE, place), **dict.fromkeys(floats, "float")}
     header = make_ply_header({"vertex": (len(rows), properties)}, metadata, gaussians.mode)
     row = np.dtype([("place", "<f8" if place == "double" else "<f4", 3), ("rest", "<f4", len(floats))])
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(header)
-        for g in blocks(gaussians, rows, frame):
-            n = len(g)
-            table = np.empty(n, row)
-            table["place"] = g.means.double() + torch.tensor(g.origin, dtype=torch.float64)
-            colours = (torch.zeros(n, 3), g.sh0.reshape(n, 3), g.shN.transpose(1, 2).reshape(n, len(rest)))
-            table["rest"] = torch.cat([*colours, g.opacities[:, None], g.scales, g.quats], dim=1)
-            file.write(table.data)
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as file:
+            file.write(header)
+            for g in blocks(gaussians, rows, frame):
+                n = len(g)
+                table = np.empty(n, row)
+                table["place"] = g.means.double() + torch.tensor(g.origin, dtype=torch.float64)
+                colours = (torch.zeros(n, 3), g.sh0.reshape(n, 3), g.shN.transpose(1, 2).reshape(n, len(rest)))
+                table["rest"] = torch.cat([*colours, g.opacities[:, None], g.scales, g.quats], dim=1)
+                file.write(table.data)
+        if like:
+            like.copy_into(temporary)
 
 
 def make_ply_header(

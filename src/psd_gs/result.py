@@ -1,0 +1,254 @@
+"""A finished asset and what is made of it: files, pictures, a mesh, a report."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from psd_gs import __version__, refined, runs
+from psd_gs.config import Config, config_sha256, read_config, to_dict
+from psd_gs.errors import InputError
+from psd_gs.files import writing
+from psd_gs.gaussians import Gaussians
+from psd_gs.models import models_of
+from psd_gs.priors import TextEmbedding
+from psd_gs.scoring import rounded
+from psd_gs.start import read_negative
+from psd_gs.trainer import read_tensors, write_tensors
+
+logger = logging.getLogger(__name__)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class Result:
+    """A finished asset.
+
+    Attributes:
+        gaussians: the asset, world frame (+Y up, the front faces +Z).
+        config: everything that decided the run.
+        scores: mean score over eight evaluation views by model name: the reward that was optimized and
+            the judge that was not.
+        negative: the refined negative embedding.
+        logs: of the last step.
+        steps_done: optimization steps; fewer than the configuration's if the run was stopped and kept.
+        created: when, ISO 8601 in UTC.
+        failed: what could not be made of it, by name, and why.
+        rows: of a refined asset: which Gaussian of the original each one was, -1 for new ones.
+        refined: of a refined asset: what changed, see :func:`psd_gs.refined.facts`.
+    """
+
+    gaussians: Gaussians
+    config: Config
+    scores: dict[str, float]
+    negative: TextEmbedding
+    logs: dict[str, float] = field(default_factory=dict)
+    steps_done: int | None = None
+    created: str = field(default_factory=_now)
+    failed: dict[str, str] = field(default_factory=dict)
+    rows: Tensor | None = None
+    refined: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What goes into every file: prompt, seed, options, models with their licences, scores."""
+        return {
+            "schema": 1,
+            "psd_gs_version": __version__,
+            "created": self.created,
+            "prompt": self.config.prompt,
+            "seed": self.config.seed,
+            "preset": self.config.preset,
+            "steps": self.config.steps,
+            "steps_done": self.config.steps if self.steps_done is None else self.steps_done,
+            "config_sha256": config_sha256(self.config),
+            "prior": self.config.prior,
+            "reward": self.config.reward,
+            "judge": self.config.judge,
+            "models": models_of(self.config),
+            "scores": rounded(self.scores),
+            "n_splats": len(self.gaussians),
+            "sh_degree": self.gaussians.sh_degree,
+            "ai_generated": True,
+            **({"refined": self.refined} if self.refined else {}),
+        }
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Result:
+        """What :meth:`save` wrote, from its files.
+
+        Raises:
+            InputError: not the folder of a finished run, or a damaged file in it.
+        """
+        from psd_gs.export.ply import read_ply
+
+        folder = Path(folder)
+        if not runs.is_finished(folder):
+            raise InputError(f"{folder}: expected the folder of a finished run, with {runs.ASSET} and {runs.RECORD}.")
+        record = runs.read_record(folder, "scores", "steps_done", "created")
+        return cls(
+            read_ply(folder / runs.ASSET),
+            read_config(folder / runs.OPTIONS),
+            {name: math.nan if score is None else score for name, score in record["scores"].items()},
+            read_negative(folder / NEGATIVE),
+            steps_done=record["steps_done"],
+            created=record["created"],
+            failed=dict(record.get("failed", {})),
+            rows=read_tensors(folder / ROWS)["rows"] if (folder / ROWS).exists() else None,
+            refined=dict(record.get("refined", {})),
+        )
+
+    def save_asset(self, folder: str | Path) -> None:
+        """Write ``splat.ply`` alone, in one step.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        from psd_gs.export.ply import write_ply
+
+        with writing(folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        write_ply(self.gaussians, Path(folder) / runs.ASSET, metadata=self.metadata)
+
+    def save(
+        self,
+        folder: str | Path,
+        on_file: Callable[[str], None] = lambda name: None,
+        *,
+        products: Mapping[str, Product] | None = None,
+    ) -> Path:
+        """Write ``splat.ply``, ``config.yaml`` and ``negative.safetensors``, then the :data:`PRODUCTS`, then
+        ``psd_gs.json``, each replaced in one step.
+
+        A product that cannot be made costs nothing else: it is noted in :attr:`failed` and in ``psd_gs.json``.
+
+        Args:
+            folder: created if it is missing.
+            on_file: called with the name of each file before it is made.
+            products: instead of :func:`products_of` it: file name to what makes it.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        on_file(runs.ASSET)
+        self.save_asset(folder)
+        runs.write_yaml(folder / runs.OPTIONS, to_dict(self.config))
+        negative = {"sequence": self.negative.sequence, "pooled": self.negative.pooled}
+        write_tensors(
+            folder / NEGATIVE,
+            {name: tensor for name, tensor in negative.items() if tensor is not None},
+            {"prior": self.config.prior},
+        )
+        if self.rows is not None:
+            write_tensors(folder / ROWS, {"rows": self.rows})
+        self._make(folder, products_of(self.config) if products is None else products, on_file)
+        return folder
+
+    def complete(
+        self,
+        folder: str | Path,
+        on_file: Callable[[str], None] = lambda name: None,
+        *,
+        products: Mapping[str, Product] | None = None,
+    ) -> Path:
+        """Make those of the products that are missing beside a saved asset, and note anew what failed."""
+        wanted = products_of(self.config) if products is None else products
+        absent = {name: make for name, make in wanted.items() if not (Path(folder) / name).exists()}
+        if absent:
+            self._make(Path(folder), absent, on_file)
+        return Path(folder)
+
+    def _make(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> None:
+        first = {name: make for name, make in products.items() if name != REPORT}
+        self._attempt(folder, first, on_file)
+        self._record(folder)
+        last = {name: make for name, make in products.items() if name == REPORT}  # it shows the record
+        if self._attempt(folder, last, on_file):
+            self._record(folder)
+
+    def _attempt(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> bool:
+        """Make each; whether what failed is another than before."""
+        before = dict(self.failed)
+        for name, make in products.items():
+            on_file(name)
+            self.failed.pop(name, None)
+            try:
+                make(self, folder / name)
+            except Exception as error:  # the asset is there; whatever is wrong with a picture must not hide it
+                self.failed[name] = str(error) or type(error).__name__
+                logger.debug("no %s", name, exc_info=True)
+        return self.failed != before
+
+    def _record(self, folder: Path) -> None:
+        from psd_gs.export.formats import sha256_of
+
+        names = (runs.ASSET, *(name for name in PRODUCTS if name != REPORT))
+        files = {name: sha256_of(folder / name) for name in names if (folder / name).exists()}
+        failed = {"failed": self.failed} if self.failed else {}
+        runs.write_json(folder / runs.RECORD, self.metadata | {"files": files} | failed)
+
+
+Product = Callable[[Result, Path], object]
+"""Makes one file of a result."""
+
+
+def _preview(result: Result, path: Path) -> None:
+    from psd_gs.export.pictures import preview_png
+
+    preview_png(result.gaussians, path, metadata=result.metadata)
+
+
+def _turntable(result: Result, path: Path) -> None:
+    from psd_gs.export.pictures import turntable_video
+
+    turntable_video(result.gaussians, path, metadata=result.metadata)
+
+
+def _progress(result: Result, path: Path) -> None:
+    from psd_gs.export.pictures import progress_strip
+
+    if frames := runs.progress_frames(path.parent, result.metadata["steps_done"]):  # it was watched
+        progress_strip(frames, path)
+
+
+def _mesh(result: Result, path: Path) -> None:
+    from psd_gs.mesh.extract import extract_mesh
+    from psd_gs.mesh.glb import write_glb
+
+    write_glb(extract_mesh(result.gaussians), path, metadata=result.metadata)
+
+
+def _report(result: Result, path: Path) -> None:
+    from psd_gs.run_report import write_report
+
+    write_report(path.parent)
+
+
+NEGATIVE, REPORT, ROWS = "negative.safetensors", "report.html", "rows.safetensors"
+
+PRODUCTS: Mapping[str, Product] = {
+    "preview.png": _preview,
+    "turntable.mp4": _turntable,
+    "progress.png": _progress,
+    "mesh.glb": _mesh,
+    REPORT: _report,
+}
+"""What is made of a finished asset, in this order: file name to what makes it."""
+
+
+def products_of(config: Config) -> Mapping[str, Product]:
+    """What is made of the result of a run: :data:`PRODUCTS`, or those of a refinement."""
+    if config.refine.asset is None:
+        return PRODUCTS
+    return refined.products(config.refine) | {name: make for name, make in PRODUCTS.items() if name != "mesh.glb"}

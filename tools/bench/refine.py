@@ -1,0 +1,222 @@
+"""What refining does to the lists of ``refine.json``: does the judge see the edit, and what became of the rest.
+
+    python tools/bench/refine.py edits OUT --kits KITS
+    python tools/bench/refine.py repairs OUT
+
+One line of ``OUT/PART.jsonl`` per entry, and ``OUT/PART.png`` with all of them before and after; an entry that has its
+line is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from psd_gs.asset import surface_gaussians
+from psd_gs.cameras import turntable
+from psd_gs.config import STRENGTH
+from psd_gs.export.pictures import contact_sheet
+from psd_gs.export.ply import read_ply, write_ply
+from psd_gs.gaussians import Gaussians, from_points
+from psd_gs.pipeline import TextTo3DPipeline
+from psd_gs.refine import Original
+from psd_gs.render import render
+from psd_gs.result import Result
+from psd_gs.runs import slug
+from psd_gs.scoring import score_asset
+
+Row = dict[str, Any]
+
+LISTS = Path(__file__).with_name("refine.json")
+POINTS = 12_000
+"""Of a mesh that becomes a splat."""
+
+
+def kit_mesh(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices, triangles and colours of the faces (sRGB, 0 to 1) of a mesh of the kits."""
+    with (folder / "assets.tsv").open(encoding="utf-8") as file:
+        known = {row["id"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
+    if name not in known:
+        raise SystemExit(f"{folder}: no mesh {name}")
+    for path in sorted(folder.glob("meshes-*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            found = np.flatnonzero(arrays["ids"] == name)
+            if len(found):
+                i = int(found[0])
+                (v0, v1), (f0, f1) = arrays["vertex_start"][i : i + 2], arrays["face_start"][i : i + 2]
+                vertices = arrays["vertices"][v0:v1].astype(np.float32) / 32767
+                return vertices, arrays["triangles"][f0:f1].astype(int), arrays["colours"][f0:f1] / 255
+    raise SystemExit(f"{folder}: no mesh {name}")
+
+
+def kit_splat(folder: Path, name: str) -> Gaussians:
+    """A mesh of the kits as Gaussians on its surface."""
+    import trimesh
+
+    vertices, triangles, colours = kit_mesh(folder, name)
+    mesh = trimesh.Trimesh(vertices, triangles, process=False)
+    points, faces = trimesh.sample.sample_surface(mesh, POINTS, seed=0)
+    return surface_gaussians(torch.from_numpy(points).float(), torch.from_numpy(colours[faces]).float())
+
+
+def source(name: str, pipeline: TextTo3DPipeline, arguments: argparse.Namespace) -> Path:
+    """The file of an asset of the lists, made if it is not there."""
+    path = arguments.out / "assets" / f"{slug(name)}.ply"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.startswith("kit:"):
+            asset = kit_splat(arguments.kits, name.removeprefix("kit:"))
+        else:
+            asset = pipeline(name, seed=0, preset="draft").gaussians
+        write_ply(asset, path)
+    return path
+
+
+def upper(asset: Gaussians) -> list[float]:
+    """A box around the upper two fifths and as much air above, in the axes of a PLY (y down)."""
+    low, high = asset.means.amin(0), asset.means.amax(0)
+    size = high - low
+    x0, _, z0 = (low - size).tolist()
+    x1, _, z1 = (high + size).tolist()
+    bottom, top = float(high[1] - 0.4 * size[1]), float(high[1] + 0.6 * size[1])
+    return [x0, -top, -z1, x1, -bottom, -z0]
+
+
+def refined(pipeline: TextTo3DPipeline, path: Path, prompt: str, how: Row, preset: str) -> Result:
+    """What ``psd-gs refine`` makes of it, in memory."""
+    given = {name: value for name, value in how.items() if name not in ("strength", "box")}
+    if how.get("box") == "upper":
+        given["box"] = upper(read_ply(path))
+    strength = how.get("strength", STRENGTH)
+    return pipeline.refine(path, prompt, strength=strength, preset=preset, overrides={"refine": given})
+
+
+def edit(entry: Row, pipeline: TextTo3DPipeline, arguments: argparse.Namespace) -> tuple[Row, list[Gaussians]]:
+    """Does the judge prefer the new prompt, before and after."""
+    assert pipeline.judge is not None
+    path, old = source(entry["asset"], pipeline, arguments), entry.get("old", entry["asset"])
+    how = entry.get("options", {})
+    result = refined(pipeline, path, entry["new"], how, arguments.preset)
+    original = Original.of(result.config.refine)
+    before, after = original.fitted(original.gaussians), original.fitted(result.gaussians)
+    scores = {
+        name: [round(score_asset(asset, prompt, pipeline.judge), 4) for prompt in (old, entry["new"])]
+        for name, asset in (("before", before), ("after", after))
+    }
+    prefers = {f"prefers_new_{name}": pair[1] > pair[0] for name, pair in scores.items()}
+    return {**result.refined, **entry, "old": old, "judge": scores, **prefers}, [before, after]
+
+
+def spoiled(asset: Gaussians, fault: str) -> Gaussians:
+    """An asset with a typical fault of a feed-forward model; the asset lies in the world."""
+    g = torch.Generator().manual_seed(0)
+    n = len(asset)
+    rgb = torch.rand(n, 3, generator=g)
+    if fault == "fog":
+        places = 0.45 * torch.randn(200, 3, generator=g)
+        return joined(asset, from_points(places, torch.full((200, 3), 0.7), scale=0.08, opacity=0.12))
+    if fault == "floaters":
+        ways = torch.nn.functional.normalize(torch.randn(40, 3, generator=g), dim=1)
+        return joined(asset, from_points(0.55 * ways, rgb[:1].expand(40, 3), scale=0.025, opacity=0.9))
+    out = replace(asset, **{name: tensor.clone() for name, tensor in asset.params().items()})  # type: ignore[arg-type]
+    if fault == "mottled back":
+        back = asset.means[:, 2] < asset.means[:, 2].median()
+        out.sh0[back] += 1.2 * torch.randn(int(back.sum()), 1, 3, generator=g)
+    elif fault == "noise":
+        out.means += 0.02 * torch.randn(n, 3, generator=g)
+        out.sh0 += 0.6 * torch.randn(n, 1, 3, generator=g)
+    else:
+        out.scales += math.log(1.8)
+    return out
+
+
+def joined(one: Gaussians, other: Gaussians) -> Gaussians:
+    shN = other.sh0.new_zeros(len(other), one.shN.shape[1], 3)
+    pairs = {name: (tensor, getattr(replace(other, shN=shN), name)) for name, tensor in one.params().items()}
+    return Gaussians(**{name: torch.cat(pair) for name, pair in pairs.items()})
+
+
+def psnr(one: Gaussians, other: Gaussians) -> float:
+    cameras = turntable(8, elevation=15.0, radius=0.69, size=128)
+    a, b = (render(asset, cameras, torch.ones(3)).rgb for asset in (one, other))
+    return round(float(-10 * (a - b).square().mean().log10()), 2)
+
+
+def repair(entry: list[str], pipeline: TextTo3DPipeline, arguments: argparse.Namespace) -> tuple[Row, list[Gaussians]]:
+    """Does the judge like it better, and is it nearer to what it was before it was spoiled."""
+    assert pipeline.judge is not None
+    prompt, fault = entry
+    clean = read_ply(source(prompt, pipeline, arguments))
+    path = arguments.out / "assets" / f"{slug(prompt)}-{slug(fault)}.ply"
+    write_ply(spoiled(clean, fault), path)
+    strength = json.loads(LISTS.read_text(encoding="utf-8"))["repairs"]["strength"]
+    result = refined(pipeline, path, prompt, {"strength": strength}, arguments.preset)
+    original = Original.of(result.config.refine)
+    three = [original.fitted(asset) for asset in (clean, original.gaussians, result.gaussians)]
+    judge = dict(
+        zip(("clean", "before", "after"), (score_asset(a, prompt, pipeline.judge) for a in three), strict=True)
+    )
+    row = {"asset": prompt, "fault": fault, "judge": {name: round(score, 4) for name, score in judge.items()}}
+    row |= {"psnr_before": psnr(three[0], three[1]), "psnr_after": psnr(three[0], three[2])}
+    row["better"] = judge["after"] > judge["before"]
+    row["nearer"] = row["psnr_after"] > row["psnr_before"]
+    return row, three[1:]
+
+
+PARTS = {"edits": edit, "repairs": repair}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("out", type=Path, help="folder of the lines, pictures and assets")
+    parser.add_argument("--kits", type=Path, help="folder of the meshes of the kits")
+    parser.add_argument("--preset", default="draft")
+    parser.add_argument("--entries", type=int, nargs="*", help="only these, counted from 0")
+    arguments = parser.parse_args()
+    lists = json.loads(LISTS.read_text(encoding="utf-8"))
+    entries = lists["repairs"]["assets"] if arguments.part == "repairs" else lists[arguments.part]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    log = arguments.out / f"{arguments.part}.jsonl"
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    pipeline = TextTo3DPipeline.from_pretrained("mini", device="cpu")
+    for i, entry in enumerate(entries):
+        if any(row["entry"] == i for row in rows) or (arguments.entries is not None and i not in arguments.entries):
+            continue
+        if not arguments.kits and "kit:" in json.dumps(entry):
+            continue
+        row, assets = PARTS[arguments.part](entry, pipeline, arguments)
+        rows.append({"entry": i, **row})
+        for asset, name in zip(assets, ("before", "after"), strict=True):
+            write_ply(asset, arguments.out / f"{arguments.part}-{i:02d}-{name}.ply")
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(json.dumps(rows[-1]), flush=True)
+    report(arguments.part, rows, arguments.out)
+
+
+def report(part: str, rows: list[Row], out: Path) -> None:
+    """The shares that the bars ask for, and a picture."""
+    names = [name for name in ("prefers_new_before", "prefers_new_after", "better", "nearer") if name in rows[0]]
+    for name in names:
+        print(f"{name}: {sum(row[name] for row in rows)} of {len(rows)}")
+    pictures, captions = [], []
+    camera = turntable(2, elevation=20.0, radius=0.69, size=192, start=35.0)
+    for row in sorted(rows, key=lambda row: row["entry"]):
+        for name in ("before", "after"):
+            asset = read_ply(out / f"{part}-{row['entry']:02d}-{name}.ply")
+            pictures += list(render(asset, camera, torch.ones(3)).rgb)
+            captions += [str(row.get("new" if name == "after" else "old", row["asset"])), ""]
+    contact_sheet(pictures, out / f"{part}.png", captions=captions, columns=8, size=160)
+
+
+if __name__ == "__main__":
+    main()
