@@ -13,6 +13,8 @@ from typing import Literal
 
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 
 from psd_gs.cli import main
 from psd_gs.config import Config, GuidanceConfig, from_dict, make_config, to_dict
@@ -271,3 +273,23 @@ def test_pip_installs_the_package_of_the_guide(tmp_path):
     run("psd_gs", "generate", "a red ball", *own, "--steps", "5")
     run("psd_gs", "export", "outputs/a-red-ball-0/splat.ply", "ball.xyz")
     assert (tmp_path / "ball.xyz").stat().st_size > 0
+
+
+@pytest.mark.full
+def test_the_preference_of_the_examples(tmp_path):
+    """Installed beside the program, by its name and with its own options; the kit passes."""
+    folder = ROOT / "examples" / "own_preference"
+    target, out = tmp_path / "site", tmp_path / "out"
+    install({path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.is_file()}, target)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(target), *sys.path])}
+    kit = "from psd_gs.testing import check_preference; check_preference('away', {'weight': 2.0})"
+    subprocess.run([sys.executable, "-c", kit], check=True, env=environment, timeout=300)
+    command = ["generate", "a red ball", "--preference", "away", "--steps", "4", "--preset", "draft", "--prior", "mini"]
+    command += ["--set", "guidance.away.weight=2", "--set", "solid_steps=0", "--output-dir", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "psd_gs", *command], env=environment, timeout=300, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load((out / "a-red-ball-0" / "config.yaml").read_text(encoding="utf-8"))
+    assert config["guidance"]["preference"] == "away"
+    assert config["guidance"]["away"]["weight"] == 2.0
