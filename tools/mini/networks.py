@@ -89,7 +89,7 @@ class Model(nn.Module):
 
 
 def inflated(unet: UNet2DConditionModel, patch: int) -> UNet2DConditionModel:
-    """The same network on patches: of an enlarged picture it makes the enlarged answer.
+    """The same network on patches: the velocity of their means, and nothing that differs from them.
 
     ``conv_in`` reads the mean of a patch and ``conv_out`` writes its answer into every pixel of it.
     """
@@ -144,14 +144,6 @@ def _other_frequencies(
     return torch.linalg.lstsq(large.time_proj(times).double(), wanted.double()).solution.T.float()
 
 
-@torch.no_grad()
 def warm_start(model: Model, old: MultiViewPipeline) -> None:
-    """The U-Net from one of pixels and velocities: patches, another width, and clean pictures instead.
-
-    At high noise, where most is decided, the velocity is the clean picture with another sign. The mean over a patch is
-    weaker than a pixel there by the side of the patch; twice the weights meet it half way.
-    """
+    """The U-Net from one without patches: it paints what the old one did, enlarged (:func:`from_cells` says why)."""
     widened(inflated(old.unet, model.patch), model.unet)
-    model.unet.conv_in.weight *= 2
-    for parameter in model.unet.conv_out.parameters():
-        parameter.neg_()

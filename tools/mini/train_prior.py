@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import max_pool2d, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import avg_pool2d, max_pool2d
 from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
@@ -38,7 +38,7 @@ from mini.networks import CHANNELS, VIEWS, Model, make_unet, warm_start
 from mini.world import Group, Groups
 from psd_gs.cameras import turntable
 from psd_gs.files import atomic_path
-from psd_gs.priors.multiview import MultiViewPipeline, cosine_scheduler, encode_prompts, set_views
+from psd_gs.priors.multiview import MultiViewPipeline, cosine_scheduler, encode_prompts, from_cells, set_views, to_cells
 
 OUTER = ("conv_in", "conv_out", "class_embedding")
 """Layers of the U-Net that meet pixels and camera numbers: not for Muon."""
@@ -50,7 +50,7 @@ BACKGROUND = 0.05
 They count the more, the more the noisy picture tells of them; else assets that the prior makes stand in fog.
 """
 LEAST_NOISE = 0.2
-"""Errors of the clean picture count as those of the velocity do, 1 / sigma^2, but no more than at this sigma^2."""
+"""Errors of clean details count as those of a velocity do, 1 / sigma^2, but no more than at this sigma^2."""
 OLD_PROMPTS = [row["prompt"] for row in json.loads((Path(__file__).parents[1] / "bench/prompts.json").read_text())]
 
 
@@ -89,7 +89,7 @@ def collate(groups: list[Group]) -> Batch:
 def loss_of(
     model: Model, batch: Batch, scheduler: DDIMScheduler, generator: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
-    """Squared error of the clean picture, weighted as that of the velocity; text dropped 10 %, cameras 5 %.
+    """Squared error of the velocity of patch means and of clean details; text dropped 10 %, cameras 5 %.
 
     High noise is drawn more often (density proportional to t) and there is no min-SNR weighting, which nearly mutes
     it: that is where it is decided what the object is and that all views show the same one.
@@ -104,22 +104,24 @@ def loss_of(
     times = t.repeat_interleave(alone).to(device)
     clean = batch.images.float() / 127.5 - 1
     noise = torch.randn(clean.shape, generator=generator).to(device)
-    noisy = scheduler.add_noise(clean, noise, times)
+    signal = scheduler.alphas_cumprod.to(device)[times, None, None, None]
+    alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
+    noisy = alpha * clean + sigma * noise
     set_views(model.unet, alone)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         text = encode_prompts(model.tokenizer, model.text_encoder, captions).repeat_interleave(alone, 0)
-        cells = pixel_unshuffle(noisy, model.patch)
+        cells = to_cells(noisy, alpha, sigma, model.patch)
         labels = batch.cameras * keep_camera[:, None]
         out = model.unet(cells, times, encoder_hidden_states=text, class_labels=labels, return_dict=False)[0]
-    estimate = pixel_shuffle(out.float(), model.patch)
-    told = scheduler.alphas_cumprod.to(device)[times, None, None, None]
-    mean_told = told * model.patch**2 / (told * model.patch**2 + 1 - told)  # of the mean over a patch
-    background = BACKGROUND + (1 - BACKGROUND) * mean_told
-    alpha, emphasis = batch.alpha.float() / 255, batch.emphasis.float() / 32
-    alpha, emphasis = (max_pool2d(x, 2 * model.patch - 1, 1, model.patch - 1) for x in (alpha, emphasis))
-    weight = emphasis * (background + (1 - background) * alpha)
-    weight = weight / weight.mean((1, 2, 3), keepdim=True) / (1 - told).clamp_min(LEAST_NOISE)
-    return (weight * (estimate - clean).square()).mean()
+    error = from_cells(out.float(), noisy, alpha, sigma, model.patch) - clean
+    mean_error = avg_pool2d(error, model.patch).repeat_interleave(model.patch, -1).repeat_interleave(model.patch, -2)
+    told = alpha**2 / (alpha**2 + (sigma / model.patch) ** 2)  # of the mean over a patch
+    scaled = mean_error / (1 - told).sqrt() + (error - mean_error) / sigma.clamp_min(LEAST_NOISE**0.5)
+    background = BACKGROUND + (1 - BACKGROUND) * told
+    cover, emphasis = batch.alpha.float() / 255, batch.emphasis.float() / 32
+    cover, emphasis = (max_pool2d(x, 2 * model.patch - 1, 1, model.patch - 1) for x in (cover, emphasis))
+    weight = emphasis * (background + (1 - background) * cover)
+    return (weight / weight.mean((1, 2, 3), keepdim=True) * scaled.square()).mean()
 
 
 def make_optimizers(model: Model, lr: float) -> tuple[list[nn.Parameter], torch.optim.Muon, torch.optim.AdamW]:
