@@ -138,10 +138,14 @@ def widened(small: UNet2DConditionModel, large: UNet2DConditionModel) -> UNet2DC
 def _other_frequencies(
     weight: Float[Tensor, "D c"], small: UNet2DConditionModel, large: UNet2DConditionModel
 ) -> Float[Tensor, "D C"]:
-    """The layer that reads the sinusoids of the time, for those of another width: by least squares over all times."""
+    """The layer that reads the sinusoids of the time, for those of another width: by ridge regression over all times.
+
+    The slow sinusoids are all but one and the same; without the ridge their weights leave the range of half precision.
+    """
     times = torch.arange(1000)
-    wanted = small.time_proj(times) @ weight.T
-    return torch.linalg.lstsq(large.time_proj(times).double(), wanted.double()).solution.T.float()
+    told = large.time_proj(times).double()
+    wanted = (small.time_proj(times) @ weight.T).double()
+    return torch.linalg.solve(told.T @ told + torch.eye(told.shape[1]), told.T @ wanted).T.float()
 
 
 def warm_start(model: Model, old: MultiViewPipeline) -> None:
