@@ -14,6 +14,8 @@ VIEWS = 4
 CHANNELS = (48, 64, 128, 192)
 TEXT_WIDTH = 192
 TIME_WIDTH = 128
+SHARD = "14MB"
+"""Saved weights are cut into files of at most this, which every host of repositories takes."""
 
 
 def make_unet(size: int, patch: int, channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from mini.names import spoken
+from mini.networks import SHARD
 from mini.pack import Pack
 from mini.scenes import vocabulary
 from mini.words import SPECIAL, known_words, phrase_vectors, pieces
@@ -22,8 +23,6 @@ from mini.world import SIZE_WORDS
 from psd_gs.priors.multiview import MultiViewPipeline
 
 ASSETS = Path(__file__).resolve().parents[2] / "src" / "psd_gs" / "assets" / "mini"
-SHARD = "14MB"
-"""Weights are cut into files of at most this, which every host of repositories takes."""
 
 
 def main() -> None:
