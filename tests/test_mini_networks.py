@@ -20,7 +20,7 @@ from psd_gs.priors.multiview import (
     from_cells,
     set_views,
     to_cells,
-)  # fmt: skip
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
