@@ -63,7 +63,7 @@ VIEW_MIX = ((4, 0.35), (2, 0.2), (1, 0.45))
 
 
 def start_network(model: str, out: Path) -> tuple[RewardNetwork, PreTrainedTokenizerFast]:
-    """With the weights that others have trained: the judge's features and sentences, the reward's word vectors."""
+    """With what others have trained: the judge's features and sentence encoder, vectors of the reward's words."""
     overrides, _ = MODELS[model]
     config = RewardConfig(vocab_size=0, **overrides)
     if config.text == "words":
@@ -72,8 +72,7 @@ def start_network(model: str, out: Path) -> tuple[RewardNetwork, PreTrainedToken
         tokenizer = minilm_tokenizer(config.text_length)
     network = RewardNetwork(replace(config, vocab_size=len(tokenizer)))
     if config.text == "words":
-        table = network.text.get_input_embeddings()
-        table.weight = nn.Parameter(word_vectors(known_words(), config.width), requires_grad=False)
+        network.text.get_input_embeddings().weight = nn.Parameter(word_vectors(known_words(), config.width))
     else:
         network.text.encoder.load_state_dict(minilm_state(config.text_length))
     if config.architecture == "frozen":
@@ -237,12 +236,12 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(list(MODELS).index(args.model) + 1)
     if args.init:
         published = MiniReward.from_pretrained(args.init)
-        network, tokenizer = published.network, published.tokenizer
-        fresh, _ = start_network(args.model, args.out)
-        for p, q in zip(network.parameters(), fresh.parameters(), strict=True):
-            p.requires_grad_(q.requires_grad)
+        network, tokenizer = RewardNetwork(published.network.config), published.tokenizer
+        network.load_state_dict(published.network.state_dict())
     else:
         network, tokenizer = start_network(args.model, args.out)
+    if network.config.text == "words":  # like words keep like vectors
+        network.text.get_input_embeddings().requires_grad_(False)
     student = Student(network)
     parameters = student.trained()
     optimizers = make_optimizers(student, args.lr)
