@@ -1,9 +1,9 @@
 """Train the prior on a GPU machine that is lent for minutes: what to take there, the training, what comes back.
 
     cd tools
-    python -m mini.gpu_run pack --pack PACK --text ../runs/text --out ../.mini           # here: 24 + 8 MB
-    python -m mini.gpu_run train --packed ../.mini --out ../runs/gpu --back $OUT         # there, as often as needed
-    python -m mini.gpu_run join FOLDER ../runs/prior                                     # here: files that came back
+    python -m mini.gpu_run pack --pack PACK --text ../runs/text --out ../.mini           # here: 21 + 9 MB
+    python -m mini.gpu_run train --packed ../.mini --out ../runs/gpu --back ../runs/back  # there, as often as needed
+    python -m mini.gpu_run join ../runs/back ../runs/prior                                # here: what came back
 
 ``train`` hands everything behind ``--`` on to ``mini.train_prior``. Every call goes on from the last one's checkpoint
 as long as ``--out`` stays where it is, and every call gives back the running mean of the weights (fp16), so that
@@ -72,12 +72,17 @@ def chosen(arrays: dict[str, np.ndarray], good: set[str]) -> dict[str, np.ndarra
     }
 
 
+def unpack(args: argparse.Namespace) -> None:
+    """``pack.tar.xz`` into ``--out``, where ``train`` finds it: a call of its own if all is too much for one."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(args.packed / "pack.tar.xz") as archive:
+        archive.extractall(args.out, filter="data")
+
+
 def train(args: argparse.Namespace) -> None:
     """Unpack what is not there yet, train, and put the result into ``--back`` in pieces."""
-    args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "pack").exists():
-        with tarfile.open(args.packed / "pack.tar.xz") as archive:
-            archive.extractall(args.out, filter="data")
+        unpack(args)
     given = ["--pack", args.out / "pack", "--text", args.packed / "text", "--init", args.init, "--out", args.out]
     train_prior.main([*map(str, given), *CUDA, *args.rest])
     args.back.mkdir(parents=True, exist_ok=True)
@@ -119,6 +124,10 @@ def main() -> None:
     packing.add_argument("--text", type=Path, required=True, help="folder that mini.train_text wrote")
     packing.add_argument("--out", type=Path, required=True)
     packing.set_defaults(run=pack)
+    unpacking = commands.add_parser("unpack", help=unpack.__doc__)
+    unpacking.add_argument("--packed", type=Path, required=True, help="folder that pack wrote")
+    unpacking.add_argument("--out", type=Path, required=True, help="stays there between calls")
+    unpacking.set_defaults(run=unpack)
     training = commands.add_parser("train", help=train.__doc__)
     training.add_argument("--packed", type=Path, required=True, help="folder that pack wrote")
     training.add_argument("--init", type=Path, default=Path("../src/psd_gs/assets/mini/prior"), help="start from this")
