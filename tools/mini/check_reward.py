@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of the weights")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the traced objects")
-    parser.add_argument("--pack", type=Path, help="folder that mini.kits.build wrote, for the lists")
+    parser.add_argument("--pack", type=Path, help="folder of the pack, for the lists")
     args = parser.parse_args()
     torch.set_num_threads(1)
     reward = MiniReward.from_pretrained(args.model)

@@ -44,7 +44,7 @@ def balanced(near: np.ndarray, far: np.ndarray) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pack", type=Path, required=True, help="folder that mini.kits.build wrote")
+    parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--text", type=Path, required=True, help="folder that mini.train_text wrote")
     args = parser.parse_args()
     names, words = Pack(args.pack).names, known_words()

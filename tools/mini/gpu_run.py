@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     packing = commands.add_parser("pack", help=pack.__doc__)
-    packing.add_argument("--pack", type=Path, required=True, help="folder that mini.kits.build wrote")
+    packing.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     packing.add_argument("--text", type=Path, required=True, help="folder that mini.train_text wrote")
     packing.add_argument("--out", type=Path, required=True)
     packing.set_defaults(run=pack)

@@ -28,7 +28,7 @@ ASSETS = Path(__file__).resolve().parents[2] / "src" / "psd_gs" / "assets" / "mi
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", type=Path, help="folder that mini.train_prior wrote")
-    parser.add_argument("--pack", type=Path, required=True, help="folder that mini.kits.build wrote")
+    parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--out", type=Path, default=ASSETS / "prior", help="folder that is replaced")
     args = parser.parse_args()
     pipeline = MultiViewPipeline.from_pretrained(args.pipeline, dtype=torch.float16)

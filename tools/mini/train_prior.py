@@ -241,7 +241,7 @@ def batches(args: argparse.Namespace, step: int) -> Iterator[Batch]:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pack", type=Path, required=True, help="folder that mini.kits.build wrote")
+    parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, curve, sheets and the fp16 pipeline")
     parser.add_argument("--text", type=Path, help="folder that mini.train_text wrote (default: that of --init)")
     parser.add_argument("--init", type=Path, help="start from this saved pipeline (fp16 will do)")

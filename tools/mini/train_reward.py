@@ -210,7 +210,7 @@ def batches(args: argparse.Namespace, dreamer: Dreamer | None, step: int) -> Ite
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), required=True)
-    parser.add_argument("--pack", type=Path, required=True, help="folder that mini.kits.build wrote")
+    parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, curve and the model")
     parser.add_argument("--init", type=Path, help="start from this saved model (fp16 will do)")
     parser.add_argument("--prior", type=Path, help="learn from dreams of this saved prior too")
