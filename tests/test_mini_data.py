@@ -35,7 +35,7 @@ from mini.scenes import (
     vocabulary,
 )
 from mini.sdf import BOX, CONE, ELLIPSOID, SDF, TORUS, Primitive, Shape, rotation_matrix, trace
-from mini.tokenizer import LENGTH
+from mini.words import LENGTH
 from torch import Tensor
 from transformers import CLIPTokenizer
 

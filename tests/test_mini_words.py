@@ -110,6 +110,7 @@ def test_what_the_command_refuses(arguments, options, message, tmp_path):
         Words(arguments, **options).run()
 
 
+@pytest.mark.full
 def test_the_sheet_shows_four_views_of_every_name(tmp_path, capsys):
     from PIL import Image
 
@@ -165,6 +166,22 @@ def test_every_word_is_one_token(tmp_path):
     assert names[1] == [made.START, "jack", "-", "o", "'", "-", "lantern", made.END]
     assert names[2] == [made.START, "corgi", made.UNKNOWN, made.END]
     assert tokenizer.model_max_length == made.LENGTH
+
+
+def test_the_threshold_treats_near_and_far_words_alike():
+    """Three of four near words are above 0.4, three of four far ones below; any other threshold favours one list."""
+    from mini.closeness import balanced, listed
+    from mini.names import HELD, Name
+
+    near, far = np.array([0.3, 0.5, 0.6, 0.7]), np.array([0.1, 0.2, 0.35, 0.55])
+    threshold, passed, warned = balanced(near, far)
+    assert 0.35 < threshold <= 0.5
+    assert passed == warned == 0.75
+    lists = listed({"spruce": Name("spruce", "tree", synonyms=["moth lamp"])})
+    assert not set(lists["near"]) & set(lists["far"])
+    assert not {"spruce", "moth"} & set(lists["near"])
+    assert not {w for phrase in HELD["synonyms"] for w in phrase.split()} & {*lists["near"], *lists["far"]}
+    assert "justice" in lists["far"]
 
 
 def test_what_is_written_beside_a_prior_fits_its_catalogue(tmp_path, sentences, monkeypatch):

@@ -50,7 +50,7 @@ def object_error(prior: Labelled, batch: Batch, t: float, generator: torch.Gener
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipelines", type=Path, nargs="+", help="saved pipelines to compare")
-    parser.add_argument("--pack", type=Path, required=True, help="folder that mini.kits.build wrote")
+    parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--batches", type=int, default=8, help="of 12 sets, per noise level")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

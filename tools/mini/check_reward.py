@@ -1,6 +1,7 @@
-"""Measure a reward on freshly built objects: the forty report prompts, and compositions held out of training.
+"""Measure a reward on renders: the forty old report prompts, held-out compositions, and the lists of the new world.
 
-python -m mini.check_reward --model ../src/psd_gs/assets/mini/reward --cache ../runs    # from tools/
+cd tools
+python -m mini.check_reward --model ../src/psd_gs/assets/mini/reward --cache ../runs --pack PACK
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mini.dataset import Buffers, sample_background, sample_cameras, sample_light, shade, trace_scene
+from mini.names import HELD
 from mini.objects import BY_NAME, CATEGORIES
+from mini.pack import Pack
 from mini.preferences import at_resolution
-from mini.scenes import COLOURS, HELD_COLOURS, HELD_RELATIONS, ItemLook, Look, caption, paint, scene_of
+from mini.scenes import COLOURS, HELD_COLOURS, HELD_RELATIONS, ItemLook, Look, article, caption, paint, scene_of
+from mini.world import World
 from psd_gs.rewards.mini import MiniReward
 
 PROMPTS = json.loads((Path(__file__).parents[1] / "bench" / "prompts.json").read_text())
@@ -115,19 +119,51 @@ def held_out_accuracy(reward: MiniReward, cache: Path) -> dict:
     return {kind: round(sum(w) / len(w), 4) for kind, w in wins.items()}
 
 
+@torch.no_grad()
+def lists_accuracy(reward: MiniReward, world: World, rows: int | None = None) -> dict:
+    """How often the right one of 20 captions wins, for renders of the report names and of what the synonyms mean.
+
+    Args:
+        reward: the judge.
+        world: what draws; things that its pack does not have are left out.
+        rows: no more than so many of each list.
+    """
+    lists = {
+        "names": [(row["name"], row["name"], row["others"]) for row in HELD["names"]],
+        "synonyms": [(row["names"][0], row["synonym"], row["others"]) for row in HELD["synonym_tests"]],
+    }
+    result: dict[str, float | int] = {}
+    for kind, tests in lists.items():
+        wins = []
+        for shown, said, others in tests[:rows]:
+            name = world.names.get(shown)
+            if name is None or not name.solid:
+                continue
+            rng = random.Random(shown)
+            surface = world.thing(name, rng, coloured=0.0).surface
+            cameras, generator = sample_cameras(rng, world.size), torch.Generator().manual_seed(0)
+            light, background = sample_light(1, generator)[0], torch.ones(3)
+            views = world.views(surface, said, cameras, light, background).images.float()[None] / 255
+            texts = [article(text) if name.article else text for text in (said, *others)]
+            seen = reward.network.encode_images(views)
+            scores = reward.network(seen, reward.encode_prompts(texts), len(texts))
+            wins.append(int(scores.argmax()) == 0)
+        result |= {kind: round(sum(wins) / max(1, len(wins)), 4), f"{kind}_tested": len(wins)}
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of the weights")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the traced objects")
+    parser.add_argument("--pack", type=Path, help="folder of the pack, for the lists")
     args = parser.parse_args()
     torch.set_num_threads(1)
     reward = MiniReward.from_pretrained(args.model)
-    print(
-        json.dumps(
-            {"report_prompts": prompt_accuracy(reward, args.cache), "held_out": held_out_accuracy(reward, args.cache)},
-            indent=2,
-        )
-    )
+    found = {"report_prompts": prompt_accuracy(reward, args.cache), "held_out": held_out_accuracy(reward, args.cache)}
+    if args.pack:
+        found["lists"] = lists_accuracy(reward, World(Pack(args.pack), 128))
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -15,16 +15,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 Views = Float[Tensor, "V C H W"]
+REFERENCE = 64
+"""Lengths in pixels are those of pictures of this side, and grow with larger ones."""
 
 
 def gaussian_blur(x: Views, sigma: float) -> Views:
-    """Separable Gaussian blur with replicated borders; ``sigma`` in pixels."""
+    """Separable Gaussian blur with replicated borders; ``sigma`` in pixels of ``REFERENCE``."""
+    sigma *= x.shape[-1] / REFERENCE
     radius = max(1, round(2.5 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=x.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
     x = F.conv2d(F.pad(x, (radius, radius, 0, 0), "replicate"), kernel[:, :, None], groups=x.shape[1])
     return F.conv2d(F.pad(x, (0, 0, radius, radius), "replicate"), kernel[..., None], groups=x.shape[1])
+
+
+def _odd(length: float) -> int:
+    """The nearest odd number, at least 3."""
+    return max(3, 2 * round((length - 1) / 2) + 1)
 
 
 def uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
@@ -145,7 +153,7 @@ def melted(x: Views, other: Views, s: float, g: torch.Generator) -> Views:
 
 def grown(x: Views, other: Views, s: float, g: torch.Generator) -> Views:
     """Every edge bloated by fat Gaussians."""
-    reach = 3 if s < 0.4 else 5 if s < 0.75 else 9
+    reach = _odd((3 if s < 0.4 else 5 if s < 0.75 else 9) * x.shape[-1] / REFERENCE)
     return F.max_pool2d(x, reach, 1, reach // 2)
 
 
@@ -157,7 +165,7 @@ def blurred(x: Views, s: float, g: torch.Generator) -> Views:
 
 
 def box_blurred(x: Views, s: float, g: torch.Generator) -> Views:
-    reach = 2 * round(1 + 5 * s) + 1
+    reach = _odd((2 * round(1 + 5 * s) + 1) * x.shape[-1] / REFERENCE)
     return F.avg_pool2d(F.pad(x, (reach // 2,) * 4, "replicate"), reach, 1)
 
 

@@ -1,35 +1,19 @@
-"""Training data: geometry buffers on disk, painted and captioned anew for every batch.
-
-    python -m mini.dataset --out runs/data --sets 12000          # from tools/
-
-A *set* is four orthogonal views of one scene. On disk it is the slot map, the normals and the
-camera; a batch draws colours, caption, light and background. Shards are safetensors files of 256
-sets whose header holds the scenes as JSON.
-"""
+"""Procedural scenes traced to geometry buffers and painted; cameras, lights and backgrounds of all training views."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import random
-import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mini.objects import CATEGORIES
-from mini.scenes import MATERIALS, Palette, Scene, build_scene, sample_scene
+from mini.scenes import MATERIALS, Palette, Scene, build_scene
 from mini.sdf import SDF, trace
 from psd_gs.cameras import Cameras, orbit
 
-SHARD = 256
 VIEWS = 4
 FOV = (30.0, 50.0)
 ELEVATION = (-15.0, 60.0)
@@ -136,82 +120,3 @@ def compose(
     if rgba.shape[-1] != size:
         rgba = torch.nn.functional.adaptive_avg_pool2d(rgba.flatten(0, 1), size).view(b, v, 4, size, size)
     return rgba[:, :, :3] + (1 - rgba[:, :, 3:]) * background[:, None, :, None, None]
-
-
-class Sets:
-    """All shards of a folder in memory; indexable."""
-
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        self.scenes: list[Scene] = []
-        self.loaded: set[Path] = set()
-        self.refresh()
-        if not self.scenes:
-            raise FileNotFoundError(f"no shards in {folder}; run `python -m mini.dataset --out {folder}` first")
-
-    def refresh(self) -> None:
-        """Load the shards that were written since."""
-        fresh = sorted(set(self.folder.glob("*.safetensors")) - self.loaded)
-        if not fresh:
-            return
-        parts: dict[str, list[Tensor]] = {"slots": [], "normals": [], "viewmats": [], "Ks": []}
-        for path in fresh:
-            with safe_open(path, "pt") as file:
-                for name, tensors in parts.items():
-                    tensors.append(file.get_tensor(name))
-                self.scenes += [Scene.from_json(d) for d in json.loads(file.metadata()["scenes"])]
-        if self.loaded:
-            for name, tensors in parts.items():
-                tensors.insert(0, getattr(self.buffers, name))
-        self.buffers = Buffers(**{name: torch.cat(tensors) for name, tensors in parts.items()})
-        self.loaded.update(fresh)
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-
-def make_shard(path: Path, seed: int, size: int, everything: bool, device: str = "cpu") -> None:
-    """Write one shard of ``SHARD`` sets; skipped if it is there."""
-    if path.exists():
-        return
-    torch.set_num_threads(1)
-    rng = random.Random(seed)
-    categories = tuple(c for c in CATEGORIES if everything or c.core)
-    scenes = [sample_scene(rng, categories) for _ in range(SHARD)]
-    sets = [trace_scene(scene, sample_cameras(rng, size), device) for scene in scenes]
-    tensors = {n: torch.cat([getattr(s, n) for s in sets]).cpu() for n in ("slots", "normals", "viewmats", "Ks")}
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, {"scenes": json.dumps([s.to_json() for s in scenes])})
-    temporary.replace(path)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--sets", type=int, default=12_000, help="number of sets, rounded up to whole shards")
-    parser.add_argument("--size", type=int, default=64, help="pixels per side (train at half of it for antialiasing)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--all", action="store_true", help="all categories, not the core ones only")
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    shards = math.ceil(args.sets / SHARD)
-    start = time.time()
-    with ProcessPoolExecutor(args.workers) as pool:
-        jobs = [
-            pool.submit(
-                make_shard,
-                args.out / f"{args.seed:02d}-{i:04d}.safetensors",
-                args.seed * 100_000 + i,
-                args.size,
-                args.all,
-            )
-            for i in range(shards)
-        ]
-        for done, job in enumerate(jobs, 1):
-            job.result()
-            print(f"{done}/{shards} shards, {time.time() - start:.0f} s", flush=True)
-
-
-if __name__ == "__main__":
-    main()

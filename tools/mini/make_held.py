@@ -190,7 +190,7 @@ def make(pack: Pack) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pack", type=Path, help="folder that mini.kits.build wrote")
+    parser.add_argument("pack", type=Path, help="folder of the pack")
     args = parser.parse_args()
     held = make(Pack(args.pack))
     lines = []

@@ -83,7 +83,7 @@ def names(pack: Path) -> dict[str, Name]:
     """All names by caption; meshes of doubtful quality are left out.
 
     Args:
-        pack: the folder that ``mini.kits.build`` wrote.
+        pack: the folder of the pack.
     """
     found: dict[str, Name] = {}
 

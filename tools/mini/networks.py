@@ -14,6 +14,8 @@ VIEWS = 4
 CHANNELS = (48, 64, 128, 192)
 TEXT_WIDTH = 192
 TIME_WIDTH = 128
+SHARD = "14MB"
+"""Saved weights are cut into files of at most this, which every host of repositories takes."""
 
 
 def make_unet(size: int, patch: int, channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
@@ -89,7 +91,7 @@ class Model(nn.Module):
 
 
 def inflated(unet: UNet2DConditionModel, patch: int) -> UNet2DConditionModel:
-    """The same network on patches: of an enlarged picture it makes the enlarged answer.
+    """The same network on patches: the velocity of their means, and nothing that differs from them.
 
     ``conv_in`` reads the mean of a patch and ``conv_out`` writes its answer into every pixel of it.
     """
@@ -138,20 +140,16 @@ def widened(small: UNet2DConditionModel, large: UNet2DConditionModel) -> UNet2DC
 def _other_frequencies(
     weight: Float[Tensor, "D c"], small: UNet2DConditionModel, large: UNet2DConditionModel
 ) -> Float[Tensor, "D C"]:
-    """The layer that reads the sinusoids of the time, for those of another width: by least squares over all times."""
-    times = torch.arange(1000)
-    wanted = small.time_proj(times) @ weight.T
-    return torch.linalg.lstsq(large.time_proj(times).double(), wanted.double()).solution.T.float()
+    """The layer that reads the sinusoids of the time, for those of another width: by ridge regression over all times.
 
-
-@torch.no_grad()
-def warm_start(model: Model, old: MultiViewPipeline) -> None:
-    """The U-Net from one of pixels and velocities: patches, another width, and clean pictures instead.
-
-    At high noise, where most is decided, the velocity is the clean picture with another sign. The mean over a patch is
-    weaker than a pixel there by the side of the patch; twice the weights meet it half way.
+    The slow sinusoids are all but one and the same; without the ridge their weights leave the range of half precision.
     """
+    times = torch.arange(1000)
+    told = large.time_proj(times).double()
+    wanted = (small.time_proj(times) @ weight.T).double()
+    return torch.linalg.solve(told.T @ told + torch.eye(told.shape[1]), told.T @ wanted).T.float()
+
+
+def warm_start(model: Model, old: MultiViewPipeline) -> None:
+    """The U-Net from one without patches: it paints what the old one did, enlarged (:func:`from_cells` says why)."""
     widened(inflated(old.unet, model.patch), model.unet)
-    model.unet.conv_in.weight *= 2
-    for parameter in model.unet.conv_out.parameters():
-        parameter.neg_()

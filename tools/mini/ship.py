@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from mini.names import spoken
+from mini.networks import SHARD
 from mini.pack import Pack
 from mini.scenes import vocabulary
 from mini.words import SPECIAL, known_words, phrase_vectors, pieces
@@ -22,14 +23,12 @@ from mini.world import SIZE_WORDS
 from psd_gs.priors.multiview import MultiViewPipeline
 
 ASSETS = Path(__file__).resolve().parents[2] / "src" / "psd_gs" / "assets" / "mini"
-SHARD = "14MB"
-"""Weights are cut into files of at most this, which every host of repositories takes."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", type=Path, help="folder that mini.train_prior wrote")
-    parser.add_argument("--pack", type=Path, required=True, help="folder that mini.kits.build wrote")
+    parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--out", type=Path, default=ASSETS / "prior", help="folder that is replaced")
     args = parser.parse_args()
     pipeline = MultiViewPipeline.from_pretrained(args.pipeline, dtype=torch.float16)

@@ -29,16 +29,16 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import max_pool2d, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import avg_pool2d, max_pool2d
 from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from mini.names import HELD
-from mini.networks import CHANNELS, VIEWS, Model, make_unet, warm_start
+from mini.networks import CHANNELS, SHARD, VIEWS, Model, make_unet, warm_start
 from mini.world import Group, Groups
 from psd_gs.cameras import turntable
 from psd_gs.files import atomic_path
-from psd_gs.priors.multiview import MultiViewPipeline, cosine_scheduler, encode_prompts, set_views
+from psd_gs.priors.multiview import MultiViewPipeline, cosine_scheduler, encode_prompts, from_cells, set_views, to_cells
 
 OUTER = ("conv_in", "conv_out", "class_embedding")
 """Layers of the U-Net that meet pixels and camera numbers: not for Muon."""
@@ -50,7 +50,7 @@ BACKGROUND = 0.05
 They count the more, the more the noisy picture tells of them; else assets that the prior makes stand in fog.
 """
 LEAST_NOISE = 0.2
-"""Errors of the clean picture count as those of the velocity do, 1 / sigma^2, but no more than at this sigma^2."""
+"""Errors of clean details count as those of a velocity do, 1 / sigma^2, but no more than at this sigma^2."""
 OLD_PROMPTS = [row["prompt"] for row in json.loads((Path(__file__).parents[1] / "bench/prompts.json").read_text())]
 
 
@@ -89,37 +89,38 @@ def collate(groups: list[Group]) -> Batch:
 def loss_of(
     model: Model, batch: Batch, scheduler: DDIMScheduler, generator: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
-    """Squared error of the clean picture, weighted as that of the velocity; text dropped 10 %, cameras 5 %.
+    """Squared error of the velocity of patch means and of clean details; text dropped 10 %, cameras 5 %.
 
     High noise is drawn more often (density proportional to t) and there is no min-SNR weighting, which nearly mutes
     it: that is where it is decided what the object is and that all views show the same one.
     """
     device = batch.images.device
     alone = 1 if batch.flat else VIEWS  # pictures that share time and text
-    n = len(batch.captions) // alone
-    t = (torch.rand(n, generator=generator).sqrt() * len(scheduler.alphas_cumprod)).long()
-    drop_text = torch.rand(n, generator=generator) < 0.10
-    keep_camera = (torch.rand(n, generator=generator) >= 0.05).float().repeat_interleave(alone).to(device)
-    captions = ["" if drop else text for text, drop in zip(batch.captions[::alone], drop_text, strict=True)]
-    times = t.repeat_interleave(alone).to(device)
+    draws = torch.rand(3, len(batch.captions) // alone, generator=generator, device=device)
+    times = (draws[0].sqrt() * len(scheduler.alphas_cumprod)).long().repeat_interleave(alone)
+    keep_camera = (draws[1] >= 0.05).float().repeat_interleave(alone)
+    dropped = (draws[2] < 0.10).tolist()
+    captions = ["" if drop else text for text, drop in zip(batch.captions[::alone], dropped, strict=True)]
     clean = batch.images.float() / 127.5 - 1
-    noise = torch.randn(clean.shape, generator=generator).to(device)
-    noisy = scheduler.add_noise(clean, noise, times)
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    signal = scheduler.alphas_cumprod.to(device)[times, None, None, None]
+    alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
+    noisy = alpha * clean + sigma * noise
     set_views(model.unet, alone)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         text = encode_prompts(model.tokenizer, model.text_encoder, captions).repeat_interleave(alone, 0)
-        cells = pixel_unshuffle(noisy, model.patch)
+        cells = to_cells(noisy, alpha, sigma, model.patch)
         labels = batch.cameras * keep_camera[:, None]
         out = model.unet(cells, times, encoder_hidden_states=text, class_labels=labels, return_dict=False)[0]
-    estimate = pixel_shuffle(out.float(), model.patch)
-    told = scheduler.alphas_cumprod.to(device)[times, None, None, None]
-    mean_told = told * model.patch**2 / (told * model.patch**2 + 1 - told)  # of the mean over a patch
-    background = BACKGROUND + (1 - BACKGROUND) * mean_told
-    alpha, emphasis = batch.alpha.float() / 255, batch.emphasis.float() / 32
-    alpha, emphasis = (max_pool2d(x, 2 * model.patch - 1, 1, model.patch - 1) for x in (alpha, emphasis))
-    weight = emphasis * (background + (1 - background) * alpha)
-    weight = weight / weight.mean((1, 2, 3), keepdim=True) / (1 - told).clamp_min(LEAST_NOISE)
-    return (weight * (estimate - clean).square()).mean()
+    error = from_cells(out.float(), noisy, alpha, sigma, model.patch) - clean
+    mean_error = avg_pool2d(error, model.patch).repeat_interleave(model.patch, -1).repeat_interleave(model.patch, -2)
+    told = alpha**2 / (alpha**2 + (sigma / model.patch) ** 2)  # of the mean over a patch
+    scaled = mean_error / (1 - told).sqrt() + (error - mean_error) / sigma.clamp_min(LEAST_NOISE**0.5)
+    background = BACKGROUND + (1 - BACKGROUND) * told
+    cover, emphasis = batch.alpha.float() / 255, batch.emphasis.float() / 32
+    cover, emphasis = (max_pool2d(x, 2 * model.patch - 1, 1, model.patch - 1) for x in (cover, emphasis))
+    weight = emphasis * (background + (1 - background) * cover)
+    return (weight / weight.mean((1, 2, 3), keepdim=True) * scaled.square()).mean()
 
 
 def make_optimizers(model: Model, lr: float) -> tuple[list[nn.Parameter], torch.optim.Muon, torch.optim.AdamW]:
@@ -173,19 +174,20 @@ class Checkpoint:
     def __init__(self, path: Path, model: Model, ema: EMAModel, optimizers: list[torch.optim.Optimizer]) -> None:
         self.path, self.model, self.ema, self.optimizers = path, model, ema, optimizers
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, seconds: float) -> None:
         state: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         state |= {f"ema.{i}": shadow for i, shadow in enumerate(self.ema.shadow_params)}
         for optimizer in self.optimizers:
             for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
                 state |= {f"{type(optimizer).__name__}.{i}.{k}": v for k, v in optimizer.state[p].items()}
         with atomic_path(self.path) as path:
-            save_file({k: v.contiguous() for k, v in state.items()} | {"step": torch.tensor(step)}, path)
+            clock = {"step": torch.tensor(step), "seconds": torch.tensor(seconds)}
+            save_file({k: v.contiguous() for k, v in state.items()} | clock, path)
 
-    def load(self, device: str) -> int:
-        """The step that the file was written at; 0 if there is none."""
+    def load(self, device: str) -> tuple[int, float]:
+        """The step that the file was written at and the seconds of training so far; zeros if there is none."""
         if not self.path.exists():
-            return 0
+            return 0, 0.0
         state = load_file(self.path, device)
         self.model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
         for i, shadow in enumerate(self.ema.shadow_params):
@@ -195,7 +197,7 @@ class Checkpoint:
                 prefix = f"{type(optimizer).__name__}.{i}."
                 optimizer.state[p] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         self.ema.optimization_step = step = int(state["step"])
-        return step
+        return step, float(state["seconds"])
 
 
 def start_model(args: argparse.Namespace) -> Model:
@@ -237,9 +239,9 @@ def batches(args: argparse.Namespace, step: int) -> Iterator[Batch]:
         step += 1
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pack", type=Path, required=True, help="folder that mini.kits.build wrote")
+    parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, curve, sheets and the fp16 pipeline")
     parser.add_argument("--text", type=Path, help="folder that mini.train_text wrote (default: that of --init)")
     parser.add_argument("--init", type=Path, help="start from this saved pipeline (fp16 will do)")
@@ -251,7 +253,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--reuse", type=int, default=1, help="steps per drawn batch")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--steps", type=int, default=8000, help="stop there")
-    parser.add_argument("--minutes", type=float, default=1e9, help="or after so long, with the rate going to 0")
+    parser.add_argument("--minutes", type=float, default=1e9, help="or after so long in all, with the rate going to 0")
+    parser.add_argument("--call", type=float, default=1e9, help="minutes after which this call ends")
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--decay", type=float, default=0.25, help="last share of the run, over which lr goes to 0")
     parser.add_argument("--ema", type=float, default=0.998)
@@ -261,15 +264,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--save-every", type=int, default=100, help="steps")
     parser.add_argument("--sheet-every", type=int, default=400, help="steps")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not (args.text or args.init):
         parser.error("expected --text FOLDER of mini.train_text or --init FOLDER of a prior, received neither.")
     args.channels = tuple(args.channels)
     return args
 
 
-def main() -> None:
-    args = parse()
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     model = start_model(args).to(args.device)
@@ -278,7 +281,7 @@ def main() -> None:
     ema = EMAModel(parameters, decay=args.ema)
     scheduler = cosine_scheduler(args.patch)
     checkpoint = Checkpoint(args.out / "checkpoint.safetensors", model, ema, optimizers)
-    step = checkpoint.load(args.device)
+    step, before = checkpoint.load(args.device)
 
     def publish() -> None:
         """The running mean of the weights as a pipeline, and what it paints."""
@@ -287,15 +290,16 @@ def main() -> None:
         mean = copy.deepcopy(model)
         ema.restore(parameters)
         sample_sheet(mean.pipeline(), looked_at(), args.out / f"samples-{step:06d}.png")
-        mean.half().pipeline().save_pretrained(args.out / "pipeline")
+        mean.half().pipeline().save_pretrained(args.out / "pipeline", max_shard_size=SHARD)
 
     curve = (args.out / "curve.jsonl").open("a")
     running, seen, start = None, 0, time.time()
     for batch in batches(args, step):
-        share = max(step / args.steps, (time.time() - start) / 60 / args.minutes)
-        if share >= 1:
+        spent = time.time() - start
+        share = max(step / args.steps, (before + spent) / 60 / args.minutes)
+        if share >= 1 or spent / 60 >= args.call:
             break
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        generator = torch.Generator(args.device).manual_seed(args.seed * 1_000_003 + step)
         # the fused attention's backward pass is slow on CPUs
         with sdpa_kernel(SDPBackend.MATH) if args.device == "cpu" else nullcontext():
             loss = loss_of(model, batch, scheduler, generator, torch.float32 if args.fp32 else torch.bfloat16)
@@ -320,10 +324,10 @@ def main() -> None:
             print(json.dumps(row), file=curve, flush=True)
             print(row, flush=True)
         if step % args.save_every == 0:
-            checkpoint.save(step)
+            checkpoint.save(step, before + time.time() - start)
         if step % args.sheet_every == 0:
             publish()
-    checkpoint.save(step)
+    checkpoint.save(step, before + time.time() - start)
     publish()
 
 

@@ -1,13 +1,12 @@
 """Train the embedded reward, or the judge, on synthetic preferences.
 
     cd tools
-    python -m mini.dataset --out ../runs/data --sets 12288
-    python -m mini.train_reward --model reward --data ../runs/data --out ../runs/reward --steps 4000
-    python -m mini.train_reward --model judge --data ../runs/data --out ../runs/judge --steps 4000
+    python -m mini.train_reward --model reward --pack PACK --out ../runs/reward --prior ../runs/prior/pipeline
+    python -m mini.train_reward --model judge --pack PACK --out ../runs/judge --prior ../runs/prior/pipeline
 
 Stop it whenever you like: the same command goes on from the last checkpoint. ``--init FOLDER`` starts from published
-fp16 weights instead, with the optimizers warmed up and the helpers begun again. The model is written to
-OUT/model with ``metrics.json``: accuracies on geometry that was not trained on.
+fp16 weights instead, with the optimizers warmed up and the helper begun again. The model is written to OUT/model with
+``metrics.json``: accuracies on episodes that were not trained on, of known things.
 """
 
 from __future__ import annotations
@@ -18,33 +17,40 @@ import json
 import random
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerFast
 
-from mini.check_reward import held_out_accuracy, prompt_accuracy
+from mini.check_reward import lists_accuracy
 from mini.corruptions import JUDGE, REWARD
-from mini.dataset import Sets
 from mini.dreamer import Dreamer
-from mini.objects import CATEGORIES
-from mini.preferences import LOOKS, PART_ID, Batch, EpisodeMaker
-from mini.scenes import COLOUR_WORDS, vocabulary
-from mini.tokenizer import train_tokenizer
-from mini.variants import CATEGORY_ID, NAMES
+from mini.episodes import Scenes
+from mini.pack import Pack
+from mini.preferences import LOOKS, Batch, EpisodeMaker
+from mini.published import lite0_state, minilm_state, minilm_tokenizer
+from mini.words import known_words, make_tokenizer, sentence_vectors, word_vectors
+from mini.world import World
+from psd_gs.files import atomic_path, write_atomic
 from psd_gs.priors.multiview import MultiViewPrior
 from psd_gs.rewards.mini import MiniReward, RewardConfig, RewardNetwork, TextFeatures
 
+SIZE = 128
+"""Pixels per side of the pictures that are drawn."""
+MEANING = 384
+"""Width of the sentence encoder that the helper of training speaks to."""
 MODELS = {
-    "reward": ({"architecture": "conv", "channels": (48, 96), "depth": 3, "fusion_depth": 2, "text_layers": 1}, REWARD),
-    "judge": ({"architecture": "patch", "width": 96, "channels": (64, 0), "depth": 3, "fusion_depth": 2}, JUDGE),
+    "reward": ({"architecture": "conv", "text": "words", "image_size": 96, "text_layers": 1}, REWARD),
+    "judge": ({"architecture": "frozen", "text": "sentence", "image_size": SIZE, "text_layers": 6}, JUDGE),
 }
-HELD_BACK = 512
-"""The last sets of the data are for validation."""
-
+VALIDATION = 10**9
+"""Seed of the episodes that are not trained on."""
 VALIDATION_EPISODES = 480
 DREAMS = 0.25
 """Share of the steps that are about dreams of the prior, if there is one."""
@@ -56,75 +62,64 @@ VIEW_MIX = ((4, 0.35), (2, 0.2), (1, 0.45))
 """Views per set and how often; batches of fewer views have more episodes."""
 
 
-def word_labels(tokenizer: CLIPTokenizer, names: dict[str, int]) -> Tensor:
-    """What each token stands for: the value of the name that it is, or else ends; 0 for none, or several."""
-    vocabulary = tokenizer.get_vocab()
-    meanings: dict[str, set[int]] = defaultdict(set)
-    for name, value in names.items():
-        meanings[name.split()[-1]].add(value)
-    labels = torch.zeros(len(tokenizer), dtype=torch.long)
-    for word, values in meanings.items():
-        if word in names or len(values) == 1:
-            labels[vocabulary[word + "</w>"]] = names.get(word) or min(values)
-    return labels
+def start_network(model: str, out: Path) -> tuple[RewardNetwork, PreTrainedTokenizerFast]:
+    """With what others have trained: the judge's features and sentence encoder, vectors of the reward's words."""
+    overrides, _ = MODELS[model]
+    config = RewardConfig(vocab_size=0, **overrides)
+    if config.text == "words":
+        tokenizer = make_tokenizer(known_words(), out / "tokenizer")
+    else:
+        tokenizer = minilm_tokenizer(config.text_length)
+    network = RewardNetwork(replace(config, vocab_size=len(tokenizer)))
+    if config.text == "words":
+        network.text.get_input_embeddings().weight = nn.Parameter(word_vectors(known_words(), config.width))
+    else:
+        network.text.encoder.load_state_dict(minilm_state(config.text_length))
+    if config.architecture == "frozen":
+        network.tower.features.load_state_dict(lite0_state())
+    return network, tokenizer
 
 
 class Student(nn.Module):
-    """The network with the helpers of training.
+    """The network with the helper of training: a set tells what its caption means to the sentence encoder."""
 
-    Each cell of each view tells the category, the part and the colour that it shows, each noun its meaning and its
-    colour, and both through the same layers, so that words and pictures come to share a space.
-    """
-
-    def __init__(self, config: RewardConfig, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, network: RewardNetwork) -> None:
         super().__init__()
-        self.network = RewardNetwork(config)
-        self.categories = nn.Linear(config.width, len(CATEGORIES) + 1)
-        self.colours = nn.Linear(config.width, len(NAMES) + 1)
-        self.parts = nn.Linear(config.width, len(PART_ID) + 1)
-        categories = {name: CATEGORY_ID[c.name] for c in CATEGORIES for name in c.names}
-        colours = {word: i + 1 for i, name in enumerate(NAMES) for word in (name, *COLOUR_WORDS.get(name, ()))}
-        self.words = [word_labels(tokenizer, names) for names in (categories, PART_ID, colours)]
+        self.network = network
+        self.meaning = nn.Linear(network.config.width, MEANING)
 
     def forward(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of all pairs, ``[E * 4 * 4]``, and the loss of the helpers."""
+        """Scores of all pairs, ``[E * 4 * 4]``, and the loss of the helper."""
         episodes = batch.images.shape[0]
         image = self.network.encode_images(batch.images.flatten(0, 1))
         text = self.network.encode_text(ids)
         repeat = lambda t: t.unflatten(0, (episodes, LOOKS)).repeat_interleave(LOOKS, 0).flatten(0, 1)  # noqa: E731
         scores = self.network(image, TextFeatures(repeat(text.states), repeat(text.mask)), LOOKS)
-        shown = batch.rendered
-        nouns, parts, colours = (labels[ids] for labels in self.words)
-        adjectives = torch.where(nouns + parts > 0, colours.roll(1, 1), 0)  # "a red car": the word before the noun
-        heads = (self.categories, self.parts, self.colours)
-        helper = scores.new_zeros(())
-        for head, cells, words in zip(
-            heads, (shown.categories, shown.parts, shown.colours), (nouns, parts, adjectives), strict=True
-        ):
-            weight = torch.ones(head.out_features)
-            weight[0] = 0.15
-            target = cells[batch.labelled].flatten()
-            if len(target):
-                guess = head(image.tokens[batch.labelled]).float().flatten(0, 1)
-                helper = helper + F.cross_entropy(guess, target, weight)
-            if (words > 0).any():
-                helper = helper + 0.3 * F.cross_entropy(head(text.states[words > 0]).float(), words[words > 0])
-        return scores, helper
+        if not batch.right.any():
+            return scores, scores.new_zeros(())
+        wanted = sentence_vectors([text for text, right in zip(batch.captions, batch.right, strict=True) if right])
+        said = self.meaning(image.summary[batch.right]).float()
+        return scores, (1 - F.cosine_similarity(said, wanted.to(said.device))).mean()
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
-def make_optimizers(student: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(student: Student, lr: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024, with AdamW's step size) for the matrices, AdamW for the rest."""
-    by_kind: dict[bool, list[tuple[int, nn.Parameter]]] = {True: [], False: []}
-    for i, (name, p) in enumerate(student.named_parameters()):
-        by_kind[p.ndim == 2 and "position" not in name and "embedding" not in name].append((i, p))
-    matrices, rest = ({"params": [p for _, p in ps], "index": [i for i, _ in ps]} for ps in by_kind.values())
+    by_kind: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
+    for name, p in student.trained().items():
+        by_kind[p.ndim == 2 and "position" not in name].append((name, p))
+    matrices, rest = (
+        {"params": [p for _, p in ps], "name": [name for name, _ in ps]} for ps in by_kind.values()
+    )  # fmt: skip
     return [
         torch.optim.Muon([matrices], lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW([rest], lr=lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True),
     ]
 
 
-def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+def token_ids(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> Tensor:
     return tokenizer(captions, padding=True, truncation=True, return_tensors="pt").input_ids
 
 
@@ -142,17 +137,10 @@ def preference_loss(scores: Tensor, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def validate(
-    network: RewardNetwork,
-    tokenizer: CLIPTokenizer,
-    maker: EpisodeMaker,
-    episodes: int,
-    dreamer: Dreamer | None = None,
-    views: int = 4,
+    student: Student, tokenizer: PreTrainedTokenizerFast, maker: EpisodeMaker, episodes: int, dreamer: Dreamer | None
 ) -> dict:
     """Accuracy by kind of preference, and mean and standard deviation of the scores (dreams apart)."""
-    rng, generator = random.Random(9), torch.Generator().manual_seed(9)
-    student = Student(network.config, tokenizer)
-    student.network = network
+    rng, generator = random.Random(VALIDATION), torch.Generator().manual_seed(VALIDATION)
     of_pictures: dict[str, list[bool]] = defaultdict(list)
     of_dreams: dict[str, list[bool]] = defaultdict(list)
 
@@ -163,10 +151,10 @@ def validate(
             right[kind.split("/")[0]].append(won)
         return scores
 
-    seen = torch.cat([judge(maker.batch(12, views, rng, generator), of_pictures) for _ in range(episodes // 12)])
+    seen = torch.cat([judge(maker.batch(4, 4, rng, generator), of_pictures) for _ in range(-(-episodes // 4))])
     if dreamer:
-        for _ in range(episodes // 24):
-            judge(maker.dreams(6, dreamer, rng, generator), of_dreams)
+        for _ in range(-(-episodes // 8)):
+            judge(maker.dreams(2, dreamer, rng, generator), of_dreams)
     right = of_pictures | {kind: won for kind, won in of_dreams.items() if kind.startswith("dream")}
     return {
         "accuracy": {k: round(sum(v) / len(v), 4) for k, v in sorted(right.items())},
@@ -176,15 +164,59 @@ def validate(
     }
 
 
-def main() -> None:
+class Batches(Dataset):
+    """The batch of every step; None where the step is about dreams, which need the prior."""
+
+    def __init__(self, pack: Path, model: str, episodes: int, dreams: float) -> None:
+        self.pack, self.model, self.episodes, self.dreams = pack, model, episodes, dreams
+        self.maker: EpisodeMaker | None = None
+
+    def __getitem__(self, step: int) -> Batch | None:
+        rng, generator = seeds(self.model, step)
+        if rng.random() < self.dreams:
+            return None
+        if self.maker is None:
+            torch.set_num_threads(1)
+            self.maker = make_episodes(self.pack, self.model)
+        views = rng.choices(*zip(*VIEW_MIX, strict=True))[0]
+        return self.maker.batch(round(self.episodes * (4 / views) ** 0.6), views, rng, generator)
+
+
+def seeds(model: str, step: int) -> tuple[random.Random, torch.Generator]:
+    seed = (list(MODELS).index(model) + 1) * 1_000_003 + step
+    return random.Random(seed), torch.Generator().manual_seed(seed)
+
+
+def make_episodes(pack: Path, model: str) -> EpisodeMaker:
+    return EpisodeMaker(Scenes(World(Pack(pack), SIZE)), MODELS[model][1])
+
+
+def batches(args: argparse.Namespace, dreamer: Dreamer | None, step: int) -> Iterator[Batch]:
+    """From ``step`` on; drawn by ``--workers`` processes, dreams apart."""
+    data = Batches(args.pack, args.model, args.episodes, DREAMS if dreamer else 0.0)
+    loader = DataLoader(
+        data, sampler=range(step, args.steps), batch_size=None, num_workers=args.workers,
+        prefetch_factor=2 if args.workers else None,
+    )  # fmt: skip
+    maker = make_episodes(args.pack, args.model) if dreamer else None
+    for number, batch in enumerate(loader, step):
+        if batch is None:
+            assert maker is not None
+            assert dreamer is not None
+            batch = maker.dreams(max(1, args.episodes // 2), dreamer, *seeds(args.model, number))
+        yield batch
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), required=True)
-    parser.add_argument("--data", type=Path, required=True, help="folder that mini.dataset wrote, at 64 pixels")
+    parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, curve and the model")
     parser.add_argument("--init", type=Path, help="start from this saved model (fp16 will do)")
     parser.add_argument("--prior", type=Path, help="learn from dreams of this saved prior too")
-    parser.add_argument("--steps", type=int, default=4000, help="stop there")
+    parser.add_argument("--steps", type=int, default=8000, help="stop there")
     parser.add_argument("--episodes", type=int, default=12, help="per step, of four sets of four views")
+    parser.add_argument("--validation", type=int, default=VALIDATION_EPISODES, help="episodes that measure the result")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument(
         "--decay", type=float, default=0.35, help="fraction of the steps, at the end, over which lr goes to 0"
@@ -192,99 +224,92 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.99)
     parser.add_argument("--fp32", action="store_true", help="train in fp32 (CPUs without bf16 instructions)")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--save-every", type=int, default=250, help="steps")
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
 
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    seed = list(MODELS).index(args.model) + 1
-    overrides, corruptions = MODELS[args.model]
-    published = MiniReward.from_pretrained(args.init) if args.init else None
-    tokens = args.init or args.out / "tokenizer"  # its training breaks ties at random: once only
-    tokenizer = CLIPTokenizer.from_pretrained(tokens) if tokens.exists() else train_tokenizer(vocabulary(), tokens)
-    torch.manual_seed(seed)
-    config = RewardConfig(vocab_size=len(tokenizer), text_length=tokenizer.model_max_length, **overrides)
-    student = Student(config, tokenizer)
-    if published:
-        student.network.load_state_dict(published.network.state_dict())
-    parameters = list(student.parameters())
+    torch.manual_seed(list(MODELS).index(args.model) + 1)
+    if args.init:
+        published = MiniReward.from_pretrained(args.init)
+        network, tokenizer = RewardNetwork(published.network.config), published.tokenizer
+        network.load_state_dict(published.network.state_dict())
+    else:
+        network, tokenizer = start_network(args.model, args.out)
+    if network.config.text == "words":  # like words keep like vectors
+        network.text.get_input_embeddings().requires_grad_(False)
+    student = Student(network)
+    parameters = student.trained()
     optimizers = make_optimizers(student, args.lr)
     average = copy.deepcopy(student).requires_grad_(False)
+    means = dict(average.named_parameters())
+    named = [(o, n, p) for o in optimizers for g in o.param_groups for n, p in zip(g["name"], g["params"], strict=True)]
     step = 0
     checkpoint = args.out / "checkpoint.safetensors"
     if checkpoint.exists():
         state = load_file(checkpoint)
         step = int(state["step"])
-        student.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
-        average.load_state_dict({k[4:]: v for k, v in state.items() if k.startswith("ema.")})
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                for i, p in zip(group["index"], group["params"], strict=True):
-                    prefix = f"optimizer.{i}."
-                    optimizer.state[p] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-    data = Sets(args.data)
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(state[f"model.{name}"])
+                means[name].copy_(state[f"ema.{name}"])
+        for optimizer, name, p in named:
+            prefix = f"optimizer.{name}:"
+            optimizer.state[p] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     dreamer = None
     if args.prior:
         dreamer = Dreamer(MultiViewPrior.from_pretrained(args.prior, name="mini"), DREAM_STEPS[args.model])
-    train = EpisodeMaker(data, range(len(data) - HELD_BACK), corruptions)
-    held_back = EpisodeMaker(data, range(len(data) - HELD_BACK, len(data)), corruptions)
 
     def save() -> None:
-        state: dict[str, Tensor] = {f"model.{k}": v for k, v in student.state_dict().items()} | {
-            "step": torch.tensor(step)
-        }
-        state |= {f"ema.{k}": v for k, v in average.state_dict().items()}
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                for i, p in zip(group["index"], group["params"], strict=True):
-                    state |= {f"optimizer.{i}.{k}": v for k, v in optimizer.state[p].items()}
-        save_file({k: v.contiguous() for k, v in state.items()}, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
+        """All that training changes."""
+        state: dict[str, Tensor] = {"step": torch.tensor(step)}
+        for name, p in parameters.items():
+            state |= {f"model.{name}": p.detach(), f"ema.{name}": means[name]}
+        for optimizer, name, p in named:
+            state |= {f"optimizer.{name}:{k}": v for k, v in optimizer.state[p].items()}
+        with atomic_path(checkpoint) as path:
+            save_file({k: v.contiguous() for k, v in state.items()}, path)
 
     def finish() -> None:
         """Standardize, write the model and measure it."""
-        numbers = validate(average.network, tokenizer, held_back, VALIDATION_EPISODES, dreamer)
-        standard = RewardConfig(**{**config.__dict__, "score_mean": numbers["mean"], "score_std": numbers["std"]})
-        network = RewardNetwork(standard)
-        network.load_state_dict({k: v.half().float() for k, v in average.network.state_dict().items()})
-        reward = MiniReward(network, tokenizer, args.model)
+        average.eval()
+        maker = make_episodes(args.pack, args.model)
+        numbers = validate(average, tokenizer, maker, args.validation, dreamer)
+        standard = replace(network.config, score_mean=numbers["mean"], score_std=numbers["std"])
+        final = RewardNetwork(standard)
+        final.load_state_dict({k: v.half().float() for k, v in average.network.state_dict().items()})
+        reward = MiniReward(final, tokenizer, args.model)
         reward.save_pretrained(args.out / "model")
         metrics = {
             "steps": step,
-            "parameters": sum(p.numel() for p in network.parameters()),
+            "parameters": sum(p.numel() for p in final.parameters()),
             "preferences": numbers["preferences"],
             "accuracy": numbers["accuracy"],
-            "report_prompts": prompt_accuracy(reward, args.out.parent),
-            "held_out": held_out_accuracy(reward, args.out.parent),
+            "lists": lists_accuracy(reward, maker.scenes.world, rows=args.validation),
         }
-        (args.out / "model" / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        write_atomic(args.out / "model" / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         print(json.dumps(metrics, indent=2), flush=True)
 
     curve = (args.out / "curve.jsonl").open("a")
     running: list[float] | None = None
     start, first = time.time(), step
-    while step < args.steps:
-        rng = random.Random(seed * 1_000_003 + step)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        views = rng.choices(*zip(*VIEW_MIX, strict=True))[0]
-        if dreamer and rng.random() < DREAMS:
-            batch = train.dreams(max(1, args.episodes // 2), dreamer, rng, generator)
-        else:
-            batch = train.batch(round(args.episodes * (4 / views) ** 0.6), views, rng, generator)
+    for batch in batches(args, dreamer, step):
         with torch.autocast("cpu", torch.bfloat16, enabled=not args.fp32):
             scores, helper = student(batch, token_ids(tokenizer, batch.captions))
         loss = preference_loss(scores, batch)
         (loss + 0.3 * helper).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         left = (args.steps - step) / max(1, args.decay * args.steps)
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = args.lr * min(1.0, left, (step - first + 1) / 100)
             optimizer.step()
             optimizer.zero_grad()
-        torch._foreach_lerp_(
-            list(average.parameters()), [p.detach() for p in parameters], 1 - min(args.ema, step / (step + 10))
-        )
+        weight = 1 - min(args.ema, step / (step + 10))
+        torch._foreach_lerp_([means[n] for n in parameters], [p.detach() for p in parameters.values()], weight)
         step += 1
         if not torch.isfinite(loss):
             raise SystemExit(f"loss is {loss.item()} at step {step}; lower --lr and go on from the last checkpoint")

@@ -56,7 +56,7 @@ def phrases(pack: Pack, rng: random.Random) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pack", type=Path, required=True, help="folder that mini.kits.build wrote")
+    parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--out", type=Path, required=True, help="gets tokenizer and text_encoder")
     parser.add_argument("--init", type=Path, required=True, help="published pipeline whose features are taken over")
     parser.add_argument("--steps", type=int, default=1500)

@@ -142,7 +142,7 @@ def main() -> None:
     from mini.pack import Pack
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pack", type=Path, help="folder that mini.kits.build wrote")
+    parser.add_argument("pack", type=Path, help="folder of the pack")
     args = parser.parse_args()
     words = choose_words(Pack(args.pack).names)
     (HERE / "words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")

@@ -131,6 +131,24 @@ def heights(surface: Surface, reach: float, samples: int = 24) -> Float[np.ndarr
     return np.where(faces < 0, np.nan, (corner * w).sum(-1))
 
 
+def flat_top(surface: Surface) -> float | None:
+    """How high the top is that a thing can stand on; None if there is none."""
+    top = heights(surface, 0.12)
+    return None if np.isnan(top).any() or np.ptp(top) >= FLAT_TOP else float(top.max())
+
+
+def standing(surface: Surface, top: float, size: float) -> Surface:
+    """A surface in another size, standing at height ``top``."""
+    return surface.moved(size, (0, top - size * surface.vertices[:, 1].min() - 0.005, 0))
+
+
+def beside(surface: Surface, other: Surface, gap: float) -> Surface:
+    """A surface on the ground of the other, right of it (positive gap) or left."""
+    a, b = surface.vertices, other.vertices
+    shift = (b[:, 0].max() - a[:, 0].min() if gap > 0 else b[:, 0].min() - a[:, 0].max()) + gap
+    return surface.moved(1, (shift, b[:, 1].min() - a[:, 1].min(), 0))
+
+
 def in_front_of_articles(text: str, rng: random.Random) -> str:
     """The caption in one of the phrasings of ``scenes.caption``."""
     if rng.random() < 0.3:
@@ -185,28 +203,30 @@ class World:
             material = MATERIALS.index(kind)
             words.append(rng.choice((kind, *MATERIAL_WORDS[kind])))
             if kind == "wooden" and (wood := [c for c in WOOD_COLOURS if c in allowed]):
-                colours = repainted(mesh, self._tone(rng.choice(wood), rng))
+                colours = repainted(mesh, self.tone(rng.choice(wood), rng))
         elif paintable and rng.random() < coloured:
             colour = rng.choice(allowed)
-            words.append(self._colour_word(colour, rng))
-            colours = repainted(mesh, self._tone(colour, rng))
+            words.append(self.colour_word(colour, rng))
+            colours = repainted(mesh, self.tone(colour, rng))
         elif paintable and rng.random() < 0.25:
             natural = self.pack.rows[ident]["colours"].split(",")[0]
             if natural in allowed:
-                words.append(self._colour_word(natural, rng))
-        faces = len(mesh.triangles)
-        cosine = CREASE if rng.random() < 0.5 else np.float32(2)
-        surface = Surface(
-            mesh.vertices, mesh.triangles, crease_normals(mesh.vertices, mesh.triangles, cosine), colours,
-            np.where(mesh.cluster == 0, material, 0).astype(np.int8), np.zeros(faces, np.float32),
-        )  # fmt: skip
-        if rng.random() < 0.5:
-            surface = surface.stretched((-1, 1, 1))
+                words.append(self.colour_word(natural, rng))
+        surface = self.surface(mesh, colours, material, rng)
         if rng.random() < 0.06:
             stretch = rng.choice(list(STRETCHES))
             surface = surface.stretched(STRETCHES[stretch])
             words.insert(0, rng.choice(STRETCH_WORDS[stretch]))
         return Thing(name.caption, " ".join((*words, phrase)), surface.normalized(RADIUS))
+
+    def surface(self, mesh: Mesh, colours: Float[np.ndarray, "F 3"], material: int, rng: random.Random) -> Surface:
+        """A mesh, smooth or flat and mirrored or not; ``material`` is that of its largest colour."""
+        cosine = CREASE if rng.random() < 0.5 else np.float32(2)
+        surface = Surface(
+            mesh.vertices, mesh.triangles, crease_normals(mesh.vertices, mesh.triangles, cosine), colours,
+            np.where(mesh.cluster == 0, material, 0).astype(np.int8), np.zeros(len(colours), np.float32),
+        )  # fmt: skip
+        return surface.stretched((-1, 1, 1)) if rng.random() < 0.5 else surface
 
     def _made_thing(self, name: Name, rng: random.Random, coloured: float) -> Thing:
         assert name.made
@@ -215,14 +235,14 @@ class World:
         item, look = Item(name.caption, rng.getrandbits(31)), Look((ItemLook(name.caption, colour),))
         shape = build_item(item, 1).normalized(RADIUS)
         surface = painted(shape.primitives, shape.smooth, paint(look, rng), [])
-        word = [self._colour_word(colour, rng)] if colour else []
+        word = [self.colour_word(colour, rng)] if colour else []
         phrase = name.caption if rng.random() < 0.7 else rng.choice(spoken(name))
         return Thing(name.caption, " ".join((*word, phrase)), surface.normalized(RADIUS))
 
-    def _tone(self, colour: str, rng: random.Random) -> Float[np.ndarray, " 3"]:
+    def tone(self, colour: str, rng: random.Random) -> Float[np.ndarray, " 3"]:
         return np.clip([c + rng.uniform(-0.035, 0.035) for c in COLOURS[colour]], 0, 1).astype(np.float32)
 
-    def _colour_word(self, colour: str, rng: random.Random) -> str:
+    def colour_word(self, colour: str, rng: random.Random) -> str:
         return rng.choice((colour, *COLOUR_WORDS.get(colour, ()))) if rng.random() < 0.2 else colour
 
     def _phrase(self, thing: Thing) -> str:
@@ -256,15 +276,13 @@ class World:
         if relation == "on":
             for _ in range(12):
                 second = self.thing(rng.choice(self.bearers), rng, coloured=0.6)
-                top = heights(second.surface, 0.12)
-                flat = not np.isnan(top).any() and np.ptp(top) < FLAT_TOP
-                if flat and (first.name, relation, second.name) not in HELD_RELATIONS:
+                top = flat_top(second.surface)
+                if top is not None and (first.name, relation, second.name) not in HELD_RELATIONS:
                     break
             else:
                 return self.pair(rng)
-            size = rng.uniform(0.45, 0.8)
-            low = size * first.surface.vertices[:, 1].min()
-            placed = first.surface.moved(size, (0, top.max() - low - 0.005, 0))
+            assert top is not None
+            placed = standing(first.surface, top, rng.uniform(0.45, 0.8))
             phrases = self._phrase(first), self._phrase(second)
             if rng.random() < 0.12:
                 text = f"{phrases[1]} under {phrases[0]}"
@@ -282,9 +300,7 @@ class World:
             first = replace(first, phrase=f"{words[0]} {first.phrase}")
             second = replace(second, phrase=f"{words[1]} {second.phrase}")
         other, side, gap = second.surface.moved(size), rng.choice((-1.0, 1.0)), rng.uniform(0.03, 0.1)
-        a, b = first.surface.vertices, other.vertices
-        shift = b[:, 0].max() - a[:, 0].min() + gap if side > 0 else b[:, 0].min() - a[:, 0].max() - gap
-        placed = first.surface.moved(1, (shift, b[:, 1].min() - a[:, 1].min(), 0))
+        placed = beside(first.surface, other, side * gap)
         text = f"{self._phrase(first)} {rng.choice(RELATION_WORDS['next to'])} {self._phrase(second)}"
         return placed.joined(other).normalized(RADIUS), text
 

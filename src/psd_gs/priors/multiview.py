@@ -3,7 +3,8 @@
 A stock ``UNet2DConditionModel``: the 16 numbers of the camera enter as class labels
 (``class_embed_type="projection"``), and every self-attention layer attends over all views of a
 set. Everything else is per view. The embedded ``mini`` prior is such a model in pixel space; with patches, its network
-sees a coarser grid whose cells hold the pixels of a square (simple diffusion, arXiv 2301.11093), and nobody else does.
+sees a coarser grid whose cells hold the pixels of a square (simple diffusion, arXiv 2301.11093), and nobody else does:
+outside there are noisy pictures and clean estimates.
 """
 
 from __future__ import annotations
@@ -58,6 +59,41 @@ def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt
         prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     )
     return text_encoder(tokens.input_ids.to(text_encoder.device))[0]
+
+
+def to_cells(
+    x_t: Float[Tensor, "*B 3 H W"], alpha: Float[Tensor, "*b"], sigma: Float[Tensor, "*b"], patch: int
+) -> Float[Tensor, "*B 3*p*p H/p W/p"]:
+    """Noisy pictures as the network reads them: its cells hold the pixels of a ``patch`` x ``patch`` square.
+
+    The mean of a square has less noise than a pixel, so it is weaker; it is brought back to unit deviation.
+    """
+    cells = pixel_unshuffle(x_t, patch).unflatten(-3, (-1, patch**2))
+    mean = cells.mean(-3, keepdim=True)
+    scale = (alpha**2 + (sigma / patch) ** 2).rsqrt().unsqueeze(-1)
+    return (cells + (scale - 1) * mean).flatten(-4, -3)
+
+
+def from_cells(
+    output: Float[Tensor, "*B 3*p*p H/p W/p"],
+    x_t: Float[Tensor, "*B 3 H W"],
+    alpha: Float[Tensor, "*b"],
+    sigma: Float[Tensor, "*b"],
+    patch: int,
+) -> Float[Tensor, "*B 3 H W"]:
+    """The clean estimate in what the network says of :func:`to_cells`.
+
+    Of the mean of a square it says the velocity, which is as easy to learn at every time (Salimans and Ho, 2202.00512);
+    of what differs from the mean the clean picture: that has few degrees of freedom, the velocity as many as there are
+    pixels, more than a cell has channels for (2511.13720). With a patch of 1 this is a prediction of the velocity.
+    """
+    out = output.unflatten(-3, (-1, patch**2))
+    said = out.mean(-3, keepdim=True)
+    mean = pixel_unshuffle(x_t, patch).unflatten(-3, (-1, patch**2)).mean(-3, keepdim=True)
+    alpha, sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1) / patch
+    total = alpha**2 + sigma**2
+    clean = (alpha * mean - sigma * total.sqrt() * said) / total
+    return pixel_shuffle((out - said + clean).flatten(-4, -3), patch)
 
 
 class MultiViewOutput(BaseOutput):
@@ -160,9 +196,12 @@ class MultiViewPrior(LatentPrior):
         negative: TextEmbedding,
         cameras: Cameras,
     ) -> tuple[Float[Tensor, "G V C H W"], Float[Tensor, "G V C H W"]]:
-        cells = pixel_unshuffle(x_t, self.patch)
-        cond, neg = super().network(cells, timesteps, text, negative, cameras)
-        return pixel_shuffle(cond, self.patch), pixel_shuffle(neg, self.patch)
+        if self.patch == 1:
+            return super().network(x_t, timesteps, text, negative, cameras)
+        a = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1, 1)
+        levels = a.sqrt(), (1 - a).sqrt(), self.patch
+        outputs = super().network(to_cells(x_t, *levels), timesteps, text, negative, cameras)
+        return from_cells(outputs[0], x_t, *levels), from_cells(outputs[1], x_t, *levels)
 
     def _encode_text(self, prompts: list[str], device: torch.device) -> TextEmbedding:
         return TextEmbedding(encode_prompts(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts))
@@ -173,12 +212,11 @@ class MultiViewPrior(LatentPrior):
 
 
 def cosine_scheduler(patch: int = 1) -> DDIMScheduler:
-    """The schedule of the embedded model: cosine, trailing steps; velocity of pixels, or clean pixels of patches.
+    """The schedule of the embedded model: cosine, trailing steps; of velocities, or with patches of clean pictures.
 
     The mean over a patch of ``p x p`` pixels has ``p^2`` times the signal-to-noise ratio of a pixel, so the ratio is
     divided by it (log-SNR lowered by ``2 log p``, simple diffusion, 2301.11093, Eq. 4): a time spoils as much of the
-    layout as it does without patches. A cell holds more numbers than the first level has channels to spare, hence
-    the clean picture, which has few degrees of freedom, instead of the velocity, which is mostly noise (2511.13720).
+    layout as it does without patches.
     """
     options: dict[str, Any] = {"clip_sample": True, "set_alpha_to_one": False, "timestep_spacing": "trailing"}
     plain = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", **options)

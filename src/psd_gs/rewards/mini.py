@@ -1,13 +1,14 @@
 """The embedded rewards: small image-text models over all views of a set.
 
-Two architectures, so that what judges a result is not what the optimization climbed:
+Several architectures, so that what judges a result is not what the optimization climbed:
 
 * ``conv`` (the ``mini`` reward): a convolutional tower per view; the words of the prompt read the
   image tokens of all views by cross-attention.
 * ``patch`` (``mini-judge``, for evaluation only): a patch transformer whose image tokens read the
   words of the prompt.
+* ``frozen`` (a judge too): the same over features that others have trained, see :mod:`psd_gs.rewards.frozen`.
 
-Both are trained on synthetic preferences with the Bradley-Terry loss, as ImageReward
+All are trained on synthetic preferences with the Bradley-Terry loss, as ImageReward
 (arXiv 2304.05977, eq. 1) and its kin are on human ones, and standardized like it.
 """
 
@@ -24,12 +25,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from psd_gs.cameras import Cameras
 from psd_gs.errors import ModelError
 from psd_gs.files import atomic_path, write_atomic
 from psd_gs.rewards.base import ScoredByFeatures, check_groups
+from psd_gs.rewards.frozen import CELL, LiteTower, SentenceEncoder
 
 HEAD_WIDTH = 32
 """Channels per attention head."""
@@ -40,14 +42,17 @@ class RewardConfig:
     """What ``config.json`` holds.
 
     Attributes:
-        architecture: ``conv`` or ``patch``.
+        architecture: ``conv``, ``patch`` or ``frozen``.
         vocab_size: entries of the tokenizer.
+        text: how prompts become tokens: ``clip``, a byte-pair vocabulary of its own; ``words``, one token per word;
+            ``sentence``, the word pieces of the frozen sentence encoder. Padding is token 0 in the last two.
         image_size: pixels per side that the tower sees; every input is resized to it.
         width: channels of the tokens.
         channels: of the tower: at stride 4 and at stride 8 (``conv``), of the patch stem (``patch``).
         depth: residual blocks at stride 8, or transformer blocks.
         fusion_depth: blocks that join text and image.
         text_layers: of the text encoder.
+        text_width: channels of a frozen sentence encoder.
         text_length: tokens per prompt.
         score_mean: mean of the raw score on the validation set.
         score_std: its standard deviation.
@@ -55,15 +60,22 @@ class RewardConfig:
 
     architecture: str
     vocab_size: int
+    text: str = "clip"
     image_size: int = 64
     width: int = 128
     channels: tuple[int, int] = (48, 96)
     depth: int = 3
     fusion_depth: int = 2
     text_layers: int = 2
+    text_width: int = 384
     text_length: int = 24
     score_mean: float = 0.0
     score_std: float = 1.0
+
+    @property
+    def side(self) -> int:
+        """Tokens along a side of a view."""
+        return self.image_size // (CELL if self.architecture == "frozen" else 8)
 
 
 class TextFeatures(NamedTuple):
@@ -238,7 +250,7 @@ class WritingFusion(nn.Module):
     def __init__(self, config: RewardConfig) -> None:
         super().__init__()
         width = config.width
-        self.side = config.image_size // 8
+        self.side = config.side
         self.merge = nn.Linear(4 * width, width)
         self.reads = nn.ModuleList(CrossAttention(width) for _ in range(config.fusion_depth))
         self.talks = nn.ModuleList(SelfAttention(width) for _ in range(config.fusion_depth))
@@ -254,6 +266,25 @@ class WritingFusion(nn.Module):
         return x.mean(1)
 
 
+def word_encoder(config: RewardConfig) -> CLIPTextModel:
+    """CLIP's text transformer over a vocabulary of our own."""
+    end = 0 if config.text == "words" else config.vocab_size - 1
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            intermediate_size=2 * config.width,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=config.width // HEAD_WIDTH,
+            max_position_embeddings=config.text_length,
+            bos_token_id=1 if config.text == "words" else config.vocab_size - 2,
+            eos_token_id=end,
+            pad_token_id=end,
+            attn_implementation="eager",
+        )
+    )
+
+
 class RewardNetwork(nn.Module):
     """Tower, text encoder, fusion and head; see the module's docstring for the two architectures."""
 
@@ -261,24 +292,15 @@ class RewardNetwork(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        towers = {"conv": (ConvTower, ReadingFusion), "patch": (PatchTower, WritingFusion)}
+        towers = {
+            "conv": (ConvTower, ReadingFusion),
+            "patch": (PatchTower, WritingFusion),
+            "frozen": (LiteTower, WritingFusion),
+        }
         tower, fusion = towers[config.architecture]
-        self.text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=width,
-                intermediate_size=2 * width,
-                num_hidden_layers=config.text_layers,
-                num_attention_heads=width // HEAD_WIDTH,
-                max_position_embeddings=config.text_length,
-                bos_token_id=config.vocab_size - 2,
-                eos_token_id=config.vocab_size - 1,
-                pad_token_id=config.vocab_size - 1,
-                attn_implementation="eager",
-            )
-        )
+        self.text = SentenceEncoder(config) if config.text == "sentence" else word_encoder(config)
         self.tower = tower(config)
-        self.position = nn.Parameter(0.1 * torch.randn((config.image_size // 8) ** 2, width))
+        self.position = nn.Parameter(0.1 * torch.randn(config.side**2, width))
         self.across_views = nn.Sequential(SelfAttention(width), Mlp(width))
         self.summarize = nn.Linear(3 * width, width)
         self.fusion = fusion(config)
@@ -301,7 +323,9 @@ class RewardNetwork(nn.Module):
         return ImageFeatures(tokens.flatten(1, 2), summary)
 
     def encode_text(self, ids: Int[Tensor, "P T"]) -> TextFeatures:
-        """Encode tokens; what follows the first end token is masked out."""
+        """Encode tokens; what follows the first end token is masked out, or all padding."""
+        if self.config.text != "clip":
+            return TextFeatures(self.text(ids)[0], ids != 0)
         ended = (ids == self.config.vocab_size - 1).int()
         return TextFeatures(self.text(ids)[0], ended.cumsum(1) - ended == 0)
 
@@ -325,7 +349,7 @@ class MiniReward(ScoredByFeatures):
 
     Judges the views of a group together, so ``score`` returns one number per group, of mean 0 and
     standard deviation 1 on the validation set. Any number of views and any image size will do; the
-    size inside is 64 pixels, and the network was trained on four orthogonal views.
+    size inside is the configuration's, and the network was trained on four orthogonal views.
 
     Args:
         network: is frozen.
@@ -336,7 +360,9 @@ class MiniReward(ScoredByFeatures):
     differentiable = True
     render_size = 128
 
-    def __init__(self, network: RewardNetwork, tokenizer: CLIPTokenizer, name: str = "mini") -> None:
+    def __init__(
+        self, network: RewardNetwork, tokenizer: CLIPTokenizer | PreTrainedTokenizerFast, name: str = "mini"
+    ) -> None:
         self.network = network.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.name = name
@@ -365,7 +391,8 @@ class MiniReward(ScoredByFeatures):
             config = RewardConfig(**data | {"channels": tuple(data["channels"])})
             network = RewardNetwork(config)
             network.load_state_dict(load_file(folder / "model.safetensors"))
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            kind = CLIPTokenizer if config.text == "clip" else PreTrainedTokenizerFast
+            tokenizer = kind.from_pretrained(folder, local_files_only=True)
             if len(tokenizer) != config.vocab_size:  # transformers makes an empty one where the file is missing
                 raise ValueError(f"the tokenizer has {len(tokenizer)} entries, expected {config.vocab_size}")
         except Exception as error:  # safetensors, json, torch and transformers each raise their own
