@@ -15,7 +15,7 @@ from psd_gs.cameras import Cameras
 from psd_gs.errors import ConfigError, InputError, ModelError
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.priors.loading import load_pipeline
-from psd_gs.priors.memory import Memory, slice_attention
+from psd_gs.priors.memory import Memory, one_at_a_time, slice_attention
 
 MULTIPLE = 64
 """Image sides are multiples of this, so that every level of every network has whole pixels."""
@@ -135,22 +135,18 @@ class LatentPrior(ABC):
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> TextEmbedding:
-        """Text encoders are on the device only for the duration of this call."""
+        """A text encoder is on the device only while it runs, and the denoiser not before all of them are done."""
         place = torch.device("cpu") if self.memory.offload else self.device
-        encoders = self._text_encoders()
-        for encoder in encoders:
-            encoder.to(place)
-        embedding = self._encode_text(prompts, place)
-        if self.device.type != "cpu":
-            for encoder in encoders:
-                encoder.to("cpu")
-        return embedding.to(self.device).float()
+        self._set_aside()
+        with one_at_a_time(self._text_encoders(), place):
+            return self._encode_text(prompts, place).to(self.device).float()
 
     def encode(self, images: Float[Tensor, "G V 3 H W"]) -> Float[Tensor, "G V C h w"]:
-        scaled = 2 * images - 1
         if self.vae is None:
-            return scaled
+            return 2 * images - 1
         self._make_room()
+        # A render may be brighter than white, which no autoencoder has seen; it still has to learn that it is.
+        scaled = 2 * (images + (images.clamp(0, 1) - images).detach()) - 1
         mean = self.vae.encode(scaled.flatten(0, 1).to(self.vae.dtype)).latent_dist.mean.float()
         return ((mean - self._shift) * self.vae.config.scaling_factor).unflatten(0, images.shape[:2])
 
@@ -177,8 +173,9 @@ class LatentPrior(ABC):
         cameras: Cameras,
     ) -> tuple[Float[Tensor, "G V C h w"], Float[Tensor, "G V C h w"]]:
         """The raw outputs (noise or velocity) under both texts, from one batched call; one text is computed once."""
-        if self.memory.offload:
+        if self._away:
             self.denoiser.to(self.device)
+            self._away = False
         groups, views = x_t.shape[:2]
         rows = text.expand(groups * views)
         rows = (rows if negative is text else rows.joined(negative.expand(groups * views))).to(self.dtype)
@@ -214,9 +211,8 @@ class LatentPrior(ABC):
         return [encoder for encoder in found if encoder is not None]
 
     def _place(self) -> None:
-        """Bring the networks to their places and apply what saves memory."""
-        if not self.memory.offload:
-            self.denoiser.to(self.device)
+        """Apply what saves memory; the denoiser comes to the device when it is first asked."""
+        self._away = self.denoiser.device.type != self.device.type
         if self.memory.slice_attention:
             slice_attention(self.denoiser, self.views)
         if self.vae is None:
@@ -226,7 +222,15 @@ class LatentPrior(ABC):
         self.vae.to(self.device, torch.float32 if overflows else None)
         if self.memory.slice_vae:
             self.vae.enable_slicing()
+        # The decoder is in a graph only where a reward's gradient is asked for, and that graph is the largest of all.
+        self.vae.enable_gradient_checkpointing()
+        self.vae.encoder.gradient_checkpointing = self.memory.checkpoint
 
     def _make_room(self) -> None:
         if self.memory.offload:
+            self._set_aside()
+
+    def _set_aside(self) -> None:
+        if self.device.type != "cpu" and not self._away:
             self.denoiser.to("cpu")
+            self._away = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,13 @@ class Memory:
 
     Attributes:
         slice_vae: encode and decode one image at a time.
+        checkpoint: compute the inside of the image encoder again for its gradient, instead of keeping it.
         slice_attention: attend in slices of the batch.
         offload: the denoiser stays on the GPU only while it runs, and text encoders run on the CPU.
     """
 
     slice_vae: bool = False
+    checkpoint: bool = False
     slice_attention: bool = False
     offload: bool = False
 
@@ -28,10 +31,10 @@ class Memory:
 PRESETS = {
     0: Memory(),
     24: Memory(slice_vae=True),
-    12: Memory(slice_vae=True, slice_attention=True),
-    8: Memory(slice_vae=True, slice_attention=True, offload=True),
+    12: Memory(slice_vae=True, checkpoint=True, slice_attention=True),
+    8: Memory(slice_vae=True, checkpoint=True, slice_attention=True, offload=True),
 }
-"""By ``--vram``, GB; 0 is as much as there is."""
+"""By ``--vram``, GB; 0 is as much as there is. ``tools/bench/memory.py`` computes what each takes."""
 
 
 class SlicedProcessor:
@@ -71,3 +74,24 @@ class SlicedProcessor:
 def slice_attention(denoiser: Any, rows: int) -> None:
     """Let every attention layer of a diffusers model work on ``rows`` rows at a time."""
     denoiser.set_attn_processor({name: SlicedProcessor(p, rows) for name, p in denoiser.attn_processors.items()})
+
+
+@contextmanager
+def one_at_a_time(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Each network is on ``device`` only while it runs, or until the next one does; then on the CPU."""
+    if device.type == "cpu":
+        for network in networks:
+            network.to(device)
+        yield
+        return
+    from accelerate import cpu_offload_with_hook
+
+    hooks: list[Any] = []
+    for network in networks:
+        hooks.append(cpu_offload_with_hook(network, device, hooks[-1] if hooks else None)[1])
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.offload()
+            hook.remove()

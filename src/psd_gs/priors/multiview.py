@@ -153,7 +153,7 @@ class MultiViewPipeline(DiffusionPipeline):
         cameras = turntable(prior.views, elevation=15.0) if cameras is None else cameras
         text = prior.embed(prompts)[torch.arange(len(prompts)).repeat_interleave(prior.views)]
         negative = prior.embed([negative_prompt])
-        x = torch.randn(len(prompts), prior.views, *prior.latent_shape, generator=generator).to(self.device)
+        x = torch.randn(len(prompts), prior.views, *prior.latent_shape, generator=generator).to(prior.device)
         self.scheduler.set_timesteps(num_inference_steps)
         for t in self.progress_bar(self.scheduler.timesteps):
             cond, uncond = prior.network(x, t.expand(len(prompts)), text, negative, cameras)
