@@ -1,5 +1,10 @@
 """The error tree. Every message says what was expected, what was received and the remedy."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PsdGsError(Exception):
     """Base of all errors that the user can act on; the command line prints it without a traceback."""
@@ -35,3 +40,35 @@ class OutputError(PsdGsError):
 
 class PluginError(PsdGsError):
     """An installed package that offers a prior, reward, preference or exporter, and is broken."""
+LESS_MEMORY = (
+    "Fit into less with --vram 24, 12 or 8, lower cameras.size, densify.cap or prior_size in a --config file, or close "
+    "other programs on the GPU."
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine itself, has no more memory to give; each says so in its own way."""
+    import torch
+
+    said = isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory", "backend out of memory")
+    )
+    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+@contextmanager
+def enough_memory(where: str) -> Iterator[None]:
+    """What runs out of memory in here ends in one line.
+
+    Args:
+        where: completes "out of memory ".
+
+    Raises:
+        BackendError: out of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise BackendError(f"out of memory {where}. {LESS_MEMORY}") from error

@@ -29,7 +29,7 @@ from psd_gs.config import (
     suggestion,
     to_dict,
 )
-from psd_gs.errors import ConfigError, FormatError, OutputError
+from psd_gs.errors import ConfigError, FormatError, OutputError, is_out_of_memory
 from psd_gs.files import sweep_parts, writing
 from psd_gs.guidance.guide import check_combination
 
@@ -404,7 +404,7 @@ class Job:
             result = pipeline.scored(result)
         except Exception as error:  # out of memory, most likely: a judge may be larger than the prior
             logger.debug("no scores", exc_info=True)
-            failed["scores"] = str(error) or type(error).__name__
+            failed["scores"] = "out of memory" if is_out_of_memory(error) else str(error) or type(error).__name__
         result.failed = failed
         result.save(self.folder, on_file, products=products)
         return result

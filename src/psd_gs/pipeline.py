@@ -24,7 +24,7 @@ from psd_gs.config import (
     check_prompt_text,
     make_config,
 )
-from psd_gs.errors import InputError
+from psd_gs.errors import InputError, enough_memory
 from psd_gs.files import writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
@@ -37,6 +37,7 @@ from psd_gs.render import choose_renderer, renderer_device
 from psd_gs.result import Result
 from psd_gs.rewards import load_reward, refuse_code
 from psd_gs.rewards.base import Reward
+from psd_gs.rewards.parked import ParkedReward, set_aside
 from psd_gs.scoring import rounded, score_asset
 from psd_gs.start import initial_gaussians, read_negative
 from psd_gs.trainer import StepEvent, Trainer, stream_seeds
@@ -89,7 +90,7 @@ class TextTo3DPipeline:
             allow_code: whether ``reward`` and ``judge`` may name functions, see :func:`psd_gs.rewards.refuse_code`.
 
         Raises:
-            BackendError: a device that is not there.
+            BackendError: a device that is not there, or has too little memory.
             ConfigError: unknown names.
             ModelError: weights that cannot be had, or damaged files.
         """
@@ -100,9 +101,13 @@ class TextTo3DPipeline:
         if not allow_code:
             for name in (reward, judge):
                 refuse_code(name)
-        model = load_prior(prior, where, dtype=dtype, vram=vram, image_size=prior_size)
-        ranks, judges = (load_reward(name, where, allow_code=allow_code) for name in (reward, judge))
-        return cls(model, ranks, judges, digests_of(prior, reward, judge))
+        with enough_memory("while the models were loaded"):
+            judges: Reward = load_reward(judge, where, allow_code=allow_code)
+            if where.type != "cpu":
+                judges = ParkedReward(judges, where)
+            model = load_prior(prior, where, dtype=dtype, vram=vram, image_size=prior_size)
+            ranks = load_reward(reward, where, allow_code=allow_code)
+            return cls(model, ranks, judges, digests_of(prior, reward, judge))
 
     @classmethod
     def of(cls, config: Config, device: str | None = None, *, allow_code: bool = False) -> TextTo3DPipeline:
@@ -201,19 +206,26 @@ class TextTo3DPipeline:
         """The optimization of ``config``, ready to run; with a ``folder`` it can be resumed.
 
         Raises:
+            BackendError: out of memory.
             InputError: an unusable prompt or file.
         """
         check_prompt_text(config.prompt)
         seeds = stream_seeds(config.seed)
         negative = read_negative(config.negative_embedding) if config.negative_embedding else None
-        guidance = Guidance(
-            self.prior, config.prompt, config.guidance, reward=self.reward, negative=negative, seed=seeds["guidance"]
-        )
         renderer, _ = choose_renderer(self.prior.device, config.renderer)
         device = renderer_device(self.prior.device, config.renderer)
         refinement = Refinement(Original.of(config.refine), config, device) if config.refine.asset else None
         generator = torch.Generator().manual_seed(seeds["init"])
-        start = refinement.start if refinement else initial_gaussians(config, generator, self.prior.device)
+        with enough_memory("while the prompt was read"), set_aside(self.reward, self.prior.device):
+            guidance = Guidance(
+                self.prior,
+                config.prompt,
+                config.guidance,
+                reward=self.reward,
+                negative=negative,
+                seed=seeds["guidance"],
+            )
+            start = refinement.start if refinement else initial_gaussians(config, generator, self.prior.device)
         trainer = Trainer(config, guidance, start.to(device), folder, renderer, refinement)
         trainer.observe = self._observer(config.prompt, folder) if folder else None
         return trainer

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from psd_gs import __version__, refined, runs
 from psd_gs.config import Config, config_sha256, read_config, to_dict
-from psd_gs.errors import InputError
+from psd_gs.errors import InputError, is_out_of_memory
 from psd_gs.files import writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.models import models_of
@@ -186,7 +186,8 @@ class Result:
             try:
                 make(self, folder / name)
             except Exception as error:  # the asset is there; whatever is wrong with a picture must not hide it
-                self.failed[name] = str(error) or type(error).__name__
+                memory = "out of memory" if is_out_of_memory(error) else ""
+                self.failed[name] = memory or str(error) or type(error).__name__
                 logger.debug("no %s", name, exc_info=True)
         return self.failed != before
 

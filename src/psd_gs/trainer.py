@@ -21,7 +21,7 @@ from torch import Tensor
 from psd_gs.cameras import Cameras, joined, orbit
 from psd_gs.config import CameraConfig, Config
 from psd_gs.densify import Densifier, sweep
-from psd_gs.errors import BackendError, FormatError, PsdGsError
+from psd_gs.errors import LESS_MEMORY, BackendError, FormatError, PsdGsError, is_out_of_memory
 from psd_gs.files import atomic_path, write_atomic, writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
@@ -144,15 +144,15 @@ class Trainer:
             before = self.state_dict() if self.folder else {}
             try:
                 logs = self._step()
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.folder and self._unchanged:
                     self.save_checkpoint(before)
                     saved_step = self.step
                 kept = f" The run is saved as of step {saved_step}; --resume goes on there." if self.folder else ""
                 raise BackendError(
-                    f"out of memory in step {self.step + 1} with {len(self.gaussians)} Gaussians.{kept} Fit into less "
-                    "with --vram 24, 12 or 8, lower cameras.size, densify.cap or prior_size in a --config file, or "
-                    "close other programs on the GPU."
+                    f"out of memory in step {self.step + 1} with {len(self.gaussians)} Gaussians.{kept} {LESS_MEMORY}"
                 ) from error
             if self.observe and self.step in milestones:
                 logs |= self.observe(self.step, self.scene.detach())

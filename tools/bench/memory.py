@@ -13,11 +13,9 @@ the CUDA context (0.3 to 0.6 GB), workspaces of cuDNN and cuBLAS, fragmentation,
 from __future__ import annotations
 
 import argparse
-import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -36,8 +34,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from psd_gs.cameras import Cameras, joined, turntable
 from psd_gs.config import make_config
@@ -252,7 +248,9 @@ class FakeReward:
 # --- a run -------------------------------------------------------------------------------------------------------------
 
 
-def stages(family: str, vram: int, *, turn: bool = True, refine: bool = True, space: str = "latent") -> dict[str, float]:
+def stages(
+    family: str, vram: int, *, turn: bool = True, refine: bool = True, space: str = "latent"
+) -> dict[str, float]:
     """Peak of each stage of a run with the default preset, GB.
 
     Args:

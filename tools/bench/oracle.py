@@ -15,11 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import ROOT, Journal, Progress, Row, fingerprint, key_value, machine
 from bench.oracle_prior import Flaws, OraclePrior, OracleReward, Target, over, read_target
@@ -69,7 +72,9 @@ HIDDEN = 0.02
 
 def unseen(size: int) -> Cameras:
     """Twelve views between those of any run, at a distance and a field of view of their own."""
-    return joined([turntable(6, elevation=8.0, size=size, start=7.0), turntable(6, elevation=24.0, size=size, start=37.0)])
+    return joined(
+        [turntable(6, elevation=8.0, size=size, start=7.0), turntable(6, elevation=24.0, size=size, start=37.0)]
+    )
 
 
 @torch.no_grad()
@@ -167,9 +172,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     objects = SETS[arguments.objects_of][: arguments.objects]
     targets = arguments.meshes or [f"{arguments.kits}:{name}" for name in objects]
     size = arguments.size or FULL[arguments.family]
-    overrides = merged(
-        parse_overrides(arguments.set), {} if arguments.steps is None else {"steps": arguments.steps}
-    )
+    overrides = merged(parse_overrides(arguments.set), {} if arguments.steps is None else {"steps": arguments.steps})
     progress = Progress(len(targets) * len(arguments.arms))
     rows = []
     for where in targets:
@@ -212,7 +215,8 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         groups.setdefault(json.dumps([row[name] for name in columns]), []).append(row)
     lines = [
-        "| setting | prior | oracle | preference | steps | objects | PSNR, dB | IoU | Gaussians | most | cap | hidden |",
+        "| setting | prior | oracle | preference | steps | objects | PSNR, dB | IoU | Gaussians | most | cap | hidden "
+        "at first |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, some in groups.items():

@@ -317,5 +317,3 @@ class OracleReward:
         with torch.no_grad():
             true = over(self.prior.target.views(cameras), self.prior.background).unflatten(0, images.shape[:2])
         return -10 * (images - true).square().mean((2, 3, 4)).clamp_min(1e-8).log10()
-
-

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.cli.turntable import Turntable
     from psd_gs.cli.view import View
     from psd_gs.cli.words import Words
-    from psd_gs.errors import PsdGsError
+    from psd_gs.errors import LESS_MEMORY, PsdGsError, is_out_of_memory
 
     commands = (
         Annotated[Generate, tyro.conf.subcommand("generate")]
@@ -85,6 +85,11 @@ def main(argv: list[str] | None = None) -> None:
         if "--debug" in arguments:
             raise
         sys.stderr.write(f"error: {shown(str(error))}\n")
+        raise SystemExit(1) from None
+    except (RuntimeError, MemoryError) as error:
+        if "--debug" in arguments or not is_out_of_memory(error):
+            raise
+        sys.stderr.write(f"error: out of memory. {LESS_MEMORY}\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

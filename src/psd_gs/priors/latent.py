@@ -70,6 +70,7 @@ class LatentPrior(ABC):
         self.image_size = self.latent_size * self.factor
         self.latent_shape = (self.denoiser.config.in_channels, self.latent_size, self.latent_size)
         self._adopt_schedule(pipeline.scheduler)
+        self._away = self.denoiser.device.type != self.device.type
         self._place()
 
     @classmethod
@@ -212,7 +213,6 @@ class LatentPrior(ABC):
 
     def _place(self) -> None:
         """Apply what saves memory; the denoiser comes to the device when it is first asked."""
-        self._away = self.denoiser.device.type != self.device.type
         if self.memory.slice_attention:
             slice_attention(self.denoiser, self.views)
         if self.vae is None:

@@ -46,6 +46,10 @@ class AestheticReward(ScoredByFeatures):
         self.head = head.requires_grad_(False).eval()
         self.name = name
 
+    def to(self, device: torch.device | str) -> None:
+        self.clip.to(device)
+        self.head.to(device)
+
     def features(
         self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None
     ) -> Float[Tensor, "G V D"]:

@@ -206,6 +206,10 @@ class BlipReward(ScoredByFeatures):
     def device(self) -> torch.device:
         return self.network.vision.post_layernorm.weight.device
 
+    def to(self, device: torch.device | str) -> None:
+        self.network.to(device)
+        self._tokens.clear()
+
     def tokens(self, prompts: list[str]) -> tuple[Int[Tensor, "P T"], Int[Tensor, "P T"]]:
         """Padded tokens and their mask, each prompt split once and kept."""
         for prompt in set(prompts) - self._tokens.keys():
@@ -328,8 +332,8 @@ def load_blip_reward(
     files = {"image": "ImageReward.pt", "scorer": "Reward3D_Scorer.pt", "fusion": "Reward3D_CrossViewFusion.pt"}
     tensors = from_package(read_tensors(find_file(weights, (files[head],), name), name))
     together = head != "image"
-    # DreamReward loads its own files without checking for tensors too many, so there may be some
-    network = build(lambda: BlipNetwork(sizes, head), tensors, name, ignore_unknown=together)
+    # image-reward and DreamReward load their own files without checking for tensors too many, so there may be some
+    network = build(lambda: BlipNetwork(sizes, head), tensors, name, ignore_unknown=True)
     network.vision.to(device, dtype)
     network.text.to(device, dtype)
     network.head.to(device)

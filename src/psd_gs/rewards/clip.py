@@ -98,6 +98,10 @@ class CLIPReward(ScoredByFeatures):
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
+    def to(self, device: torch.device | str) -> None:
+        self.model.to(device)
+        self._texts.clear()
+
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Float[Tensor, "P D"]:
         """Unit vectors in float32, each prompt computed once and kept."""

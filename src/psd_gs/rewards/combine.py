@@ -14,6 +14,7 @@ from torch import Tensor
 from psd_gs.cameras import Cameras
 from psd_gs.errors import ConfigError
 from psd_gs.rewards.base import Reward
+from psd_gs.rewards.parked import move
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ class WeightedSum:
         """The largest of the parts'; None, the default of rewards, if any has none."""
         sizes: list[Any] = [getattr(part.reward, "render_size", None) for part in self.parts]
         return max(sizes) if all(sizes) else None
+
+    def to(self, device: torch.device | str) -> None:
+        for part in self.parts:
+            move(part.reward, device)
 
     def score(
         self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None

@@ -19,6 +19,7 @@ from psd_gs.cameras import Cameras
 from psd_gs.errors import InputError, ModelError
 from psd_gs.files import atomic_path, read_bounded, read_json, write_atomic, writing
 from psd_gs.rewards.base import FeatureReward
+from psd_gs.rewards.parked import move
 
 KIND = "psd-gs fitted reward"
 """Marks the folder's config.json."""
@@ -74,6 +75,9 @@ class FittedReward:
     @property
     def differentiable(self) -> bool:
         return self.base.differentiable
+
+    def to(self, device: torch.device | str) -> None:
+        move(self.base, device)
 
     def score(
         self, images: Float[Tensor, "G V 3 H W"], prompts: list[str], cameras: Cameras | None = None

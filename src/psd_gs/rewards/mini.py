@@ -420,6 +420,10 @@ class MiniReward(ScoredByFeatures):
     def device(self) -> torch.device:
         return self.network.position.device
 
+    def to(self, device: torch.device | str) -> None:
+        self.network.to(device)
+        self._texts.clear()
+
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> TextFeatures:
         """Features of the prompts, each computed once and kept."""
