@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,11 @@ import tiny_models
 import torch
 from painted import RedReward, tiny_config
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+from bench.memory import GPU, stages, without_data
 
 from psd_gs import TextTo3DPipeline
 from psd_gs.cameras import turntable
@@ -20,9 +26,10 @@ from psd_gs.config import to_dict
 from psd_gs.entries import PRIORS
 from psd_gs.errors import BackendError, ConfigError, InputError, ModelError
 from psd_gs.guidance.base_scores import Prediction
-from psd_gs.models import resolve
+from psd_gs.models import AUTO_MEMORY, resolve
 from psd_gs.priors import load_prior, mini, prior_family
-from psd_gs.priors.memory import PRESETS, Memory
+from psd_gs.priors.base import TextEmbedding
+from psd_gs.priors.memory import PRESETS
 from psd_gs.priors.sd3 import EDGE, StableDiffusion3Prior
 from psd_gs.priors.stable_diffusion import StableDiffusionPrior, StableDiffusionXLPrior
 from psd_gs.testing import check_prior
@@ -342,22 +349,96 @@ def test_memory_presets_change_nothing_but_memory(folders, priors, vram):
         load_prior(str(folders["sd15"]), vram=6)
 
 
-def test_offloading_moves_the_denoiser_away_between_calls(folders, monkeypatch):
-    prior = load_prior(str(folders["sd15"]), vram=8)
-    assert prior.memory == Memory(slice_vae=True, slice_attention=True, offload=True)
-    moves: list[str] = []
-    monkeypatch.setattr(prior.denoiser, "to", lambda place: moves.append(str(place)))
-    x_t, t, text, negative, cameras = inputs(prior)
-    images = torch.rand(1, 1, 3, 64, 64, requires_grad=True)
-    prior.encode(images)
-    prior.predict(x_t, t, text, negative, cameras)
-    assert moves == ["cpu", "cpu"]  # away, then to its device, which is the CPU here
-    with torch.enable_grad():
-        prior.decode(x_t)
-    assert len(moves) == 2, "a denoiser in a graph has to stay"
-    with torch.no_grad():
-        prior.decode(x_t)
-    assert len(moves) == 3
+def test_offloading_moves_the_denoiser_away_between_calls():
+    """On a device without data, for which any other than the CPU stands."""
+    with without_data() as meter:
+        pipeline = tiny_models.PIPELINES["sd15"]()
+        prior = StableDiffusionPrior(pipeline, "sd15", device=GPU, memory=PRESETS[8])
+
+        def where() -> str:
+            return prior.denoiser.device.type
+
+        assert (where(), prior.vae.device.type) == ("cpu", GPU.type), "it comes when it is asked"
+        embedding = tiny_embedding(prior)
+        images = torch.rand(1, 1, 3, 64, 64, device=GPU, requires_grad=True)
+        x_t = prior.encode(images)
+        t = torch.full((1,), 0.5, device=GPU)
+        prior.predict(x_t, t, embedding, embedding, turntable(1, size=64).to(GPU))
+        assert where() == GPU.type
+        with torch.enable_grad():
+            prior.decode(x_t)
+        assert where() == GPU.type, "a denoiser in a graph has to stay"
+        with torch.no_grad():
+            prior.decode(x_t)
+        assert where() == "cpu"
+        prior.memory = PRESETS[0]
+        prior.predict(x_t, t, embedding, embedding, turntable(1, size=64).to(GPU))
+        prior.encode(images)
+        assert where() == GPU.type
+        assert meter.peak >= meter.now > 0
+
+
+def test_one_text_encoder_at_a_time_and_no_denoiser_beside_it():
+    with without_data() as meter:
+        with unset_fake_temporarily():  # its scheduler looks at its own numbers
+            pipeline = tiny_models.PIPELINES["sd3"]()
+        prior = StableDiffusion3Prior(pipeline, "sd3", device=GPU)
+        embedding = tiny_embedding(prior)
+        x_t = torch.rand(1, 1, *prior.latent_shape, device=GPU)
+        prior.predict(x_t, torch.full((1,), 0.5, device=GPU), embedding, embedding, turntable(1, size=64).to(GPU))
+        assert prior.denoiser.device.type == GPU.type
+        seen = []
+
+        def note(module, *_):
+            everybody = [e.device.type for e in (*prior._text_encoders(), prior.denoiser)]
+            seen.append((everybody.count(GPU.type), module.device.type))
+
+        for encoder in prior._text_encoders():
+            encoder.register_forward_hook(note)
+        prior.embed(["a corgi"])
+        assert seen == [(1, GPU.type)] * 3
+        assert {e.device.type for e in (*prior._text_encoders(), prior.denoiser)} == {"cpu"}
+        assert meter.peak > 0
+
+
+def tiny_embedding(prior):
+    width = prior.denoiser.config.get("cross_attention_dim") or prior.denoiser.config.joint_attention_dim
+    pooled = prior.denoiser.config.get("pooled_projection_dim")
+    return TextEmbedding(torch.rand(1, 7, width, device=GPU), torch.rand(1, pooled, device=GPU) if pooled else None)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("vram", "limit"), [(0, 9.5), (12, 11.0), (8, 7.5)])
+def test_mvdream_fits(vram, limit):
+    """Of a run with every part: texts, a turned pair, refinement, scoring; the context and workspaces are not in it."""
+    peaks = stages("mvdream", vram)
+    assert set(peaks) == {"texts", "encode", "turn", "predict", "reward", "refine", "backward", "scoring"}
+    assert max(peaks.values()) <= limit
+    if vram == 0:
+        assert max(peaks.values()) + 2.5 <= AUTO_MEMORY
+
+
+def test_the_encoder_is_checkpointed():
+    """The graph of one encoding, with and without."""
+    kept = {}
+    for memory in (PRESETS[0], PRESETS[12]):
+        with without_data() as meter:
+            prior = StableDiffusionPrior(tiny_models.PIPELINES["sd15"](), "sd15", device=GPU, memory=memory)
+            images = torch.rand(1, 1, 3, 256, 256, device=GPU, requires_grad=True)
+            before = meter.now
+            x0 = prior.encode(images)
+            kept[memory.checkpoint] = meter.now - before
+            x0.sum().backward()
+    assert kept[True] < 0.6 * kept[False]
+
+
+def test_renders_above_white_reach_the_encoder_clamped_and_still_learn(priors):
+    prior = priors["sd15"]
+    images = torch.full((1, 1, 3, 64, 64), 1.3, requires_grad=True)
+    x0 = prior.encode(images)
+    assert torch.equal(x0, prior.encode(torch.ones(1, 1, 3, 64, 64)))
+    x0.sum().backward()
+    assert images.grad.abs().sum() > 0
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,8 @@ class OutputError(PsdGsError):
 
 class PluginError(PsdGsError):
     """An installed package that offers a prior, reward, preference or exporter, and is broken."""
+
+
 LESS_MEMORY = (
     "Fit into less with --vram 24, 12 or 8, lower cameras.size, densify.cap or prior_size in a --config file, or close "
     "other programs on the GPU."

@@ -30,7 +30,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
@@ -144,7 +144,7 @@ def without_data() -> Iterator[Meter]:
     images._statistics.cache_clear()
 
 
-# --- the published architectures ---------------------------------------------------------------------------------------
+# --- the published architectures -------------------------------------------------------------------------------------
 
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -218,9 +218,11 @@ def build_prior(family: str, vram: int, size: int) -> LatentPrior:
     vae = AutoencoderKL(**VAE, latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False)
     t5 = T5Config(d_model=4096, d_ff=10240, d_kv=64, num_heads=64, num_layers=24, feed_forward_proj="gated-gelu")
     texts = _clip_l(CLIPTextModelWithProjection), _clip_g(), T5EncoderModel(t5)
+    with unset_fake_temporarily():  # it looks at its own numbers
+        flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipeline = StableDiffusion3Pipeline(
         transformer,
-        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        flow,
         vae,
         texts[0],
         None,
@@ -245,7 +247,7 @@ class FakeReward:
         return image_features(self.model, images.flatten(0, 1), "pad").sum(1)
 
 
-# --- a run -------------------------------------------------------------------------------------------------------------
+# --- a run -----------------------------------------------------------------------------------------------------------
 
 
 def stages(

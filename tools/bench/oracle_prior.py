@@ -34,6 +34,8 @@ LIGHT = np.array([0.4, 0.8, 0.45], np.float32)
 CLEAN_STD, OTHER_STD = 0.05, 0.1
 """Of the noise on the data of the prompt and of the negative prompt, latent units. With these the two noise estimates
 differ by 3 to 6 % at small times; the embedded prior's differ by about as much."""
+NAMED, OTHER = 1.0, 0.1
+"""Every number of the embedding of a text that names the object, and of one that does not."""
 MAX_BLUR = 12.0
 """Pixels of 256."""
 
@@ -227,7 +229,11 @@ class OraclePrior:
     # --- the protocol ---
 
     def embed(self, prompts: list[str]) -> TextEmbedding:
-        return TextEmbedding(torch.stack([torch.full((2, 3), 0.1 + 0.01 * len(prompt)) for prompt in prompts]))
+        """Two kinds of text: those that name the object, and all others."""
+        return TextEmbedding(torch.stack([torch.full((2, 3), NAMED if self._names(p) else OTHER) for p in prompts]))
+
+    def _names(self, prompt: str) -> bool:
+        return self.target.name in prompt
 
     def encode(self, images: Float[Tensor, "G V 3 H W"]) -> Float[Tensor, "G V 3 h w"]:
         self._begin()
@@ -259,14 +265,19 @@ class OraclePrior:
         blur = (self.flaws.blur * self.image_size / 256 * sigma / alpha).flatten()
         limit = MAX_BLUR * self.image_size / 256
 
-        def answer(std: float, wider: float) -> Tensor:
-            widths = (wider * blur).clamp_max(limit).tolist()
+        def answer(text: TextEmbedding) -> Tensor:
+            named = bool(text.sequence.mean() > (NAMED + OTHER) / 2)
+            widths = (blur if named else 2 * blur).clamp_max(limit).tolist()
             mean = self._latents(over(torch.cat([blurred(v, w) for v, w in zip(views, widths, strict=True)]), shade))
-            return posterior_mean(x_t, mean.unflatten(0, x_t.shape[:2]), std, alpha, sigma)
+            mean = mean.unflatten(0, x_t.shape[:2])
+            if named:
+                return posterior_mean(x_t, mean, CLEAN_STD, alpha, sigma)
+            lighter = text.sequence.mean() - OTHER  # by what a refined negative embedding has learnt
+            return posterior_mean(x_t, mean + lighter, OTHER_STD, alpha, sigma)
 
         shade = self.background
-        cond = answer(CLEAN_STD, 1.0)
-        return cond, cond if negative is text else answer(OTHER_STD, 2.0)
+        cond = answer(text)
+        return cond, cond if negative is text else answer(negative)
 
     def _seen(self, cameras: Cameras) -> Float[Tensor, "G V 4 H W"]:
         """The object's views, as the flaws let them be: all noises of a step see the same ones."""
