@@ -171,7 +171,7 @@ def _clip_g() -> Any:
 def build_prior(family: str, vram: int, size: int) -> LatentPrior:
     """The prior of a family on the GPU, as ``load_prior`` makes it, without data."""
     options: dict[str, Any] = {"device": GPU, "memory": PRESETS[vram], "image_size": size}
-    half = torch.float16
+    half = torch.bfloat16 if family == "sd3" else torch.float16
     if family in ("mvdream", "sd"):
         config = unet_config(SD21_4VIEW)
         if family == "mvdream":

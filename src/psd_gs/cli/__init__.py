@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from psd_gs import __version__
     from psd_gs.cli.batch import Batch
+    from psd_gs.cli.bench import Bench
     from psd_gs.cli.console import shown
     from psd_gs.cli.doctor import Doctor
     from psd_gs.cli.eval import Eval
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         | Annotated[Options, tyro.conf.subcommand("options")]
         | Annotated[Words, tyro.conf.subcommand("words")]
         | Annotated[Models, tyro.conf.subcommand("models")]
+        | Annotated[Bench, tyro.conf.subcommand("bench")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     )
     for stream in (sys.stdout, sys.stderr):

@@ -45,26 +45,10 @@ def family(folder: Path) -> str:
 
 
 def load(folder: Path, *, dtype: torch.dtype | None, device: torch.device | str, **options: Any) -> Prior:
-    """The prior of a folder; float32 on the CPU and what is fastest on a GPU, unless told.
+    """The prior of a folder, in the precision that its class takes on a device unless told.
 
     Raises:
         ModelError: files are missing, damaged or of another architecture.
     """
-    import torch
-
-    on_cpu = torch.device(device).type == "cpu"
-    chosen = dtype or (torch.float32 if on_cpu else fast_dtype(device))
-    return resolved(_known(folder)[0]).from_pretrained(folder, dtype=chosen, device=device, **options)
-
-
-def fast_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 on GPUs and CPUs with instructions for it; else float16 on GPUs and float32 on CPUs."""
-    import torch
-
-    if torch.device(device).type != "cpu":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return torch.float32
-    capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if native else torch.float32
+    kind = resolved(_known(folder)[0])
+    return kind.from_pretrained(folder, dtype=dtype or kind.fast_dtype(device), device=device, **options)

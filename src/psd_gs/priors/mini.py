@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
-from psd_gs.priors.folder import fast_dtype
-
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -62,8 +60,17 @@ def load(_: None, *, dtype: torch.dtype | None, device: torch.device | str, **op
 
     from psd_gs.priors.multiview import MultiViewPrior
 
-    chosen = dtype or (fast_dtype(device) if torch.device(device).type == "cpu" else torch.float32)
-    return MultiViewPrior.from_pretrained(folder("prior"), dtype=chosen, device=device, **options)
+    if dtype is None and torch.device(device).type == "cpu" and _computes_in_bfloat16():
+        dtype = torch.bfloat16
+    return MultiViewPrior.from_pretrained(folder("prior"), dtype=dtype or torch.float32, device=device, **options)
+
+
+def _computes_in_bfloat16() -> bool:
+    """Whether the CPU has instructions for it."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class StableDiffusion3Prior(LatentPrior):
 
     pipeline_class = StableDiffusion3Pipeline
     family = "sd3"
+    overflows = True  # T5 does; the model card of 3.5 asks for bfloat16
 
     def _adopt_schedule(self, scheduler: Any) -> None:
         shift = scheduler.config.get("shift")
