@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -385,3 +386,27 @@ def test_given_generators_are_used():
     before = [g.get_state() for g in generators]
     guidance(random_images(1), cameras_for(1), 0.5, 0)
     assert all(not torch.equal(g.get_state(), state) for g, state in zip(generators, before, strict=True))
+
+
+@pytest.mark.parametrize("preference", ["none", "psd"])
+def test_image_space_pulls_toward_the_decoded_estimate_without_a_graph_of_the_encoder(preference):
+    """The estimate is that of the same step in latent space, whose gradient is the way to it over the views."""
+
+    class Watched(ToyPrior):
+        def encode(self, images):
+            self.graph = torch.is_grad_enabled()
+            return super().encode(images)
+
+    config = GuidanceConfig(method="recon", preference=preference, negative=OFF, psd=PSDConfig(start=0.0))
+    images, priors = random_images(2), {space: Watched() for space in ("latent", "image")}
+    guides = {
+        space: Guidance(prior, "y", replace(config, space=space), reward=LinearReward(), seed=3)
+        for space, prior in priors.items()
+    }
+    gradient, logs = latent_gradient(guides["latent"], images, cameras_for(2))
+    out = guides["image"](images, cameras_for(2), 0.5, 0)
+    (pull,) = torch.autograd.grad(out.loss, images)
+    assert {space: prior.graph for space, prior in priors.items()} == {"latent": True, "image": False}
+    estimate = priors["image"].encode(images.detach()) - 2 * gradient
+    torch.testing.assert_close(pull, (images.detach() - priors["image"].decode(estimate)) / 2)
+    assert out.logs == logs

@@ -15,7 +15,8 @@ from bench import oracle
 from bench.oracle_prior import Flaws, OraclePrior, OracleReward, Target, blurred, over, posterior_mean, read_target
 
 from psd_gs.cameras import orbit, turntable
-from psd_gs.config import FAMILIES, PRESETS, Config, make_config
+from psd_gs.config import PRESETS, Config, make_config
+from psd_gs.entries import FAMILIES
 from psd_gs.gaussians import random_ball
 from psd_gs.mesh.scene import Part
 from psd_gs.trainer import sample_background

@@ -321,10 +321,9 @@ def save_bytes(folder: Path) -> bytes:
     ("gigabytes", "name", "why"),
     [
         (141, "mvdream", "141 GB"),
-        (16, "mvdream", "16 GB"),
-        (12, "mini", "the GPU has 12 GB .* `--prior mvdream --vram 12` should fit"),
-        (8, "mini", "--vram 8"),
-        (4, "mini", "the GPU has 4 GB and mvdream with its reward takes 16$"),
+        (10, "mvdream", "10 GB"),
+        (8.2, "mini", "the GPU has 8 GB .* `--prior mvdream --vram 8` should fit"),
+        (6, "mini", "the GPU has 6 GB and mvdream with its reward takes 10$"),
     ],
 )
 def test_auto_on_a_gpu(monkeypatch, gigabytes, name, why):

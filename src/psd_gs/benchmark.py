@@ -6,12 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from psd_gs.cameras import turntable
+from psd_gs.cameras import Cameras, turntable
 from psd_gs.config import make_config
-from psd_gs.gaussians import random_ball
+from psd_gs.gaussians import Gaussians, random_ball
 from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.priors import prior_family
 from psd_gs.render import render
@@ -62,13 +64,13 @@ def render_times(device: torch.device, counts: tuple[int, ...], size: int, repea
             scale = 0.28 * count ** (-1 / 3)  # half the nearest-neighbour distance
             generator = torch.Generator().manual_seed(0)
             ball = random_ball(count, 0.5, scale=scale, opacity=0.3, generator=generator).to(where)
-            leaves = ball.map(lambda p: p.requires_grad_(True))
-            cameras = turntable(4, size=size).to(where)
+            step = partial(_forward_and_backward, ball.map(Tensor.requires_grad_), turntable(4, size=size).to(where))
+            took = milliseconds(partial(step, renderer), where, repeats)
+            yield Timing(name, shape, count, took, "forward and backward")
 
-            def step(leaves=leaves, cameras=cameras, renderer=renderer) -> None:
-                render(leaves, cameras, absgrad=True, backend=renderer).rgb.sum().backward()
 
-            yield Timing(name, shape, count, milliseconds(step, where, repeats), "forward and backward")
+def _forward_and_backward(gaussians: Gaussians, cameras: Cameras, renderer: Renderer) -> None:
+    render(gaussians, cameras, absgrad=True, backend=renderer).rgb.sum().backward()
 
 
 def step_times(pipeline: TextTo3DPipeline, count: int, repeats: int) -> Iterator[Timing]:
@@ -92,18 +94,14 @@ def step_times(pipeline: TextTo3DPipeline, count: int, repeats: int) -> Iterator
         trainer = pipeline.trainer(make_config("default", prior_family(prior.name), overrides))
         steps = trainer.run()
         shape = f"{prior.views} x {prior.image_size}"
-        took = milliseconds(lambda steps=steps: next(steps), prior.device, repeats)
+        took = milliseconds(partial(next, steps), prior.device, repeats)
         parts = {name: value for name, value in next(steps).logs.items() if name.startswith("seconds_")}
         note = ", ".join(f"{name.removeprefix('seconds_')} {1e3 * value:.0f}" for name, value in parts.items())
         yield Timing(f"{prior.name}: {what}", shape, count, took, note)
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median time of a call, the device waited for.
-
-    Raises:
-        BackendError: it ran out of memory.
-    """
+    """Median time of a call, the device waited for."""
     times = []
     wait = getattr(torch, device.type).synchronize
     for i in range(WARM + repeats):

@@ -15,8 +15,9 @@ from psd_gs.priors import prior_entry
 from psd_gs.published import WEIGHTS, Weights
 from psd_gs.rewards import check_judge, local_copies, names_of, needed
 
-AUTO_MEMORY = 16
-"""GPU memory in GB with which ``--prior auto`` is mvdream."""
+AUTO_MEMORY = 10
+"""GPU memory in GB with which ``--prior auto`` is mvdream: the tensors of its default preset take 6.3 at most
+(``tools/bench/memory.py``), and as much as half of that again goes to the CUDA context, workspaces and gaps."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -45,8 +46,7 @@ def choose_prior(device: torch.device) -> tuple[str, str]:
         return "mini", "without a CUDA GPU"
     total = torch.cuda.get_device_properties(device).total_memory / 1e9
     if total < AUTO_MEMORY:
-        smaller = max((size for size in (8, 12) if size <= total), default=0)
-        hint = f"; `--prior mvdream --vram {smaller}` should fit" if smaller else ""
+        hint = "; `--prior mvdream --vram 8` should fit" if total >= 8 else ""
         return "mini", f"the GPU has {total:.0f} GB and mvdream with its reward takes {AUTO_MEMORY}{hint}"
     return "mvdream", f"the GPU has {total:.0f} GB"
 

@@ -50,7 +50,7 @@ class Bench:
         check_range(self, 8, 4096, "size")
         check_range(self, 1, 10_000, "repeats")
         device = resolve_device(self.device)
-        prior, reward, judge = resolve(self.prior, "auto", "auto", device)
+        prior, reward, _ = resolve(self.prior, "auto", "auto", device)
         show = console()
         show.print("\n".join(machine(device)) + "\n")
         timings: list[Timing] = list(render_times(device, self.gaussians, self.size, self.repeats))

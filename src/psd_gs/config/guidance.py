@@ -16,6 +16,7 @@ else:  # so that the command line lists and checks them
     Preference = Literal[tuple(PREFERENCES)]
 Pooling = Literal["mean", "min", "softmin"]
 Weighting = Literal["auto", "sds", "uniform", "recon", "fantasia3d"]
+Space = Literal["latent", "image"]
 Schedule = Literal["mvdream", "uniform", "linear", "sqrt", "step", "dreamtime"]
 Scale = Literal["gap", "sign", "ramp", "bt"]
 
@@ -311,6 +312,9 @@ class GuidanceConfig:
     prompt."""
     asd_shift: float = 0.1
     """Largest shift of the later time, relative to the time above t-min-end (method asd)."""
+    space: Space = "latent"
+    """Where the render is pulled: latent, through the gradient of the image encoder; or image, toward the decoded clean
+    estimate (HiFA, 2305.18766), which needs no graph of the encoder."""
     weighting: Weighting = "auto"
     """Weight over diffusion times; auto: the method's own."""
     negative_prompt: str = ""

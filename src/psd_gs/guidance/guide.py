@@ -125,7 +125,8 @@ class Guidance:
         """
         config = self.config
         renders, cameras = self._fit(images, cameras)
-        x0 = self.prior.encode(renders)
+        with torch.set_grad_enabled(config.space == "latent"):
+            x0 = self.prior.encode(renders)
         u = torch.rand(len(renders), generator=self.timestep_generator)
         t = SCHEDULES[config.timesteps.schedule](progress, u, config.timesteps)
         judged = self.preference.acts(progress, step, t)
@@ -154,7 +155,12 @@ class Guidance:
             if self.lora:
                 logs["lora_loss"] = self.lora.train(denoiser, latents)
             gradient = torch.nan_to_num(weight * residual, nan=0.0, posinf=0.0, neginf=0.0)
-        loss = score_loss(x0, gradient)
+        if config.space == "latent":
+            loss = score_loss(x0, gradient)
+        else:
+            with torch.no_grad():
+                picture = self.prior.decode(x0 - gradient)
+            loss = score_loss(renders, renders.detach() - picture)
         if judged.any():
             loss, said = self.preference.loss(images, renders, loss, prediction, denoiser, judged)
             logs |= said
