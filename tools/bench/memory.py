@@ -260,6 +260,7 @@ def stages(
         vram: as the option.
         turn: the pair is turned along the reward's gradient.
         refine: the negative embedding is refined (pull).
+        space: of the residual, as ``guidance.space``.
     """
     config = make_config("default", family)
     with without_data() as meter:
@@ -283,7 +284,8 @@ def stages(
         cameras = turntable(views, size=size).to(GPU)
         # a step with a pair
         renders = torch.rand(1, views, 3, size, size, device=GPU, requires_grad=True)
-        x0 = prior.encode(renders)
+        with torch.set_grad_enabled(space == "latent"):
+            x0 = prior.encode(renders)
         peak("encode")
         t = torch.full((1,), 0.3, device=GPU)
         if turn:
@@ -301,7 +303,13 @@ def stages(
             refined(prior, x_t[:1], cond[:1], neg[:1], t, cameras)
             peak("refine")
         del cond, neg, x_t
-        (0.5 * (x0 - 1).square().sum()).backward()
+        if space == "image":
+            with torch.no_grad():
+                picture = prior.decode(x0)
+            (renders - picture).square().sum().backward()
+            del picture
+        else:
+            (x0 - 1).square().sum().backward()
         peak("backward")
         del x0, renders
         judge.to(GPU)
@@ -334,13 +342,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=FAMILIES, nargs="+", default=FAMILIES)
     parser.add_argument("--vram", type=int, choices=list(PRESETS), nargs="+", default=list(PRESETS))
+    parser.add_argument("--space", choices=["latent", "image"], default="latent", help="guidance.space")
     parser.add_argument("--stages", action="store_true", help="the peak of each")
     options = parser.parse_args(arguments)
     print("| prior | --vram | peak, GB | of it |")
     print("|---|---|---|---|")
     for family in options.family:
         for vram in options.vram:
-            found = stages(family, vram)
+            found = stages(family, vram, space=options.space)
             top = max(found, key=lambda name: found[name])
             all_of_it = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
             print(f"| {family} | {vram} | {found[top]:.2f} | {all_of_it if options.stages else top} |", flush=True)

@@ -4,10 +4,10 @@
     python tools/bench/oracle.py --kits FOLDER run default --objects 2 --size 64 --steps 300 --set init.count=2000
     python tools/bench/oracle.py report --write docs/results/presets.md
 
-An arm is a preset or ``recipe:NAME``, with the options of ``--set`` over it. Every finished run is one line of
-``runs*.jsonl`` under a key of all that decides it; an unfinished one goes on from its checkpoint when the command is
-given again. PSNR (on white, whole pictures) and IoU (alpha above a half) are means over twelve views that no step has
-seen. ``--size`` shrinks prior and renders alike: for development, not for the report.
+An arm is a preset or ``recipe:NAME``, with the options of ``--set`` over it. Every finished run is a file under the
+digest of all that decides it; an unfinished one goes on from its checkpoint when the command is given again. PSNR (on
+white, whole pictures) and IoU (alpha above a half) are means over twelve views that no step has seen. ``--size``
+shrinks prior and renders alike: for development, not for the report.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common import ROOT, Journal, Progress, Row, fingerprint, key_value, machine
+from bench.common import ROOT, Progress, Row, add_set_argument, kept, options_of
 from bench.oracle_prior import Flaws, OraclePrior, OracleReward, Target, over, read_target
 from psd_gs.cameras import Cameras, joined, turntable
-from psd_gs.config import Config, make_config, merged, parse_overrides, to_dict
+from psd_gs.config import Config, make_config, merged, to_dict
 from psd_gs.densify import contribution
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.files import write_atomic
@@ -117,12 +117,6 @@ def configured(arm: str, family: str, size: int, overrides: Row, names: Row) -> 
     return replace(config, cameras=replace(config.cameras, size=(first, last)))
 
 
-def key_of(config: Config, what: Row) -> str:
-    options = to_dict(config)
-    options.pop("preset")
-    return fingerprint({"config": options, **what})
-
-
 def oracle(config: Config, target: Target, family: str, size: int, latent: bool, flaws: Flaws) -> OraclePrior:
     """The prior of a run."""
     return OraclePrior(
@@ -136,8 +130,9 @@ def oracle(config: Config, target: Target, family: str, size: int, latent: bool,
     )
 
 
-def optimized(config: Config, prior: OraclePrior, folder: Path) -> Row:
+def optimized(config: Config, prior: OraclePrior, picture: Path) -> Row:
     """One asset to its end, from its checkpoint if there is one, and what is measured of it."""
+    folder = picture.with_suffix("")  # for the time of the run
     reward = OracleReward(prior) if config.reward != "none" else None
     trainer = TextTo3DPipeline(prior, reward).trainer(config, folder)
     trainer.observe = None
@@ -155,7 +150,8 @@ def optimized(config: Config, prior: OraclePrior, folder: Path) -> Row:
     with torch.no_grad():
         made = render(asset, views, torch.ones(3)).rgb.clamp(0, 1)
     true = over(prior.target.views(views), torch.ones(3)).permute(0, 2, 3, 1)
-    contact_sheet([*true, *made], folder.with_suffix(".png"), columns=4, size=128)
+    contact_sheet([*true, *made], picture, columns=4, size=128)
+    shutil.rmtree(folder)
     return {
         **{name: round(value, 4) for name, value in found.items()},
         "hidden": round(first, 4),
@@ -167,12 +163,13 @@ def optimized(config: Config, prior: OraclePrior, folder: Path) -> Row:
 
 
 def run(arguments: argparse.Namespace) -> list[Row]:
-    """Every arm on every object; those that are in the journal are not made again."""
-    journal = Journal(arguments.out, f"runs-{arguments.set_name}")
+    """Every arm on every object; those that are finished are not made again."""
     objects = SETS[arguments.objects_of][: arguments.objects]
     targets = arguments.meshes or [f"{arguments.kits}:{name}" for name in objects]
-    size = arguments.size or FULL[arguments.family]
-    overrides = merged(parse_overrides(arguments.set), {} if arguments.steps is None else {"steps": arguments.steps})
+    size, flaws = arguments.size or FULL[arguments.family], FLAWS[arguments.flaws]
+    overrides = options_of(arguments)
+    if arguments.preference:
+        overrides = merged(overrides, {"guidance": {"preference": arguments.preference}})
     progress = Progress(len(targets) * len(arguments.arms))
     rows = []
     for where in targets:
@@ -180,26 +177,24 @@ def run(arguments: argparse.Namespace) -> list[Row]:
         for arm in arguments.arms:
             names: Row = {"prompt": target.name, "seed": arguments.seed}
             names["reward"] = "oracle-reward" if arguments.preference else "none"
-            guidance = {"guidance": {"preference": arguments.preference}} if arguments.preference else {}
-            config = configured(arm, arguments.family, size, merged(overrides, guidance), names)
-            flaws = FLAWS[arguments.flaws]
-            what: Row = {
+            config = configured(arm, arguments.family, size, overrides, names)
+            decides: Row = {
+                "config": to_dict(config),
                 "object": Path(where).name.rpartition(":")[2],
                 "family": arguments.family,
                 "size": size,
                 "latent": arguments.latent,
                 "flaws": asdict(flaws),
             }
-            key = key_of(config, what)
-            if key not in journal.rows:
-                folder = arguments.out / "assets" / key
+            said: Row = {name: decides[name] for name in ("object", "family", "size", "latent")}
+            said |= {"arm": arm, "set": arguments.set, "preference": config.guidance.preference}
+            said |= {"oracle": arguments.flaws, "group": arguments.objects_of, "steps": config.steps}
+
+            def make(picture: Path, config: Config = config, said: Row = said, target: Target = target) -> Row:
                 prior = oracle(config, target, arguments.family, size, arguments.latent, flaws)
-                found = optimized(config, prior, folder)
-                said: Row = {"arm": arm, "set": arguments.set, "preference": arguments.preference or "none"}
-                said |= {"oracle": arguments.flaws, "group": arguments.objects_of, "steps": config.steps}
-                journal.append({"key": key, **said, **what, **found, "machine": machine()})
-                shutil.rmtree(folder)
-            row = journal.rows[key]
+                return said | optimized(config, prior, picture)
+
+            row = kept(arguments.out, decides, make)
             rows.append(row)
             progress.step(f"{arm} {target.name}: {row['psnr']:.2f} dB, IoU {row['iou']:.3f}, {row['gaussians']}")
     return rows
@@ -235,7 +230,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def report(arguments: argparse.Namespace) -> None:
     """The table of all finished runs, printed or between the marks of a Markdown file."""
-    rows = [row for row in Journal(arguments.out).rows.values() if arguments.group in ("all", row["group"])]
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.out.glob("*.json"))]
+    rows = [row for row in rows if arguments.group in ("all", row["group"])]
     rows.sort(key=lambda row: (row["family"], row["size"], row["oracle"], row["preference"], row["steps"], row["arm"]))
     text = table(rows)
     if arguments.write is None:
@@ -265,8 +261,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     one.add_argument("--preference", help="with a reward that knows the object")
     one.add_argument("--steps", type=int, help="instead of the arm's")
     one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--set", action="append", default=[], type=key_value, metavar="KEY=VALUE", help="repeatable")
-    one.add_argument("--set-name", default="0", metavar="NAME", help="of this process's journal, if several run")
+    add_set_argument(one)
     two = commands.add_parser("report", help="table of everything that is finished")
     two.set_defaults(act=report)
     two.add_argument("--group", choices=["all", *SETS], default="all")
