@@ -1,7 +1,7 @@
 """Presets at real size without real weights: what the loop makes of a prior that knows the object.
 
-    python tools/bench/oracle.py --kits FOLDER run default recipe:mvdream
-    python tools/bench/oracle.py --kits FOLDER run default --objects 2 --size 64 --steps 300 --set init.count=2000
+    python tools/bench/oracle.py run default recipe:mvdream --kits FOLDER
+    python tools/bench/oracle.py run default --kits FOLDER --objects 2 --size 64 --steps 300 --set init.count=2000
     python tools/bench/oracle.py report --write docs/results/presets.md
 
 An arm is a preset or ``recipe:NAME``, with the options of ``--set`` over it. Every finished run is a file under the

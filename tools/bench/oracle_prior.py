@@ -24,7 +24,8 @@ from psd_gs.cameras import Cameras
 from psd_gs.colours import linear_to_srgb, srgb_to_linear
 from psd_gs.mesh.points import RADIUS
 from psd_gs.mesh.raster import located, project, rasterize
-from psd_gs.mesh.scene import Part, read_scene
+from psd_gs.mesh.read import read_scene
+from psd_gs.mesh.scene import Part
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.priors.mvdream import scheduler
 from psd_gs.trainer import sample_background
