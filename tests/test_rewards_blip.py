@@ -169,6 +169,14 @@ def test_everything_is_on_one_device_and_nothing_waits_for_it(folder, head):
     assert (scores.device.type, scores.dtype) == ("meta", torch.float32)
 
 
+def test_it_moves_with_what_it_remembers(folder, head):
+    reward = load(folder, head)
+    arguments = torch.rand(2, 4, 3, 64, 64), ["a cat", "a red car"], turntable(8)
+    reward.score(*arguments)
+    reward.to("meta")
+    assert reward.score(*arguments).device.type == "meta"
+
+
 def test_another_head_is_refused(folder, head, tmp_path):
     other = {"image": "scorer", "scorer": "fusion", "fusion": "image"}[head]
     with pytest.raises(ModelError, match=r"missing: head\.|unknown: head\."):

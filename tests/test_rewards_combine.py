@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from psd_gs.rewards import blip, check_judge, load_reward, names_of, needed, ref
 from psd_gs.rewards.base import CallableReward, group_score
 from psd_gs.rewards.combine import Scored, Term, WeightedSum, parse_expression
 from psd_gs.rewards.fitted import LinearHead, save_fitted
+from psd_gs.rewards.parked import ParkedReward, move, set_aside
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -276,3 +278,68 @@ def test_bad_shapes_are_told_by_every_part(image_reward):
     reward = load_reward(f"imagereward={image_reward},mini")
     with pytest.raises(InputError, match="expected images"):
         reward.score(pictures(2, 3, 8, 8), ["a", "b"])
+
+
+# --- away from the device --------------------------------------------------------------------------------------------
+
+
+class Movable:
+    """A reward that knows where it is, and was when it scored."""
+
+    name, differentiable, render_size = "movable", True, 224
+
+    def __init__(self) -> None:
+        self.place, self.scored_on = "cuda", []
+
+    def to(self, device) -> None:
+        self.place = str(device)
+
+    def score(self, images, prompts, cameras=None):
+        self.scored_on.append(self.place)
+        if images.isnan().any():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (images**2).mean((2, 3, 4))
+
+
+def test_a_parked_reward_is_on_the_device_only_while_it_scores():
+    inside = Movable()
+    parked = ParkedReward(inside, torch.device("cuda"))
+    assert (inside.place, parked.name, parked.render_size) == ("cpu", "movable", 224)
+    images = torch.ones(1, 2, 3, 4, 4, requires_grad=True)
+    scores = parked.score(images, ["a"])
+    assert torch.equal(scores, torch.ones(1, 2))
+    assert not scores.requires_grad
+    assert (inside.scored_on, inside.place) == (["cuda"], "cpu")
+    with pytest.raises(torch.OutOfMemoryError):
+        parked.score(images * math.nan, ["a"])
+    assert inside.place == "cpu"
+
+
+def test_a_parked_sum_and_what_has_no_networks():
+    parts = [Movable(), Movable()]
+    black_box = CallableReward(lambda images, prompts: torch.zeros(len(images)))
+    whole = WeightedSum([Scored(parts[0]), Scored(parts[1], 2.0), Scored(black_box)], "sum")
+    parked = ParkedReward(whole, torch.device("cuda"))
+    assert {part.place for part in parts} == {"cpu"}
+    assert float(parked.score(torch.ones(1, 1, 3, 4, 4), ["a"])) == 3
+    assert float(parked.parts[1].reward.score(torch.ones(1, 1, 3, 4, 4), ["a"])) == 1
+    assert [part.scored_on for part in parts] == [["cuda"], ["cuda", "cuda"]]
+    assert {part.place for part in parts} == {"cpu"}
+
+
+def test_a_reward_makes_room_for_the_text_encoders():
+    reward = Movable()
+    with set_aside(reward, torch.device("cuda")):
+        assert reward.place == "cpu"
+    assert reward.place == "cuda"
+    with set_aside(reward, torch.device("cpu")), set_aside(None, torch.device("cuda")):
+        assert reward.place == "cuda", "nothing to make room for"
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-judge"])
+def test_embedded_rewards_move_with_what_they_remember(name):
+    reward = load_reward(name)
+    images = torch.rand(1, 4, 3, 32, 32)
+    reward.score(images, ["a cat"], turntable(4))
+    move(reward, "meta")
+    assert reward.score(images, ["a cat"], turntable(4)).device.type == "meta"
