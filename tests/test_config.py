@@ -29,7 +29,7 @@ from psd_gs.config import (
     to_dict,
 )
 from psd_gs.config.guidance import GuidanceConfig, NegativeConfig, PSDConfig
-from psd_gs.entries import FAMILIES
+from psd_gs.entries import FAMILIES, PUBLISHED
 from psd_gs.errors import ConfigError
 
 CHECKOUT = Path(__file__).resolve().parents[1] / "configs"
@@ -44,7 +44,8 @@ def test_presets_load(name, family):
     made = make_config(name, family)
     assert made.preset == name
     sections = yaml.safe_load((CHECKOUT / f"{name}.yaml").read_text(encoding="utf-8"))
-    written = merged(sections.get("common", {}), sections.get(family, {}))
+    shared = sections.get("published", {}) if family in PUBLISHED else {}
+    written = merged(sections.get("common", {}), shared, sections.get(family, {}))
     assert written
 
     def check(options: dict[str, Any], where: Any) -> None:
@@ -61,7 +62,7 @@ def test_presets_load(name, family):
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_files_have_no_stray_sections(name):
     sections = yaml.safe_load((CHECKOUT / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert set(sections) <= {"base", "common", *FAMILIES}
+    assert set(sections) <= {"base", "common", "published", *FAMILIES}
 
 
 def test_a_preset_says_only_what_its_base_does_not():

@@ -104,6 +104,8 @@ PRIORS = Registry(
 )
 FAMILIES = tuple(dict.fromkeys(entry.family for entry in PRIORS.own.values()))
 """Sections of the presets in ``configs/``."""
+PUBLISHED = tuple(dict.fromkeys(entry.family for entry in PRIORS.own.values() if entry.weights))
+"""Those that share the section ``published``."""
 
 _MINI, _CLIP, _BLIP, _LAION = (f"psd_gs.rewards.{name}" for name in ("mini", "clip", "blip", "aesthetic"))
 _WORDS, _BERT = {"tokenizer": "clip-tokenizer"}, {"tokenizer": "bert-tokenizer"}

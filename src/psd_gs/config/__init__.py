@@ -1,7 +1,7 @@
 """Options of a run: dataclasses with defaults, presets in YAML, and what both become together.
 
-Precedence: dataclass defaults < preset (``common``, then the prior's family) < ``--config`` file <
-command line. Positions in the schedule are fractions of the run, so a preset holds for any number
+Precedence: dataclass defaults < preset (``common``, ``published`` for all priors but the embedded one, then the
+prior's family) < ``--config`` file < command line. Positions in the schedule are fractions of the run, so a preset holds for any number
 of steps.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from psd_gs.config.guidance import GuidanceConfig, check_choices, check_range
-from psd_gs.entries import PRIORS
+from psd_gs.entries import PRIORS, PUBLISHED
 from psd_gs.errors import ConfigError, InputError
 from psd_gs.files import YAML_BYTES, parse_yaml, read_bounded, short
 
@@ -417,7 +417,9 @@ def preset(name: str, family: str) -> dict[str, Any]:
         raise ConfigError(f"unknown preset {name!r}.{suggestion(name, PRESETS)}")
     files = _with_bases(configs_folder() / ("." if name in PRESETS else "recipes") / f"{name}.yaml")
     entry = PRIORS[family] if family in PRIORS.plugins else None
-    sections = [file.get(section, {}) for section in ("common", entry.family if entry else family) for file in files]
+    kin = entry.family if entry else family
+    shared = ("common", "published") if kin in PUBLISHED else ("common",)
+    sections = [file.get(section, {}) for section in (*shared, kin) for file in files]
     own = [entry.presets.get(section, {}) for section in ("common", name)] if entry else []
     return merged({"preset": name}, *sections, *own)
 

@@ -79,8 +79,8 @@ class LatentPrior(ABC):
     def fast_dtype(cls, device: torch.device | str) -> torch.dtype:
         """What ``--dtype auto`` means: float32 on the CPU; elsewhere float16, or bfloat16 where float16 overflows.
 
-        Guidance lives on the difference of two predictions, of which bfloat16 loses 9 to 19 % and float16 1 to 2 %
-        (embedded prior, times from 0.05 to 0.98). Published halves are float16 as well.
+        Guidance lives on the difference of two predictions, in which bfloat16 errs by 1.3 % at time 0.98, 8.7 % at 0.5
+        and 18.9 % at 0.05, float16 by 0.1, 1.1 and 2.4 % (embedded prior). Published halves are float16 as well.
         """
         if torch.device(device).type == "cpu":
             return torch.float32
