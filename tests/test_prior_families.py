@@ -30,6 +30,8 @@ from psd_gs.models import AUTO_MEMORY, resolve
 from psd_gs.priors import load_prior, mini, prior_family
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.priors.memory import PRESETS
+from psd_gs.priors.multiview import MultiViewPrior
+from psd_gs.priors.mvdream import MVDreamPrior
 from psd_gs.priors.sd3 import EDGE, StableDiffusion3Prior
 from psd_gs.priors.stable_diffusion import StableDiffusionPrior, StableDiffusionXLPrior
 from psd_gs.testing import check_prior
@@ -254,6 +256,18 @@ def test_half_precision(folders, priors, dtype):
         a, b = exact.predict(*inputs(exact))[0], half.predict(*inputs(half))[0]
         assert b.dtype == torch.float32
         assert (a - b).norm() < 0.05 * a.norm()
+
+
+@pytest.mark.parametrize(("native", "wide"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_is_float16_but_where_it_overflows(monkeypatch, native, wide):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    kinds = (MultiViewPrior, MVDreamPrior, StableDiffusionPrior, StableDiffusionXLPrior, StableDiffusion3Prior)
+    assert [kind.fast_dtype("cuda:1") for kind in kinds] == [torch.float16] * 4 + [wide]
+    assert {kind.fast_dtype("cpu") for kind in kinds} == {torch.float32}
+    with without_data():
+        pipeline = tiny_models.PIPELINES["sdxl"]().to(torch.float16)
+        prior = StableDiffusionXLPrior(pipeline, "sdxl", device=GPU)
+    assert (prior.dtype, prior.vae.dtype) == (torch.float16, torch.bfloat16)
 
 
 # --- preference score distillation on a flow -------------------------------------------------------------------------

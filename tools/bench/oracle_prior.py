@@ -310,7 +310,9 @@ def blurred(images: Float[Tensor, "B C H W"], width: float) -> Float[Tensor, "B 
 
 
 class OracleReward:
-    """How near pictures are to the true views, in dB: it knows the object better than a flawed prior does.
+    """How near pictures are to the true views: it knows the object better than a flawed prior does.
+
+    PSNR in units of 5 dB above 20, so that its scores are spread as those of published rewards are.
 
     Args:
         prior: tells the background.
@@ -328,4 +330,5 @@ class OracleReward:
         assert cameras is not None
         with torch.no_grad():
             true = over(self.prior.target.views(cameras), self.prior.background).unflatten(0, images.shape[:2])
-        return -10 * (images - true).square().mean((2, 3, 4)).clamp_min(1e-8).log10()
+        psnr = -10 * (images - true).square().mean((2, 3, 4)).clamp_min(1e-8).log10()
+        return (psnr - 20) / 5

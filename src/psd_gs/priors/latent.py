@@ -250,7 +250,7 @@ class LatentPrior(ABC):
 
 
 def wide_half(device: torch.device | str, otherwise: torch.dtype) -> torch.dtype:
-    """bfloat16 where the device computes in it, else ``otherwise``."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return otherwise
-    return torch.bfloat16
+    """bfloat16 on a GPU that computes in it, else ``otherwise``."""
+    kind = torch.device(device).type
+    slow = kind == "cpu" or (kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False))
+    return otherwise if slow else torch.bfloat16
