@@ -1,8 +1,8 @@
 """Options of a run: dataclasses with defaults, presets in YAML, and what both become together.
 
 Precedence: dataclass defaults < preset (``common``, ``published`` for all priors but the embedded one, then the
-prior's family) < ``--config`` file < command line. Positions in the schedule are fractions of the run, so a preset holds for any number
-of steps.
+prior's family) < ``--config`` file < command line. Positions in the schedule are fractions of the run, so a
+preset holds for any number of steps.
 """
 
 from __future__ import annotations
