@@ -305,6 +305,7 @@ def test_a_parked_reward_is_on_the_device_only_while_it_scores():
     inside = Movable()
     parked = ParkedReward(inside, torch.device("cuda"))
     assert (inside.place, parked.name, parked.render_size) == ("cpu", "movable", 224)
+    assert isinstance(parked, Movable)
     images = torch.ones(1, 2, 3, 4, 4, requires_grad=True)
     scores = parked.score(images, ["a"])
     assert torch.equal(scores, torch.ones(1, 2))

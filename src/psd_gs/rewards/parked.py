@@ -47,6 +47,11 @@ class ParkedReward:
         self._reward, self._device = reward, device
         move(reward, "cpu")
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """That of the reward, as far as ``isinstance`` asks: who describes pictures looks for a CLIP."""
+        return type(self._reward)
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._reward, name)
         if name == "parts":  # of a weighted sum, which are scored one by one, too
