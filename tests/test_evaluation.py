@@ -35,7 +35,8 @@ from psd_gs.evaluation.suites import SUITES, load_suite, parse_suite
 from psd_gs.export.formats import save
 from psd_gs.export.frames import bounding_ball, fitted
 from psd_gs.gaussians import Gaussians, from_points, random_ball, rgb_to_sh0
-from psd_gs.rewards import EMBEDDED, load_reward
+from psd_gs.published import EMBEDDED
+from psd_gs.rewards import load_reward
 from psd_gs.rewards.base import CallableReward
 from psd_gs.rewards.combine import Scored, WeightedSum
 from psd_gs.rewards.fitted import FittedReward, LinearHead
