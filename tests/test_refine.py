@@ -116,6 +116,18 @@ def test_the_asset_is_fitted_and_stands_upright(tmp_path):
         assert centre.norm() < 0.15
 
 
+def test_fog_does_not_count_where_an_asset_is_fitted(grey):
+    clean = load(grey)
+    fog = clean.select(torch.arange(100))
+    fog.means = clean.means.mean(0) + 60 * torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    fog.opacities = torch.full((100,), 0.15).logit()
+    before = Original.of(RefineConfig(asset=str(grey))).to_world
+    for name, tensor in clean.params().items():
+        setattr(clean, name, torch.cat([tensor, getattr(fog, name)]))
+    write_ply(clean, grey)
+    torch.testing.assert_close(Original.of(RefineConfig(asset=str(grey))).to_world, before)
+
+
 # --- what changes and what stays -------------------------------------------------------------------------------------
 
 

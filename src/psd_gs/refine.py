@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from psd_gs import selection
 from psd_gs.cameras import Cameras
-from psd_gs.config import STRENGTH, Axis, Config, DensifyConfig, RefineConfig
+from psd_gs.config import STRENGTH, Axis, Config, DensifyConfig, OptimizerConfig, RefineConfig
 from psd_gs.densify import contribution, prunable
 from psd_gs.errors import ConfigError, InputError
 from psd_gs.export.formats import format_of, sha256_of
@@ -63,11 +63,14 @@ def task(asset: str | os.PathLike[str], strength: float = STRENGTH, **chosen: An
     top = min(max(strength, 1e-3), 0.98)
     times = {"t_max_start": top, "t_min_start": top, "t_max_end": min(top, 0.5), "t_min_end": min(top, 0.02)}
     path = _located(Path(asset))
+    usual = asdict(OptimizerConfig()) | {"sh0": (6e-2, 6e-3)}  # red has to become blue
+    share = min(1.0, strength / STRENGTH)  # less noise changes less, and what hardly changes should not tremble
+    rates = {name: [max(1e-12, share * rate) for rate in usual[name]] for name in ("means", "scales", "quats", "sh0")}
     return {
         "refine": {"asset": str(path), "sha256": sha256_of(path), **chosen},
         "solid_steps": 0,
         "guidance": {"timesteps": times},
-        "optimizer": {"opacity_weight": 0.0, "scale_weight": 0.0, "sh0": [6e-2, 6e-3]},  # red has to become blue
+        "optimizer": {"opacity_weight": 0.0, "scale_weight": 0.0, **rates},
         "densify": {"start": 0.05, "prune_opacity": 0.005},
     }
 
@@ -227,7 +230,11 @@ def _turn(config: RefineConfig, signs: Float[Tensor, " 3"]) -> Float[Tensor, "3 
 
 
 def _fit(gaussians: Gaussians, turn: Float[Tensor, "3 3"]) -> Float[Tensor, "4 4"]:
-    centre, reach = bounding_ball(gaussians)
+    """What fits the asset into the world; fog around it, less than half as opaque as is usual in it, does not count."""
+    opacity = gaussians.opacities.sigmoid()
+    shows = opacity >= VISIBLE
+    usual = opacity[shows if shows.any() else slice(None)].median()
+    centre, reach = bounding_ball(gaussians.select(opacity >= 0.5 * usual))
     factor = RADIUS / reach
     out = torch.eye(4, dtype=torch.float64)
     out[:3, :3] = factor * turn

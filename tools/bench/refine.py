@@ -121,7 +121,7 @@ def spoiled(asset: Gaussians, fault: str) -> Gaussians:
     n = len(asset)
     rgb = torch.rand(n, 3, generator=g)
     if fault == "fog":
-        places = 0.45 * torch.randn(200, 3, generator=g)
+        places = 0.3 * torch.randn(200, 3, generator=g)
         return joined(asset, from_points(places, torch.full((200, 3), 0.7), scale=0.08, opacity=0.12))
     if fault == "floaters":
         ways = torch.nn.functional.normalize(torch.randn(40, 3, generator=g), dim=1)
