@@ -494,7 +494,7 @@ def test_report(command):
         file.write("\n")
     one_line(command("report", str(FOLDER)), "metrics.jsonl, line 11", "Delete that line")
     (FOLDER / "psd_gs.json").write_text("[]")
-    one_line(command("report", str(FOLDER)), "expected fields by name, received a list")
+    one_line(command("report", str(FOLDER)), "expected fields by name, received []")
     one_line(command("report", "outputs"), "expected the folder of a run")
 
 

@@ -178,6 +178,7 @@ LAYERS = {
         *("errors", "files", "gaussians", "config", "priors", "rewards", "guidance", "export", "models", "render"),
         *("refine", "refined", "result", "runs", "scoring", "start", "trainer"),
     },
+    "benchmark": {"cameras", "config", "gaussians", "pipeline", "priors", "render"},
     "job": {"config", "errors", "files", "guidance", "models", "pipeline", "priors", "result", "runs", "trainer"},
     "evaluation": {
         *("errors", "files", "gaussians", "cameras", "weights", "published", "render", "config", "priors", "rewards"),

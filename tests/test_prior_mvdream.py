@@ -216,7 +216,7 @@ def drop(folder: Path, change) -> None:
             ["4 missing: camera_embed.0.weight, camera_embed.0.bias"],
         ),
         (lambda f: (f / "unet" / "config.json").unlink(), ["expected config.json"]),
-        (lambda f: (f / "unet" / "config.json").write_text("[]"), ["expected config.json", "received list"]),
+        (lambda f: (f / "unet" / "config.json").write_text("[]"), ["expected config.json", "received []"]),
         (lambda f: shutil.rmtree(f / "vae"), ["no such folder"]),
     ],
 )

@@ -78,7 +78,7 @@ def refuse_code(expression: str, where: str = "a file") -> None:
     from psd_gs.rewards.combine import parse_expression
 
     names = (term.name for term in parse_expression(expression))
-    if functions := [name for name in names if not _is_listed(name) and not _fitted(name)]:
+    if functions := [name for name in names if ":" in name and not _is_listed(name) and not _fitted(name)]:
         raise ConfigError(
             f"reward {short(functions[0])} is code, and {where} names it. If you trust it, name it yourself (--reward, "
             "--judge) or add --allow-code; in Python pass allow_code=True."

@@ -332,8 +332,9 @@ def load_blip_reward(
     files = {"image": "ImageReward.pt", "scorer": "Reward3D_Scorer.pt", "fusion": "Reward3D_CrossViewFusion.pt"}
     tensors = from_package(read_tensors(find_file(weights, (files[head],), name), name))
     together = head != "image"
-    # image-reward and DreamReward load their own files without checking for tensors too many, so there may be some
-    network = build(lambda: BlipNetwork(sizes, head), tensors, name, ignore_unknown=True)
+    # image-reward and DreamReward load their own files without checking for tensors too many, so there may be some;
+    # a head that is another one still shows
+    network = build(lambda: BlipNetwork(sizes, head), tensors, name, known="head.")
     network.vision.to(device, dtype)
     network.text.to(device, dtype)
     network.head.to(device)

@@ -67,7 +67,7 @@ def build(
     what: str,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    ignore_unknown: bool = False,
+    known: str = "",
 ) -> Network:
     """A network that is nothing but ``tensors``: frozen, in evaluation mode, never randomly initialized.
 
@@ -77,7 +77,7 @@ def build(
         what: for errors.
         device: where it goes.
         dtype: of its floating-point tensors.
-        ignore_unknown: leave out tensors that the network has no place for.
+        known: leave out tensors that the network has no place for, unless their names begin with this; empty: none.
 
     Raises:
         ModelError: names the first keys that are missing, too many or of another shape.
@@ -85,8 +85,8 @@ def build(
     with torch.device("meta"):
         network = make()
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    if ignore_unknown:
-        tensors = {key: value for key, value in tensors.items() if key in expected}
+    if known:
+        tensors = {key: value for key, value in tensors.items() if key in expected or key.startswith(known)}
     compare_shapes(expected, {key: tuple(value.shape) for key, value in tensors.items()}, what)
     cast = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in tensors.items()}
     network.load_state_dict(cast, strict=True, assign=True)
