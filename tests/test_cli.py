@@ -846,6 +846,7 @@ def test_a_dry_run_tells_everything_and_writes_nothing(command, monkeypatch):
     assert code == 0
     assert "would fetch mvdream: " in out
     assert "would fetch hpsv2.1: " in out
+    assert "the networks of the loop take" in out
     assert not Path("outputs").exists()
 
 

@@ -168,7 +168,7 @@ LAYERS = {
         "scoring",
         "selection",
     },
-    "models": {"config", "errors", "priors", "published", "rewards", "weights"},
+    "models": {"config", "entries", "errors", "priors", "published", "rewards", "weights"},
     "start": {"asset", "colours", "config", "errors", "export", "gaussians", "mesh", "priors", "trainer", "weights"},
     "result": {
         *("errors", "files", "gaussians", "config", "priors", "export", "mesh", "models", "scoring", "start"),

@@ -343,9 +343,9 @@ def test_contract_errors():
     gaussians, cameras = random_scene(0, n=3, sh_degree=1), odd_cameras()
     with pytest.raises(ConfigError, match="0 to 1"):
         render(gaussians, cameras, sh_degree=2)
-    with pytest.raises(ConfigError, match="'auto', 'gsplat', 'triton' or 'cpu', got 'cuda'"):
+    with pytest.raises(ConfigError, match="'auto', 'gsplat', 'triton' or 'cpu', received 'cuda'"):
         render(gaussians, cameras, backend="cuda")
-    with pytest.raises(InputError, match=r"\(3,\) or \(3, 3\), got \(2, 3\)"):
+    with pytest.raises(InputError, match=r"\(3,\) or \(3, 3\), received \(2, 3\)"):
         render(gaussians, cameras, torch.zeros(2, 3))
     with pytest.raises(InputError, match=r"cameras\.to"):
         render(gaussians, cameras.to("meta"))

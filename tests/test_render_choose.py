@@ -83,7 +83,7 @@ def test_networks_on_the_cpu():
 
 
 def test_what_is_asked_for_and_cannot_run():
-    with pytest.raises(ConfigError, match="'auto', 'gsplat', 'triton' or 'cpu', got 'opengl'"):
+    with pytest.raises(ConfigError, match="'auto', 'gsplat', 'triton' or 'cpu', received 'opengl'"):
         choose_renderer(CUDA, "opengl")
     with pytest.raises(BackendError, match=r"needs CUDA tensors|needs a CUDA device"):
         choose_renderer(torch.device("cpu"), "gsplat")

@@ -105,7 +105,7 @@ def test_an_extension_that_does_not_load_is_reported_with_a_remedy(monkeypatch, 
     with pytest.raises(BackendError, match=r"nvcc of CUDA .*C\+\+20 compiler.*ninja and packaging") as caught:
         backend.require_gsplat(torch.device("cuda"))
     assert str(failure) in str(caught.value)
-    with pytest.raises(BackendError, match="needs CUDA tensors, got cpu"):
+    with pytest.raises(BackendError, match="needs CUDA tensors, received cpu"):
         backend.require_gsplat(torch.device("cpu"))
 
 

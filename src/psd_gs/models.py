@@ -9,6 +9,7 @@ import torch
 
 from psd_gs import weights
 from psd_gs.config import Config, suggestion
+from psd_gs.entries import REWARDS
 from psd_gs.errors import BackendError, ConfigError
 from psd_gs.priors import needed as needed_by_prior
 from psd_gs.priors import prior_entry
@@ -88,6 +89,13 @@ def digests_of(prior: str, *rewards: str) -> dict[str, str]:
     return {
         f"{name}/{file}": digest for name, path in paths.items() for file, digest in weights.checksums(path).items()
     }
+
+
+def memory_of(config: Config) -> float:
+    """GPU memory in GB that the networks of the loop take in half precision, without activations, which
+    ``tools/bench/memory.py`` counts too; the judge waits elsewhere until the end."""
+    names = [name.partition("=")[0] for name in names_of(config.reward)] if config.reward != "none" else []
+    return prior_entry(config.prior).memory + sum(REWARDS[name].memory for name in names if name in REWARDS)
 
 
 def models_of(config: Config) -> dict[str, list[dict[str, str]]]:

@@ -32,9 +32,10 @@ from psd_gs.densify import contribution
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.files import write_atomic
 from psd_gs.gaussians import Gaussians
+from psd_gs.job import Job
 from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.render import render
-from psd_gs.trainer import stream_seeds
+from psd_gs.trainer import StepEvent, stream_seeds
 
 OBJECTS = (  # one of each category of the kits, drawn at random among those of good quality whose front is known
     "quaternius-ultimate-space-pack-spaceship-finnthefrog",
@@ -134,15 +135,18 @@ def optimized(config: Config, prior: OraclePrior, picture: Path) -> Row:
     """One asset to its end, from its checkpoint if there is one, and what is measured of it."""
     folder = picture.with_suffix("")  # for the time of the run
     reward = OracleReward(prior) if config.reward != "none" else None
-    trainer = TextTo3DPipeline(prior, reward).trainer(config, folder)
-    trainer.observe = None
-    first = hidden(trainer.gaussians.detach())
-    if (folder / "checkpoints" / "latest.safetensors").exists():
-        trainer.load_checkpoint()
+    pipeline = TextTo3DPipeline(prior, reward)
+    first = hidden(pipeline.trainer(config).gaussians.detach())
+
+    def show(event: StepEvent) -> None:
+        if event.step % max(1, event.steps // 10) == 0:
+            print(f"    {event.step}/{event.steps}: {int(event.logs['gaussians'])} Gaussians", flush=True)
+
+    with Job.open(folder, config) as job:
+        trainer = job.begin(pipeline, anew=True)
+        trainer.observe = None
         prior.skip(trainer.step)
-    for event in trainer.run():
-        if event.step % max(1, config.steps // 10) == 0:
-            print(f"    {event.step}/{event.steps}: {len(trainer.gaussians)} Gaussians", flush=True)
+        job.run(show)
     counts = [json.loads(line)["gaussians"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     asset = trainer.finish()
     found = quality(asset, prior.target, prior.image_size)

@@ -197,10 +197,14 @@ def _describe(console: Console, config: Config) -> None:
     import yaml
 
     from psd_gs.config import to_dict
-    from psd_gs.models import choose_prior, missing, resolve_device
+    from psd_gs.models import choose_prior, memory_of, missing, resolve_device
 
     device = resolve_device(config.device)
     console.print(_headline(config), soft_wrap=True)
+    if gigabytes := memory_of(config):
+        console.print(
+            f"the networks of the loop take {gigabytes:.1f} GB of GPU memory, activations aside", soft_wrap=True
+        )
     if config.prior == choose_prior(device)[0]:
         console.print(f"auto is {config.prior}: {choose_prior(device)[1]}", soft_wrap=True)
     for entry in missing(config):

@@ -27,7 +27,7 @@ def choose_renderer(device: torch.device, asked: Backend = "auto") -> tuple[Rend
         ConfigError: not a renderer.
     """
     if asked not in ("auto", "gsplat", "triton", "cpu"):
-        raise ConfigError(f"renderer: expected 'auto', 'gsplat', 'triton' or 'cpu', got {asked!r}")
+        raise ConfigError(f"renderer: expected 'auto', 'gsplat', 'triton' or 'cpu', received {asked!r}")
     if asked == "gsplat":
         from psd_gs.render.gsplat import require_gsplat
 

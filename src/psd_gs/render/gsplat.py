@@ -35,7 +35,7 @@ def require_gsplat(device: torch.device) -> None:
             f"build of torch (installed: {torch.__version__}) and an NVIDIA driver"
         )
     if device.type != "cuda":
-        raise BackendError(f"backend 'gsplat' needs CUDA tensors, got {device}: use gaussians.to('cuda')")
+        raise BackendError(f"backend 'gsplat' needs CUDA tensors, received {device}: use gaussians.to('cuda')")
     try:
         # gsplat deletes a build that another process is at: the first builds, the others wait.
         with nullcontext() if _in_wheel() else FileLock(f"{_build_folder()}.lock"):

@@ -76,14 +76,16 @@ def render(
     device = gaussians.device
     degree = gaussians.sh_degree if sh_degree is None else sh_degree
     if not 0 <= degree <= min(3, gaussians.sh_degree):
-        raise ConfigError(f"sh_degree: expected 0 to {min(3, gaussians.sh_degree)} for these Gaussians, got {degree}")
+        raise ConfigError(
+            f"sh_degree: expected 0 to {min(3, gaussians.sh_degree)} for these Gaussians, received {degree}"
+        )
     if cameras.viewmats.device != device or cameras.Ks.device != device:
         raise InputError(f"cameras are on {cameras.viewmats.device}, Gaussians on {device}: use cameras.to({device!s})")
     C = len(cameras)
     if background is None:
         background = torch.zeros(3, device=device)
     if background.shape not in ((3,), (C, 3)):
-        raise InputError(f"background: expected shape (3,) or ({C}, 3), got {tuple(background.shape)}")
+        raise InputError(f"background: expected shape (3,) or ({C}, 3), received {tuple(background.shape)}")
     background = background.to(device, torch.float32).expand(C, 3)
     if backend == "auto":
         backend, reason = choose_renderer(device)
@@ -96,10 +98,10 @@ def render(
         from psd_gs.render.triton import rasterize
     elif backend == "cpu":
         if device.type != "cpu":
-            raise BackendError(f"backend 'cpu' needs CPU tensors, got {device}: use gaussians.to('cpu')")
+            raise BackendError(f"backend 'cpu' needs CPU tensors, received {device}: use gaussians.to('cpu')")
         from psd_gs.render.cpu import rasterize
     else:
-        raise ConfigError(f"backend: expected 'auto', 'gsplat', 'triton' or 'cpu', got {backend!r}")
+        raise ConfigError(f"backend: expected 'auto', 'gsplat', 'triton' or 'cpu', received {backend!r}")
     if antialiased is None:
         antialiased = gaussians.mode == "antialiased"
     gaussians = gaussians.map(torch.Tensor.float)
