@@ -833,8 +833,9 @@ def test_words(command):
     assert "red" in spoken.split("other words")[1]
 
 
-def test_a_dry_run_tells_everything_and_writes_nothing(command, monkeypatch):
+def test_a_dry_run_tells_everything_and_writes_nothing(command, monkeypatch, tmp_path):
     monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(TextTo3DPipeline, "from_pretrained", None)
     code, out, err = command(*BALL, "--dry-run", "--set", "guidance.psd.weight=3", "--set", "steps=7", tiny=False)
     assert (code, err) == (0, "")
