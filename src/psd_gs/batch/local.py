@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -77,9 +78,6 @@ def _work(pipe: Connection, device: str, threads: int, prepare: Callable[[], Non
     """A worker's life: tasks until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
     worker = Worker(device, threads, prepare)
-    while True:
-        try:
-            task = pipe.recv()
-        except (EOFError, OSError):
-            return
-        pipe.send(worker.run(task))
+    with suppress(EOFError, OSError):  # nobody is at the other end any more
+        while True:
+            pipe.send(worker.run(pipe.recv()))
