@@ -365,28 +365,30 @@ def share(weight: float, count: int) -> int:
     return round(count * weight / _WHOLE)
 
 
-def campaign(target: Target, count: int, folder: Path) -> None:
-    """All inputs of a kind; tells of every failure."""
+def campaign(target: Target, count: int, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All inputs of a kind; tells of every failure. Whatever is said can be shown on one line."""
     (folder / target.file).parent.mkdir(parents=True, exist_ok=True)
     refused, failures = 0, []
     for number in range(count):
         try:
             refused += attempt(target, number, folder) is not None
         except AssertionError as error:
-            failures.append(str(error))
+            failures.append(ascii(error))
+        failures += [ascii(said) for said in caplog.messages if not said.isprintable()]
+        caplog.clear()
     assert not failures, f"{len(failures)} of {count}:\n" + "\n".join(failures[:20])
     assert not target.refuses or refused > 0.1 * count, f"the damage does no damage: {refused} of {count} refused"
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_damaged_inputs(target, tmp_path):
-    campaign(target, share(target.weight, QUICK), tmp_path)
+def test_damaged_inputs(target, tmp_path, caplog):
+    campaign(target, share(target.weight, QUICK), tmp_path, caplog)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_many_damaged_inputs(target, tmp_path):
-    campaign(target, share(target.weight, FULL), tmp_path)
+def test_many_damaged_inputs(target, tmp_path, caplog):
+    campaign(target, share(target.weight, FULL), tmp_path, caplog)
 
 
 def pages(session: Session, server: Server, count: int) -> None:

@@ -24,7 +24,7 @@ from psd_gs.export.blocks import MAX_LOGIT, blocks, gather, open_file, tensors, 
 from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata, to_json
 from psd_gs.export.ply_table import PlyHeader, columns, read_ply_blocks, read_ply_header
-from psd_gs.files import atomic_path, loads
+from psd_gs.files import atomic_path, loads, printable
 from psd_gs.gaussians import SH_C0, Gaussians, RenderMode
 
 __all__ = ["is_gaussian_ply", "read_ply", "read_ply_header", "read_ply_metadata", "write_ply"]
@@ -171,7 +171,7 @@ def read_ply(
     mode = "2dgs" if len(scales) == 2 else stored_mode(header)
     used = {*_PLACE, "nx", "ny", "nz", *scales, *quats, *_DC, *(colours or ()), *rest, "opacity"}
     if others := [name for name in header.elements["vertex"][1] if name not in used]:
-        names = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        names = printable(", ".join(others[:5])[:200]) + (", ..." if len(others) > 5 else "")
         logger.warning("%s: %d further properties are not kept (%s)", path, len(others), names)
 
     def parts() -> Iterator[Gaussians]:

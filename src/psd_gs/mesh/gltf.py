@@ -23,7 +23,7 @@ from psd_gs.export.gltf_file import (
     objects,
 )
 from psd_gs.mesh.picture import Picture, Texture, Wrap
-from psd_gs.mesh.scene import PLAIN, Material, Part, Scene, check_elements, printable
+from psd_gs.mesh.scene import PLAIN, Material, Part, Scene, check_elements, label
 
 _INSTANCES = "EXT_mesh_gpu_instancing"
 _TRANSFORM = "KHR_texture_transform"
@@ -102,13 +102,13 @@ class _Reader:
         def harmless(name: str) -> bool:
             return name in _READ | _HARMLESS or name.startswith("KHR_materials_")
 
-        unknown = sorted(printable(name) for name in required if not harmless(name))
+        unknown = sorted(label(name) for name in required if not harmless(name))
         if unknown:
             raise FormatError(
                 f"{self.file.path}: requires {', '.join(unknown)}, which is not supported. Import it into a program "
                 "that knows it, such as Blender, and export it without."
             )
-        ignored = sorted(printable(name) for name in used - _READ)
+        ignored = sorted(label(name) for name in used - _READ)
         if ignored:
             self._note(f"extensions that are ignored: {', '.join(ignored)}")
 
@@ -124,7 +124,7 @@ class _Reader:
         if "mesh" not in node:
             return
         mesh = self.file.part("meshes", node["mesh"])
-        name = printable(str(node.get("name", mesh.get("name", f"node {i}"))))
+        name = label(str(node.get("name", mesh.get("name", f"node {i}"))))
         placements = self._placements(node, self.file.placed[i])
         morph = [float(weight) for weight in node.get("weights", mesh.get("weights", []))]
         for k in range(len(objects(mesh, "primitives"))):
@@ -239,7 +239,7 @@ class _Reader:
         glow = glow * numbers(more.get(_STRENGTH, {}), "emissiveStrength", 1, [1])
         cutoff = {"MASK": float(numbers(about, "alphaCutoff", 1, [0.5])[0]), "BLEND": _INVISIBLE}
         self.materials[i] = Material(
-            name=printable(str(about.get("name", f"material {i}"))),
+            name=label(str(about.get("name", f"material {i}"))),
             color=tuple(numbers(surface, keys[0], 4, [1, 1, 1, 1]).tolist()),
             texture=found.get("color"),
             emission=(0, 0, 0) if _UNLIT in more else tuple(glow.tolist()),
@@ -284,7 +284,7 @@ class _Reader:
                 data = self.file.view(about.get("bufferView")) if here else self.file.resource(about["uri"])
                 self.pictures[i] = Picture(name, bytes(data))
             except FileNotFoundError as error:
-                self._note(f"image {i} is ignored: {printable(str(error))}")
+                self._note(f"image {i} is ignored: {label(str(error))}")
                 self.pictures[i] = None
         return self.pictures[i]
 

@@ -16,7 +16,7 @@ from psd_gs.colours import srgb_to_linear
 from psd_gs.export.blocks import read_bytes
 from psd_gs.export.siblings import read_sibling
 from psd_gs.mesh.picture import Picture, Texture, Wrap
-from psd_gs.mesh.scene import PLAIN, Material, Part, Scene, linear_rgba, printable, triangulated, unit
+from psd_gs.mesh.scene import PLAIN, Material, Part, Scene, label, linear_rgba, triangulated, unit
 
 _MAX_LIBRARY = 1 << 24
 _MAX_PICTURE = 1 << 28
@@ -89,7 +89,7 @@ def read_obj_scene(path: str | os.PathLike[str]) -> Scene:
     if not groups:
         return Scene([Part("obj", positions, np.zeros((0, 3), np.int64), _plain(colors), colors)], notes)
     for name in sorted({name for _, name in groups} - set(materials) - {""}):
-        notes.append(f"the material {printable(name)} is in no library beside it: ignored")
+        notes.append(f"the material {label(name)} is in no library beside it: ignored")
     parts = [
         _part(name or "obj", found, positions, colors, uv, materials.get(used, _plain(colors)), notes)
         for (name, used), found in groups.items()
@@ -210,7 +210,7 @@ def _part(
         else:
             notes.append(f"a texture of {material.name} is ignored: its coordinates are missing")
     chosen = None if colors is None else colors[used]
-    return Part(printable(name), positions[used], faces.reshape(-1, 3), material, chosen, None, uv)
+    return Part(label(name), positions[used], faces.reshape(-1, 3), material, chosen, None, uv)
 
 
 def _materials(path: Path, libraries: list[str], notes: list[str]) -> dict[str, Material]:
@@ -228,7 +228,7 @@ def _materials(path: Path, libraries: list[str], notes: list[str]) -> dict[str, 
                     found.setdefault(material[0], material[1])
             break
         else:
-            notes.append(f"the library {printable(line)} is not beside it: ignored")
+            notes.append(f"the library {label(line)} is not beside it: ignored")
     return found
 
 
@@ -252,7 +252,7 @@ def _library(path: Path, text: bytes, notes: list[str]) -> Iterator[tuple[str, M
                 if material.emission_texture is not None and not any(material.emission):
                     material = replace(material, emission=(1, 1, 1))
                 yield name, material
-            name, material, solid = rest.strip(), Material(printable(rest.strip()), cutoff=_INVISIBLE), None
+            name, material, solid = rest.strip(), Material(label(rest.strip()), cutoff=_INVISIBLE), None
         elif key in ("kd", "ke"):
             rgb = _rgb(words)
             if rgb is not None and key == "kd":
@@ -271,7 +271,7 @@ def _library(path: Path, text: bytes, notes: list[str]) -> Iterator[tuple[str, M
                 more = {**material.pictures, "emissive": texture.picture}
                 material = replace(material, emission_texture=texture, pictures=more)
         elif key == "map_d":
-            notes.append(f"the opacity map of {printable(name or '')} is ignored")
+            notes.append(f"the opacity map of {label(name or '')} is ignored")
 
 
 def _rgb(words: list[str]) -> tuple[float, float, float] | None:
@@ -307,7 +307,7 @@ def _texture(path: Path, rest: str, pictures: dict[str, Picture | None], notes: 
         try:
             pictures[name] = Picture(f"{path}: {name!r:.100}", read_sibling(path, name, _MAX_PICTURE))
         except FileNotFoundError:
-            notes.append(f"the texture {printable(name)} is not beside it: ignored")
+            notes.append(f"the texture {label(name)} is not beside it: ignored")
             pictures[name] = None
     picture = pictures[name]
     if picture is None:

@@ -18,7 +18,7 @@ from psd_gs.export.ply import PlyHeader, read_ply_header
 from psd_gs.export.siblings import read_sibling
 from psd_gs.gaussians import SH_C0
 from psd_gs.mesh.picture import Picture, Texture
-from psd_gs.mesh.scene import PLAIN, Material, Part, Scene, kept, linear_rgba, printable, triangulated, unit
+from psd_gs.mesh.scene import PLAIN, Material, Part, Scene, kept, label, linear_rgba, triangulated, unit
 
 _TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
@@ -275,7 +275,7 @@ def _pictures(path: Path, header: PlyHeader, notes: list[str]) -> list[Picture |
         try:
             found.append(Picture(f"{path}: {name!r:.100}", read_sibling(path, name, _MAX_PICTURE)))
         except FileNotFoundError:
-            notes.append(f"the texture {printable(name)} is not beside it: ignored")
+            notes.append(f"the texture {label(name)} is not beside it: ignored")
             found.append(None)
     return found
 

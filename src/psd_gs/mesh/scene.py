@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from psd_gs.colours import srgb_to_linear
 from psd_gs.errors import FormatError, PsdGsError
+from psd_gs.files import printable
 from psd_gs.mesh.picture import Picture, Texture
 
 GREY = tuple(srgb_to_linear(np.full(3, 0.5)).tolist())
@@ -140,13 +141,13 @@ def parsing(path: str | os.PathLike[str]) -> Iterator[None]:
         reason = str(error) or type(error).__name__
         raise FormatError(
             f"{path}: expected points or triangles in this {Path(path).suffix[1:].upper()} file, but it cannot be read "
-            f"({printable(reason.splitlines()[0][:120])}). Copy or export it again."
+            f"({label(reason.splitlines()[0][:120])}). Copy or export it again."
         ) from error
 
 
-def printable(text: str) -> str:
+def label(text: str) -> str:
     """A name out of a file as it may be shown: without control characters, and not endless."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:200])
+    return printable(text[:200])
 
 
 def check_elements(count: int, size: int) -> None:
