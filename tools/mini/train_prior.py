@@ -27,12 +27,13 @@ from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import avg_pool2d, max_pool2d
 from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
+from mini.muon import Muon
 from mini.names import HELD
 from mini.networks import CHANNELS, SHARD, VIEWS, Model, make_unet, warm_start
 from mini.world import Group, Groups
@@ -123,25 +124,17 @@ def loss_of(
     return (weight / weight.mean((1, 2, 3), keepdim=True) * scaled.square()).mean()
 
 
-def make_optimizers(model: Model, lr: float) -> tuple[list[nn.Parameter], torch.optim.Muon, torch.optim.AdamW]:
-    """Muon for the U-Net's inner matrices (a convolution's filters are the rows of one), AdamW for the rest.
-
-    Muon takes 2D parameters only, so it gets flat views of the first result; `share_gradients` serves them.
-    """
+def make_optimizers(model: Model, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the U-Net's inner matrices and filters, AdamW for the rest."""
     inner = [p for name, p in model.unet.named_parameters() if p.ndim >= 2 and not name.startswith(OUTER)]
     chosen = {id(p) for p in inner}
     rest = [p for p in model.unet.parameters() if id(p) not in chosen]
-    views = [nn.Parameter(p.detach().flatten(1)) for p in inner]
-    muon = torch.optim.Muon(views, lr, weight_decay=1e-3, adjust_lr_fn="match_rms_adamw")
     text = [p for p in model.text_encoder.parameters() if p.requires_grad]
     groups = [{"params": rest}, {"params": text, "scale": TEXT_RATE}]
-    return inner, muon, torch.optim.AdamW(groups, lr, betas=(0.9, 0.995), weight_decay=1e-3, fused=True)
-
-
-def share_gradients(muon: torch.optim.Muon, inner: list[nn.Parameter]) -> None:
-    for view, p in zip(muon.param_groups[0]["params"], inner, strict=True):
-        if p.grad is not None:
-            view.grad, p.grad = p.grad.flatten(1), None
+    return [
+        Muon(inner, lr, weight_decay=1e-3),
+        torch.optim.AdamW(groups, lr, betas=(0.9, 0.995), weight_decay=1e-3, fused=True),
+    ]
 
 
 @torch.no_grad()
@@ -277,7 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     model = start_model(args).to(args.device)
     parameters = model.trained()
-    inner, *optimizers = make_optimizers(model, args.lr)
+    optimizers = make_optimizers(model, args.lr)
     ema = EMAModel(parameters, decay=args.ema)
     scheduler = cosine_scheduler(args.patch)
     checkpoint = Checkpoint(args.out / "checkpoint.safetensors", model, ema, optimizers)
@@ -306,7 +299,6 @@ def main(arguments: list[str] | None = None) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         rate = args.lr * min(1.0, (1 - share) / max(args.decay, 1e-9), (step + 1) / 200)
-        share_gradients(optimizers[0], inner)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("scale", 1.0)

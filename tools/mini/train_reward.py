@@ -32,6 +32,7 @@ from mini.check_reward import lists_accuracy
 from mini.corruptions import JUDGE, REWARD
 from mini.dreamer import Dreamer
 from mini.episodes import Scenes
+from mini.muon import Muon
 from mini.pack import Pack
 from mini.preferences import LOOKS, Batch, EpisodeMaker
 from mini.published import lite0_state, minilm_state, minilm_tokenizer
@@ -106,7 +107,7 @@ class Student(nn.Module):
 
 
 def make_optimizers(student: Student, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024, with AdamW's step size) for the matrices, AdamW for the rest."""
+    """Muon for the matrices, AdamW for the rest."""
     by_kind: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
     for name, p in student.trained().items():
         by_kind[p.ndim == 2 and "position" not in name].append((name, p))
@@ -114,7 +115,7 @@ def make_optimizers(student: Student, lr: float) -> list[torch.optim.Optimizer]:
         {"params": [p for _, p in ps], "name": [name for name, _ in ps]} for ps in by_kind.values()
     )  # fmt: skip
     return [
-        torch.optim.Muon([matrices], lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        Muon([matrices], lr, weight_decay=0.02),
         torch.optim.AdamW([rest], lr=lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True),
     ]
 
