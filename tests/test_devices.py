@@ -15,6 +15,7 @@ from psd_gs import pipeline as pipeline_module
 from psd_gs.cameras import Cameras
 from psd_gs.guidance.guide import GuidanceOutput
 from psd_gs.pipeline import TextTo3DPipeline
+from psd_gs.resize import resized
 from psd_gs.trainer import Stopwatch, Trainer, read_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -189,3 +190,31 @@ def test_a_numbered_gpu_becomes_the_current_one(monkeypatch, name, calls):
     monkeypatch.setattr(pipeline_module, "load_reward", lambda *args, **kwargs: None)
     TextTo3DPipeline.from_pretrained("mini", reward="mini", judge="mini-judge", device=name)
     assert seen == calls
+
+
+class OnApple(There):
+    """A tensor of a GPU that lacks the gradient of antialiased interpolation."""
+
+    device = torch.device("mps")
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        assert func is not torch.nn.functional.interpolate, "not on this device"
+        if func is Tensor.cpu:
+            return args[0].as_subclass(Tensor)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_resizing_is_done_where_its_gradient_is(monkeypatch):
+    pictures = torch.rand(2, 3, 9, 9, requires_grad=True)
+    to = Tensor.to
+    monkeypatch.setattr(
+        Tensor, "to", lambda t, *a, **k: t.as_subclass(OnApple) if a[0] == OnApple.device else to(t, *a, **k)
+    )
+    small = resized(pictures.as_subclass(OnApple), 5, 5)
+    assert type(small) is OnApple
+    (gradient,) = torch.autograd.grad(small.as_subclass(Tensor).square().sum(), pictures)
+    plain = torch.nn.functional.interpolate(pictures, (5, 5), mode="bilinear", antialias=True)
+    assert torch.equal(small.as_subclass(Tensor), plain)
+    assert torch.equal(gradient, torch.autograd.grad(plain.square().sum(), pictures)[0])
+    assert resized(pictures, 9, 9) is pictures

@@ -14,7 +14,7 @@ from painted import PaintedPrior, RedReward, red_ball, tiny_config
 from PIL import Image
 
 import psd_gs
-from psd_gs import TextTo3DPipeline, models
+from psd_gs import TextTo3DPipeline, job, models
 from psd_gs.config import (
     MAX_PROMPT,
     PRESETS,
@@ -30,6 +30,7 @@ from psd_gs.export.formats import save
 from psd_gs.export.frames import fitted, scaled
 from psd_gs.export.ply import read_ply, read_ply_metadata
 from psd_gs.gaussians import from_points, random_ball
+from psd_gs.job import Request
 from psd_gs.models import models_of, resolve, resolve_device
 from psd_gs.result import Result
 from psd_gs.rewards.base import CallableReward, group_score
@@ -388,19 +389,36 @@ def test_unknown_devices(name, near):
         resolve_device(name)
 
 
-def test_devices(monkeypatch):
-    monkeypatch.setattr(models.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(models.torch.cuda, "device_count", lambda: 0)
+@pytest.fixture
+def devices(monkeypatch):
+    """How many devices of each kind torch seems to have; none at first."""
+    there = dict.fromkeys(models.KINDS, 0)
+    monkeypatch.setattr(models, "count", there.__getitem__)
+    return there
+
+
+def test_devices(devices):
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
-    for name in ("cuda", "cuda:0"):
+    for name in ("cuda", "cuda:0", "xpu", "mps"):
         with pytest.raises(BackendError, match=rf"device {name} is not available: .*Leave --device out"):
             resolve_device(name)
-    monkeypatch.setattr(models.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(models.torch.cuda, "device_count", lambda: 1)
+    devices["cuda"] = 1
     assert resolve_device("auto") == torch.device("cuda")
     assert resolve_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(BackendError, match=r"device cuda:1 is not available"):
         resolve_device("cuda:1")
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_gpus_of_intel_and_apple_are_for_published_priors(devices, kind):
+    devices[kind] = 1
+    assert resolve_device("auto") == resolve_device("auto", "mini") == torch.device("cpu")
+    assert resolve_device("auto", "mvdream") == resolve_device(kind, "mini") == torch.device(kind)
+    prior, why = models.choose_prior(resolve_device("auto"))
+    assert prior == "mini"
+    assert why == f"without a CUDA GPU; `--prior mvdream` runs on {kind}"
+    config = job.resolve(Request("a corgi", options={"prior": "mvdream"}))
+    assert (config.prior, config.device) == ("mvdream", "auto")
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "123", "!?", "\n"])

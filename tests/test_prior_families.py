@@ -432,6 +432,13 @@ def test_mvdream_fits(vram, limit):
         assert max(peaks.values()) + 2.5 <= AUTO_MEMORY
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+def test_little_memory_holds_every_family(family):
+    """Denoiser and reward are away while they have nothing to do, in the backward pass too."""
+    assert max(stages(family, 8).values()) <= 7.5
+
+
 def test_the_encoder_is_checkpointed():
     """The graph of one encoding, with and without."""
     kept = {}

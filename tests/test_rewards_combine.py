@@ -307,10 +307,16 @@ def test_a_parked_reward_is_on_the_device_only_while_it_scores():
     assert (inside.place, parked.name, parked.render_size) == ("cpu", "movable", 224)
     assert isinstance(parked, Movable)
     images = torch.ones(1, 2, 3, 4, 4, requires_grad=True)
-    scores = parked.score(images, ["a"])
-    assert torch.equal(scores, torch.ones(1, 2))
-    assert not scores.requires_grad
+    with torch.no_grad():
+        assert torch.equal(parked.score(images, ["a"]), torch.ones(1, 2))
     assert (inside.scored_on, inside.place) == (["cuda"], "cpu")
+    parked.to("cuda")
+    assert inside.place == "cpu", "it comes and goes by itself"
+    scores = parked.score(images, ["a"])
+    assert inside.place == "cuda", "its gradient is not known yet"
+    scores.sum().backward()
+    assert torch.equal(images.grad, torch.full_like(images, 2 / 48))
+    assert inside.place == "cpu"
     with pytest.raises(torch.OutOfMemoryError):
         parked.score(images * math.nan, ["a"])
     assert inside.place == "cpu"

@@ -113,8 +113,9 @@ def _models(request: Request, name: str) -> tuple[str, dict[str, str]]:
     from psd_gs.priors import prior_family
 
     given = dict(request.file) | dict(request.options)
-    device = resolve_device(str(given.get("device", "auto")))
-    prior = resolve_models(str(given.get("prior", preset(name, "").get("prior", "auto"))), "auto", "auto", device)[0]
+    asked = str(given.get("prior", preset(name, "").get("prior", "auto")))
+    device = resolve_device(str(given.get("device", "auto")), asked)
+    prior = resolve_models(asked, "auto", "auto", device)[0]
     family = prior_family(prior)
     own = preset(name, family) | given
     names = resolve_models(prior, str(own.get("reward", "auto")), str(own.get("judge", "auto")), device)

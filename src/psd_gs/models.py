@@ -20,31 +20,50 @@ AUTO_MEMORY = 10
 """GPU memory in GB with which ``--prior auto`` is mvdream: the tensors of its default preset take 6.3 at most
 (``tools/bench/memory.py``), and as much as half of that again goes to the CUDA context, workspaces and gaps."""
 
+KINDS = "cuda", "xpu", "mps"
+"""Of GPUs, in the order in which ``auto`` takes them."""
 
-def resolve_device(name: str) -> torch.device:
-    """``auto`` to CUDA where there is one, else the CPU.
+
+def resolve_device(name: str, prior: str = "auto") -> torch.device:
+    """Where the networks run. ``auto`` is CUDA (NVIDIA's and AMD's builds of torch) where there is one. Without, a
+    published prior runs on Intel's or Apple's GPU and the embedded one, which gains nothing there, on the CPU.
+
+    Args:
+        name: of a device, or ``auto``.
+        prior: for which, where it is known.
 
     Raises:
-        BackendError: CUDA was asked for and is not there.
+        BackendError: the device that was asked for is not there.
         ConfigError: not a device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+        kinds = ("cuda",) if prior == "auto" or not published(prior) else KINDS
+        return torch.device(next((kind for kind in kinds if count(kind)), "cpu"))
+    match = re.fullmatch(r"cpu|mps|(?:cuda|xpu)(?::(\d+))?", name)
     if not match:
-        raise ConfigError(f"unknown device {name!r}.{suggestion(name, ('auto', 'cpu', 'cuda', 'cuda:0'))}")
-    if name != "cpu" and (not torch.cuda.is_available() or int(match[1] or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"unknown device {name!r}.{suggestion(name, ('auto', 'cpu', 'cuda:0', *KINDS))}")
+    device = torch.device(name)
+    if name != "cpu" and int(match[1] or 0) >= count(device.type):
         raise BackendError(
-            f"device {name} is not available: this torch ({torch.__version__}) sees {torch.cuda.device_count()} CUDA "
-            "devices. Leave --device out to run on the CPU, or install a CUDA build of torch and the NVIDIA driver."
+            f"device {name} is not available: this torch ({torch.__version__}) sees {count(device.type)} such devices. "
+            "Leave --device out to run on what it sees, or install a build of torch for it and its driver."
         )
-    return torch.device(name)
+    return device
+
+
+def count(kind: str) -> int:
+    """How many devices of a kind torch can use."""
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    module = torch.get_device_module(kind)
+    return module.device_count() if module.is_available() else 0
 
 
 def choose_prior(device: torch.device) -> tuple[str, str]:
     """What ``--prior auto`` means on a device, and why."""
     if device.type != "cuda":
-        return "mini", "without a CUDA GPU"
+        other = next((kind for kind in KINDS[1:] if count(kind)), "")
+        return "mini", "without a CUDA GPU" + (f"; `--prior mvdream` runs on {other}" if other else "")
     total = torch.cuda.get_device_properties(device).total_memory / 1e9
     if total < AUTO_MEMORY:
         hint = "; `--prior mvdream --vram 8` should fit" if total >= 8 else ""

@@ -31,6 +31,7 @@ from psd_gs.guidance.guide import Guidance
 from psd_gs.models import digests_of, resolve, resolve_device
 from psd_gs.priors import DType, family_of, load_prior
 from psd_gs.priors.base import Prior
+from psd_gs.priors.memory import PRESETS
 from psd_gs.refine import Original, Refinement, task
 from psd_gs.refined import facts
 from psd_gs.render import choose_renderer, renderer_device
@@ -94,9 +95,9 @@ class TextTo3DPipeline:
             ConfigError: unknown names.
             ModelError: weights that cannot be had, or damaged files.
         """
-        where = resolve_device(device)
+        where = resolve_device(device, prior)
         if where.index is not None:  # else what torch does for itself would open a context on the first GPU, too
-            torch.cuda.set_device(where)
+            torch.get_device_module(where).set_device(where)
         prior, reward, judge = resolve(prior, reward, judge, where)
         if not allow_code:
             for name in (reward, judge):
@@ -107,6 +108,8 @@ class TextTo3DPipeline:
                 judges = ParkedReward(judges, where)
             model = load_prior(prior, where, dtype=dtype, vram=vram, image_size=prior_size)
             ranks = load_reward(reward, where, allow_code=allow_code)
+            if where.type != "cpu" and PRESETS[vram].offload:
+                ranks = ParkedReward(ranks, where)
             return cls(model, ranks, judges, digests_of(prior, reward, judge))
 
     @classmethod

@@ -47,6 +47,7 @@ from psd_gs.priors.sd3 import StableDiffusion3Prior
 from psd_gs.priors.stable_diffusion import StableDiffusionPrior, StableDiffusionXLPrior
 from psd_gs.rewards import images
 from psd_gs.rewards.clip import image_features, vit_h_14
+from psd_gs.rewards.parked import ParkedReward
 
 GB = 1e9
 FAMILIES = ("mvdream", "sd", "sdxl", "sd3")
@@ -271,7 +272,9 @@ def stages(
             meter.peak = meter.now
 
         prior = build_prior(family, vram, config.prior_size)
-        reward, judge = FakeReward(), FakeReward()
+        reward, judge = FakeReward(), ParkedReward(FakeReward(), GPU)
+        if prior.memory.offload:
+            reward = ParkedReward(reward, GPU)
         views, size = prior.views, prior.image_size
         place = torch.device("cpu") if prior.memory.offload else GPU
         prior._set_aside()
@@ -312,7 +315,6 @@ def stages(
             (x0 - 1).square().sum().backward()
         peak("backward")
         del x0, renders
-        judge.to(GPU)
         with torch.no_grad():
             judge.score(torch.rand(2, 4, 3, 256, 256, device=GPU))
         peak("scoring")

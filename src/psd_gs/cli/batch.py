@@ -102,7 +102,7 @@ class Batch(RunOptions):
 
         from psd_gs.batch.cluster import RayPool
         from psd_gs.batch.local import LocalPool
-        from psd_gs.models import resolve_device
+        from psd_gs.models import count, resolve_device
 
         wanted = min(self.workers, tasks)
         threads = max(1, torch.get_num_threads() // wanted) if wanted else 0
@@ -112,10 +112,12 @@ class Batch(RunOptions):
         device = resolve_device(self.device or "auto")
         if device.type == "cpu":
             return LocalPool(["cpu"] * max(1, wanted), threads, silence_libraries)
-        if device.index is not None:
+        if device.index is not None or device.type == "mps":
             return LocalPool([str(device)], prepare=silence_libraries)
-        count = min(torch.cuda.device_count(), wanted or torch.cuda.device_count(), tasks)
-        return LocalPool([f"cuda:{i}" for i in range(count)], prepare=silence_libraries)
+        there = count(device.type)
+        return LocalPool(
+            [f"{device.type}:{i}" for i in range(min(there, wanted or there, tasks))], prepare=silence_libraries
+        )
 
 
 class _Watch:

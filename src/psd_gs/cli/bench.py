@@ -49,7 +49,7 @@ class Bench:
         check_range(self, 1, 10_000_000, "gaussians")
         check_range(self, 8, 4096, "size")
         check_range(self, 1, 10_000, "repeats")
-        device = resolve_device(self.device)
+        device = resolve_device(self.device, self.prior)
         prior, reward, _ = resolve(self.prior, "auto", "auto", device)
         show = console()
         show.print("\n".join(machine(device)) + "\n")

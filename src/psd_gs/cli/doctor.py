@@ -78,9 +78,15 @@ def python() -> Iterator[Finding]:
 def torch_and_gpu() -> Iterator[Finding]:
     import torch
 
+    from psd_gs.models import KINDS, count
+
     if not torch.cuda.is_available():
+        for kind in KINDS[1:]:
+            if count(kind):
+                text = "networks of published priors run here, Gaussians on the CPU; not tested on such a GPU yet"
+                yield Finding(kind, "note", text)
         driver = shutil.which("nvidia-smi")
-        text = f"{torch.__version__}, no CUDA GPU: the embedded model on the CPU"
+        text = f"{torch.__version__}, no CUDA GPU: the embedded model runs on the CPU"
         remedy = "install a CUDA build of torch, see https://pytorch.org/get-started" if driver else ""
         yield Finding("torch", "note" if driver else "ok", text, remedy)
         return

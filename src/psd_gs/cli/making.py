@@ -107,7 +107,7 @@ class Making(RunOptions):
         first = jobs[0].config
         if first.prior == "mini" and (message := check_prompt(first.prompt).message):
             console.print(f"warning: {message}", style="yellow", soft_wrap=True)
-        chosen, why = choose_prior(resolve_device(first.device))
+        chosen, why = choose_prior(resolve_device(first.device, first.prior))
         if self.prior in (None, "auto") and first.prior == chosen:
             console.print(f"auto is {chosen}: {why}", soft_wrap=True)
 
@@ -179,7 +179,7 @@ def _headline(config: Config) -> str:
     from psd_gs.models import resolve_device
     from psd_gs.render import choose_renderer
 
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, config.prior)
     renderer, reason = choose_renderer(device, config.renderer)
     drawn = "" if device.type == "cpu" else f"\nrenderer {renderer}: {reason}"
     return (
@@ -199,7 +199,7 @@ def _describe(console: Console, config: Config) -> None:
     from psd_gs.config import to_dict
     from psd_gs.models import choose_prior, memory_of, missing, resolve_device
 
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, config.prior)
     console.print(_headline(config), soft_wrap=True)
     if gigabytes := memory_of(config):
         console.print(

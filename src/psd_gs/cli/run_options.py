@@ -46,7 +46,8 @@ class SharedOptions:
     steps: Number = None
     """Optimization steps. Default: the preset's; the schedule stretches with it."""
     device: Text = None
-    """Where the networks run: auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    """Where the networks run: auto, cuda, cuda:N, xpu (Intel), mps (Apple) or cpu. Default, and auto: CUDA where it is,
+    else xpu or mps for published priors, else the CPU."""
     renderer: Annotated[Literal["auto", "gsplat", "triton", "cpu"] | None, arg(help_behavior_hint="")] = None
     """What draws the Gaussians. Default, and auto: gsplat where its kernels are built, else triton where it compiles
     for the GPU, else the CPU, beside networks on the GPU too."""

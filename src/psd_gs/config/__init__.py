@@ -206,7 +206,7 @@ class Config:
     reward: str = "auto"
     judge: str = "auto"
     device: str = "auto"
-    """Of the networks."""
+    """Of the networks: auto, cuda, cuda:0, xpu, mps or cpu."""
     renderer: Literal["auto", "gsplat", "triton", "cpu"] = "auto"
     """What draws the Gaussians, which live on its device; auto: the fastest that runs beside the networks at once."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

@@ -22,6 +22,7 @@ from psd_gs.guidance.prompts import directed, direction_index
 from psd_gs.guidance.timesteps import SCHEDULES
 from psd_gs.guidance.vsd import Lora
 from psd_gs.priors.base import Prior, TextEmbedding
+from psd_gs.resize import resized
 from psd_gs.rewards.base import Reward
 
 
@@ -178,10 +179,8 @@ class Guidance:
         size = self.prior.image_size
         if (height, width) == (size, size):
             return images, cameras
-        resized = torch.nn.functional.interpolate(
-            images.flatten(0, 1), (size, size), mode="bilinear", antialias=True, align_corners=False
-        )
-        return resized.unflatten(0, (groups, views)), cameras.resized(size, size)
+        fitted = resized(images.flatten(0, 1), size, size).unflatten(0, (groups, views))
+        return fitted, cameras.resized(size, size)
 
     def _noise(self, x0: Tensor, compared: bool, cameras: Cameras) -> Tensor:
         """One noise is enough where nothing is compared."""

@@ -162,7 +162,10 @@ class LatentPrior(ABC):
         # A render may be brighter than white, which no autoencoder has seen; it still has to learn that it is.
         scaled = 2 * (images + (images.clamp(0, 1) - images).detach()) - 1
         mean = self.vae.encode(scaled.flatten(0, 1).to(self.vae.dtype)).latent_dist.mean.float()
-        return ((mean - self._shift) * self.vae.config.scaling_factor).unflatten(0, images.shape[:2])
+        latents = ((mean - self._shift) * self.vae.config.scaling_factor).unflatten(0, images.shape[:2])
+        if latents.requires_grad:  # the gradient comes back after the denoiser has spoken
+            latents.register_hook(lambda gradient: self._make_room())
+        return latents
 
     def decode(self, x0: Float[Tensor, "G V C h w"]) -> Float[Tensor, "G V 3 H W"]:
         if self.vae is not None:

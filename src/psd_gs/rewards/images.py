@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_gs.resize import resized
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resize(images: Float[Tensor, "B 3 H W"], height: int, width: int) -> Float[Tensor, "B 3 h w"]:
     """Antialiased bicubic interpolation in float32."""
-    if images.shape[-2:] == (height, width):
-        return images.float()
-    return F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
+    return resized(images.float(), height, width, "bicubic")
 
 
 def fit_crop(images: Float[Tensor, "B 3 H W"], size: int) -> Float[Tensor, "B 3 size size"]:

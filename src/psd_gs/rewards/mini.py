@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTraine
 from psd_gs.cameras import Cameras
 from psd_gs.errors import ModelError
 from psd_gs.files import atomic_path, write_atomic
+from psd_gs.resize import resized
 from psd_gs.rewards.base import ScoredByFeatures, check_groups
 from psd_gs.rewards.frozen import CELL, LiteTower, SentenceEncoder
 
@@ -309,10 +309,8 @@ class RewardNetwork(nn.Module):
     def encode_images(self, images: Float[Tensor, "S V 3 H W"]) -> ImageFeatures:
         """Encode S sets of V views; any size, any V."""
         sets, views = images.shape[:2]
-        x = images.flatten(0, 1)
         size = self.config.image_size
-        if x.shape[-2:] != (size, size):
-            x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        x = resized(images.flatten(0, 1), size, size)
         x = self.tower(2 * x - 1, views)
         # mean and spread over the cells of a view, then over the views: disagreement shows in the last
         views_as_one = self.across_views(x.mean(1).unflatten(0, (sets, views)))

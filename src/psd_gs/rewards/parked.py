@@ -34,9 +34,10 @@ def set_aside(reward: Reward | None, device: torch.device) -> Iterator[None]:
 
 
 class ParkedReward:
-    """A reward whose networks are on the device only while it scores: a judge, which speaks a few times in a run.
+    """A reward whose networks are on the device only while it scores, and until its gradient is known.
 
-    Everything else is as the reward has it.
+    For a judge, which speaks a few times in a run, and for a reward where memory is short. Everything else is as the
+    reward has it.
 
     Args:
         reward: is moved to the CPU.
@@ -45,7 +46,7 @@ class ParkedReward:
 
     def __init__(self, reward: Reward, device: torch.device) -> None:
         self._reward, self._device = reward, device
-        move(reward, "cpu")
+        self._leave()
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -58,11 +59,23 @@ class ParkedReward:
             return tuple(replace(part, reward=ParkedReward(part.reward, self._device)) for part in value)
         return value
 
-    @torch.no_grad()
-    def score(self, *arguments: Any, **named: Any) -> Tensor:
-        """As of the reward, without gradients."""
+    def to(self, device: torch.device | str) -> None:
+        """Nothing: it comes and goes by itself."""
+
+    def score(self, images: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        """As of the reward."""
         move(self._reward, self._device)
+        if torch.is_grad_enabled() and images.requires_grad:
+            images = images.view_as(images)  # a hook of this call, however often the same images are scored
+            images.register_hook(lambda gradient: self._leave())
         try:
-            return self._reward.score(*arguments, **named)
-        finally:
-            move(self._reward, "cpu")
+            scores = self._reward.score(images, *arguments, **named)
+        except BaseException:
+            self._leave()
+            raise
+        if not scores.requires_grad:
+            self._leave()
+        return scores
+
+    def _leave(self) -> None:
+        move(self._reward, "cpu")
