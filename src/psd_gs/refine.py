@@ -25,6 +25,8 @@ from psd_gs.export.formats import format_of, sha256_of
 from psd_gs.export.frames import VISIBLE, Frame, bounding_ball, similarity, transform
 from psd_gs.export.open import SPLAT, open_splats
 from psd_gs.gaussians import Gaussians, sh0_to_rgb
+from psd_gs.mesh.repaint import PIECES, Coat, coat
+from psd_gs.mesh.repaint import located as mesh_located
 from psd_gs.render import render
 from psd_gs.scoring import evaluation_cameras
 
@@ -51,7 +53,7 @@ def task(asset: str | os.PathLike[str], strength: float = STRENGTH, **chosen: An
     """Options over a preset with which an asset is refined: low noise, nothing that fades or shrinks what is there.
 
     Args:
-        asset: a splat file, or a run folder.
+        asset: a splat file, or a run folder; with ``texture_size``, a mesh.
         strength: highest noise level, 0 to 1 (SDEdit, Meng et al. 2022).
         chosen: fields of :class:`psd_gs.config.RefineConfig`.
 
@@ -62,7 +64,8 @@ def task(asset: str | os.PathLike[str], strength: float = STRENGTH, **chosen: An
         raise InputError(f"--strength: expected 0 to 1, received {strength}.")
     top = min(max(strength, 1e-3), 0.98)
     times = {"t_max_start": top, "t_min_start": top, "t_max_end": min(top, 0.5), "t_min_end": min(top, 0.02)}
-    path = _located(Path(asset))
+    mesh = bool(chosen.get("texture_size"))
+    path = mesh_located(asset) if mesh else _located(Path(asset))
     usual = asdict(OptimizerConfig()) | {"sh0": (6e-2, 6e-3)}  # red has to become blue
     share = min(1.0, strength / STRENGTH)  # less noise changes less, and what hardly changes should not tremble
     rates = {name: [max(1e-12, share * rate) for rate in usual[name]] for name in ("means", "scales", "quats", "sh0")}
@@ -90,6 +93,7 @@ class Original:
         to_world: 4x4, double: fits it into the world for the work.
         chosen: which may change.
         region: where these and new ones may be, in the coordinates of ``gaussians``.
+        coat: of a mesh, whose surface they are.
     """
 
     path: Path
@@ -99,6 +103,7 @@ class Original:
     to_world: Float[Tensor, "4 4"]
     chosen: Bool[Tensor, " N"]
     region: selection.Region | None
+    coat: Coat | None = None
 
     @classmethod
     def of(cls, config: RefineConfig) -> Original:
@@ -112,6 +117,8 @@ class Original:
         path = Path(config.asset)
         if config.sha256 and sha256_of(path) != config.sha256:
             raise InputError(f"{path} is another file than when the run began. Start anew with --overwrite.")
+        if config.texture_size:
+            return cls._of_mesh(path, config)
         asset = open_splats(path)
         gaussians, frame = asset.gaussians, asset.frame
         signs = torch.tensor([1.0, 1.0, 1.0] if frame == "gltf" else [1.0, -1.0, -1.0], dtype=torch.float64)
@@ -132,6 +139,15 @@ class Original:
         scale = asset.metadata.get("scale", 1)
         unit = float(scale) if isinstance(scale, float | int) else 1.0
         return cls(path, frame, gaussians, unit, _fit(gaussians, _turn(config, signs)), chosen, region)
+
+    @classmethod
+    def _of_mesh(cls, path: Path, config: RefineConfig) -> Original:
+        most = PIECES if config.max_splats is None else config.max_splats
+        surface = coat(path, config.texture_size, config.material, most, config.sha256)
+        if not surface.chosen.any():
+            raise InputError(f"--material: expected one that shows in {path.name}, received {config.material!r}.")
+        to_world = _fit(surface.gaussians, _turn(config, torch.ones(3, dtype=torch.float64)))
+        return cls(path, "gltf", surface.gaussians, 1.0, to_world, surface.chosen, None, surface)
 
     def fitted(self, gaussians: Gaussians) -> Gaussians:
         """From its own place into the world."""
@@ -265,6 +281,7 @@ class Refinement:
         self.start, self.around = whole.select(original.chosen), whole.select(~original.chosen)
         self.parts = PARTS[config.refine.only]
         self.rows = original.chosen.nonzero()[:, 0]
+        self._ties = original.coat.ties[original.chosen].to(whole.device) if original.coat else None
         self.zoom = _zoom(whole, config)
         self._kept = whole if config.refine.keep else None
         self._covered = _covered(whole) if config.refine.keep else None
@@ -295,7 +312,8 @@ class Refinement:
 
     @torch.no_grad()
     def confine(self, before: Float[Tensor, "N 3"], gaussians: Gaussians) -> None:
-        """Shorten the last step of small Gaussians, and take back those that lead out of the region.
+        """Shorten the last step of small Gaussians, take back those that lead out of the region, and give those that
+        one texel of a mesh paints one colour.
 
         Args:
             before: where each was.
@@ -304,6 +322,8 @@ class Refinement:
         size = gaussians.scales.exp().amax(1, keepdim=True)
         gaussians.means.copy_(before.lerp(gaussians.means, (size / STEP_OF).clamp_max(1)))
         self.hold(before, gaussians)
+        if self._ties is not None:
+            gaussians.sh0.copy_(shared(gaussians.sh0, self._ties))
 
     @torch.no_grad()
     def hold(self, before: Float[Tensor, "N 3"], gaussians: Gaussians) -> None:
@@ -361,6 +381,14 @@ class Refinement:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.rows = state["rows"].clone()
+
+
+def shared(values: Float[Tensor, "N *C"], ties: Int[Tensor, " N"]) -> Float[Tensor, "N *C"]:
+    """The mean of the values that have the same number, in the place of each."""
+    count = int(ties.max()) + 1
+    total = values.new_zeros(count, *values.shape[1:]).index_add_(0, ties, values)
+    members = values.new_zeros(count).index_add_(0, ties, torch.ones_like(ties, dtype=values.dtype))
+    return (total / members.clamp_min(1).view(-1, *[1] * (values.ndim - 1)))[ties]
 
 
 def _covered(whole: Gaussians) -> Float[Tensor, " N"]:

@@ -14,13 +14,13 @@ from torch import Tensor
 from psd_gs import selection
 from psd_gs.cameras import turntable
 from psd_gs.config import RefineConfig
-from psd_gs.export.formats import format_of, save
+from psd_gs.export.formats import format_of, save, write_sidecar
 from psd_gs.export.page import Pane, make_page
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.export.ply import write_ply
 from psd_gs.export.ply_rows import Rows
 from psd_gs.files import write_atomic
-from psd_gs.gaussians import Gaussians, rgb_to_sh0
+from psd_gs.gaussians import Gaussians, rgb_to_sh0, sh0_to_rgb
 from psd_gs.refine import Original
 from psd_gs.render import render
 from psd_gs.runs import ASSET
@@ -44,6 +44,8 @@ def products(config: RefineConfig) -> dict[str, Product]:
     """File name to what makes it."""
     assert config.asset is not None
     path = Path(config.asset)
+    if config.texture_size:
+        return {path.name: _repainted, "before-after.html": _before_after}
     name = f"{path.parent.name}.sog" if path.suffix == ".json" else path.name  # a SOG in several files
     own: dict[str, Product] = {} if name == ASSET else {name: _own_format}
     return own | {"before-after.html": _before_after, "moved.png": _moved}
@@ -58,6 +60,13 @@ def _own_format(result: Result, path: Path) -> None:
         same = (rows >= 0) & ~original.chosen[rows.clamp_min(0)]
         options["like"] = Rows(original.path, rows.numpy(), same.numpy())
     save(result.gaussians, path, frame=original.frame, metadata=result.metadata, **options)
+
+
+def _repainted(result: Result, path: Path) -> None:
+    coat = Original.of(result.config.refine).coat
+    assert coat is not None
+    coat.write(sh0_to_rgb(result.gaussians.sh0[:, 0]), path, result.metadata)
+    write_sidecar(path, result.metadata)
 
 
 def _before_after(result: Result, path: Path) -> None:

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     from psd_gs.cli.rank import Rank
     from psd_gs.cli.refine import Refine
     from psd_gs.cli.report import Report
+    from psd_gs.cli.retexture import Retexture
     from psd_gs.cli.sheet import Sheet
     from psd_gs.cli.terminal import terminate_as_interrupt
     from psd_gs.cli.turntable import Turntable
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     commands = (
         Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Refine, tyro.conf.subcommand("refine")]
+        | Annotated[Retexture, tyro.conf.subcommand("retexture")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Eval, tyro.conf.subcommand("eval")]
         | Annotated[View, tyro.conf.subcommand("view")]

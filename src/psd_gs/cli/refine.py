@@ -17,7 +17,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Refine(Making):
+class Starting(Making):
+    """What commands share that start from an asset which is there already."""
+
+    keep: Annotated[float, arg(metavar="WEIGHT")] = 0.0
+    """Hold on to the original's views and parameters; at 1 they count as much as what the model wants."""
+    up: Annotated[Axis | None, arg(help_behavior_hint="")] = None
+    """Axis of the file that is up. Default: as usual for its format."""
+    front: Annotated[Axis | None, arg(help_behavior_hint="")] = None
+    """Axis of the file that the asset's front looks along. Default: as usual for its format."""
+    init: Suppress[None] = None
+    for_mesh: Suppress[Literal[False]] = False
+
+    def started(self, request: Request, asset: Path, strength: float, **chosen: Any) -> Request:
+        """The request with the asset as what it starts from; what is wrong with the asset is said first."""
+        from psd_gs.config import RefineConfig, from_dict
+        from psd_gs.refine import Original, task
+
+        options = task(asset, strength, keep=self.keep, up=self.up, front=self.front, **chosen)
+        Original.of(from_dict(RefineConfig, options["refine"], "command line"))
+        return replace(request, task=options)
+
+
+@dataclass(kw_only=True)
+class Refine(Starting):
     """Change an asset as a sentence says.
 
     Starts from a splat of any origin, instead of from nothing, and writes it into outputs/PROMPT-SEED/ under its own
@@ -40,30 +63,23 @@ class Refine(Making):
     """Likewise, in a ball."""
     mask: File = None
     """Likewise, those of this splat file: a selection that was saved from the asset (SuperSplat does)."""
-    keep: Annotated[float, arg(metavar="WEIGHT")] = 0.0
-    """Hold on to the original's views and parameters; at 1 they count as much as what the model wants."""
     max_splats: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Most Gaussians of the result. Default: some thousands more than there are, by the preset."""
-    up: Annotated[Axis | None, arg(help_behavior_hint="")] = None
-    """Axis of the file that is up. Default: as usual for its format."""
-    front: Annotated[Axis | None, arg(help_behavior_hint="")] = None
-    """Axis of the file that the asset's front looks along. Default: as usual for its format."""
-    init: Suppress[None] = None
-    for_mesh: Suppress[Literal[False]] = False
 
     def run(self) -> None:
         self.make(self.prompt)
 
     def request(self, prompt: str) -> Request:
-        from psd_gs.config import RefineConfig, from_dict
-        from psd_gs.refine import Original, task
-
-        given: dict[str, Any] = {"only": self.only, "keep": self.keep, "max_splats": self.max_splats}
-        given |= {"up": self.up, "front": self.front, "mask": str(self.mask.resolve()) if self.mask else None}
-        given |= {"box": _numbers("box", self.box, 6), "sphere": _numbers("sphere", self.sphere, 4)}
-        options = task(self.asset, self.strength, **given)
-        Original.of(from_dict(RefineConfig, options["refine"], "command line"))  # what is wrong with it is said first
-        return replace(super().request(prompt), task=options)
+        return self.started(
+            super().request(prompt),
+            self.asset,
+            self.strength,
+            only=self.only,
+            max_splats=self.max_splats,
+            mask=str(self.mask.resolve()) if self.mask else None,
+            box=_numbers("box", self.box, 6),
+            sphere=_numbers("sphere", self.sphere, 4),
+        )
 
 
 def _numbers(name: str, text: str | None, count: int) -> list[float] | None:

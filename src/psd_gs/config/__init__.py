@@ -157,10 +157,11 @@ Axis = Literal["+x", "-x", "+y", "-y", "+z", "-z"]
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """An asset that is there already, and what of it may change (``psd-gs refine``); coordinates are the file's own."""
+    """An asset that is there already, and what of it may change (``psd-gs refine``, ``psd-gs retexture``); coordinates
+    are the file's own."""
 
     asset: str | None = None
-    """A splat file; with it, ``init`` does not count."""
+    """A splat file, or with ``texture_size`` a mesh; with it, ``init`` does not count."""
     sha256: str = ""
     """Of the file."""
     only: Literal["all", "shape", "colour"] = "all"
@@ -174,14 +175,19 @@ class RefineConfig:
     keep: float = 0.0
     """Weight of the original's views and parameters; at 1 they count as much as what the prior wants."""
     max_splats: int | None = None
-    """Most Gaussians of the result; None: as many as there are and ``densify.cap`` more."""
+    """Most Gaussians of the result; None: as many as there are and ``densify.cap`` more, on a mesh 40000."""
     up: Axis | None = None
     """Which axis of the file is up; None: as usual for its format."""
     front: Axis | None = None
     """Which axis of the file the asset's front looks along, likewise."""
+    texture_size: int = 0
+    """Side of the textures that a mesh gets, texels; 0: the asset is a splat."""
+    material: str | None = None
+    """Name of the only material of a mesh that changes."""
 
     def __post_init__(self) -> None:
         check_range(self, 0, 1e6, "keep")
+        check_range(self, 0, 4096, "texture_size")
         regions = [name for name in ("box", "sphere", "mask") if getattr(self, name) is not None]
         if len(regions) > 1:
             raise ConfigError(f"expected one of --box, --sphere and --mask, received {' and '.join(regions)}.")

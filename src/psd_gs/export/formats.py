@@ -197,8 +197,7 @@ def save(
     with FORMATS.explained(extension_of(path)):
         target.write(gaussians, path, frame=frame, metadata=facts, **options)
     if facts is not None and Path(path).is_file():  # and no pipe
-        facts["sha256"] = sha256_of(path)
-        write_atomic(sidecar(path), json.dumps(jsonable(facts), indent=2, ensure_ascii=False) + "\n")
+        write_sidecar(path, facts)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -217,6 +216,14 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 def sidecar(path: str | os.PathLike[str]) -> Path:
     """Where the metadata of a file lies beside it."""
     return Path(path).with_name(Path(path).name + ".json")
+
+
+def write_sidecar(path: str | os.PathLike[str], facts: Mapping[str, Any]) -> Path:
+    """Write what is known of a file, and its SHA-256, beside it; where that is."""
+    beside = sidecar(path)
+    known = jsonable({**facts, "sha256": sha256_of(path)})
+    write_atomic(beside, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
+    return beside
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

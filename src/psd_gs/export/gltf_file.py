@@ -48,6 +48,9 @@ class GltfFile:
         path: of the file.
         document: its JSON.
         size: bytes of the file and of the buffers beside it that have been read.
+        is_binary: whether it is a container with chunks.
+        blob: the binary chunk.
+        other_chunks: kind and bytes of those that are neither JSON nor the binary chunk.
 
     Raises:
         FormatError: it is glTF 1, or names a file outside its folder.
@@ -59,7 +62,8 @@ class GltfFile:
         self.path = Path(path)
         data = read_bytes(path)
         self.size = len(data)
-        self.document, self._blob = _chunks(data, path)
+        self.is_binary = data[:4] == b"glTF"
+        self.document, self.blob, self.other_chunks = _chunks(data, path)
         self._buffers: dict[int, memoryview] = {}
         self._unpacked: dict[int, memoryview] = {}
         version = objects({"asset": [self.document.get("asset", {})]}, "asset")[0].get("version", "2.0")
@@ -95,7 +99,7 @@ class GltfFile:
                 self.size += len(data)
                 self._buffers[i] = data[:length]
             else:
-                self._buffers[i] = self._blob if i == 0 else memoryview(b"")
+                self._buffers[i] = self.blob if i == 0 else memoryview(b"")
         return self._buffers[i]
 
     def resource(self, uri: Any, limit: int = _MAX_PICTURE) -> bytes:
@@ -305,14 +309,18 @@ def numbers(holder: dict[str, Any], key: str, count: int, default: list[float] |
     return values
 
 
-def _chunks(data: bytes, path: str | os.PathLike[str]) -> tuple[dict[str, Any], memoryview]:
-    """The JSON document and the binary chunk."""
+def _chunks(
+    data: bytes, path: str | os.PathLike[str]
+) -> tuple[dict[str, Any], memoryview, list[tuple[bytes, memoryview]]]:
+    """The JSON document, the binary chunk, and all others."""
     if data[:4] != b"glTF":
-        return _document(data), memoryview(b"")
-    parts = dict(_glb_chunks(data, path))
+        return _document(data), memoryview(b""), []
+    chunks = list(_glb_chunks(data, path))
+    parts, known = dict(chunks), (b"JSON", b"BIN\0")
     if b"JSON" not in parts:
         raise ValueError("no JSON chunk")
-    return _document(bytes(parts[b"JSON"])), parts.get(b"BIN\0", memoryview(b""))
+    others = [chunk for chunk in chunks if chunk[0] not in known]
+    return _document(bytes(parts[b"JSON"])), parts.get(b"BIN\0", memoryview(b"")), others
 
 
 def _glb_chunks(data: bytes, path: str | os.PathLike[str]) -> Iterator[tuple[bytes, memoryview]]:

@@ -31,14 +31,9 @@ def read_sibling(asset: Path, name: str, limit: int, *, uri: bool = False) -> by
             device, pipe or folder, or more than ``limit`` bytes.
         FileNotFoundError: there is no such file.
     """
-    path = unquote_to_bytes(name).decode("utf-8", "surrogateescape") if uri else name
-    path = path.replace("\\", "/")
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if not parts or "\0" in path or path.startswith("/") or _ADDRESS.match(path) or ".." in parts:
-        raise _outside(asset, name)
     folder = asset.parent.resolve()
     try:
-        found = folder.joinpath(*parts).resolve(strict=True)
+        found = folder.joinpath(sibling_path(asset, name, uri=uri)).resolve(strict=True)
     except FileNotFoundError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a file among the folders, bad letters
@@ -60,6 +55,25 @@ def read_sibling(asset: Path, name: str, limit: int, *, uri: bool = False) -> by
         if about.st_size > limit:
             raise FormatError(f"{asset}: expected at most {limit} bytes in {name!r:.100}, received {about.st_size}.")
         return file.read(limit)
+
+
+def sibling_path(asset: Path, name: str, *, uri: bool = False) -> str:
+    """Where a file that ``asset`` names lies with respect to its folder, with slashes.
+
+    Args:
+        asset: the file that names the other one.
+        name: as it stands there.
+        uri: undo percent-encoding, as glTF asks.
+
+    Raises:
+        FormatError: a network address, an absolute path, or one out of the folder by ``..``.
+    """
+    path = unquote_to_bytes(name).decode("utf-8", "surrogateescape") if uri else name
+    path = path.replace("\\", "/")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not parts or "\0" in path or path.startswith("/") or _ADDRESS.match(path) or ".." in parts:
+        raise _outside(asset, name)
+    return "/".join(parts)
 
 
 def _outside(asset: Path, name: str) -> FormatError:

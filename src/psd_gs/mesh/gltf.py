@@ -26,8 +26,8 @@ from psd_gs.mesh.picture import Picture, Texture, Wrap
 from psd_gs.mesh.scene import PLAIN, Material, Part, Scene, check_elements, label
 
 _INSTANCES = "EXT_mesh_gpu_instancing"
-_TRANSFORM = "KHR_texture_transform"
-_GLOSSY = "KHR_materials_pbrSpecularGlossiness"
+TRANSFORM = "KHR_texture_transform"
+GLOSSY = "KHR_materials_pbrSpecularGlossiness"
 _UNLIT = "KHR_materials_unlit"
 _STRENGTH = "KHR_materials_emissive_strength"
 _SPLATS = "KHR_gaussian_splatting"
@@ -35,7 +35,7 @@ _PICTURES = ("EXT_texture_webp", "EXT_texture_avif", None, "MSFT_texture_dds", "
 """Where a texture names its picture, the best first; None is the texture itself."""
 
 _READ = {
-    *(_INSTANCES, _TRANSFORM, _GLOSSY, _UNLIT, _STRENGTH, DRACO, *MESHOPT, *filter(None, _PICTURES)),
+    *(_INSTANCES, TRANSFORM, GLOSSY, _UNLIT, _STRENGTH, DRACO, *MESHOPT, *filter(None, _PICTURES)),
     *("KHR_mesh_quantization", "KHR_node_visibility"),
 }
 _HARMLESS = {
@@ -47,6 +47,8 @@ _HARMLESS = {
 """May be required and left out: the shape and its own colours are the same without them."""
 
 _POINTS, _TRIANGLES, _STRIP, _FAN = 0, 4, 5, 6
+MODES = (_TRIANGLES, _STRIP, _FAN)
+"""Of primitives that have faces."""
 _INVISIBLE = 0.05
 """Less opaque surfaces of a material that blends are glass at most."""
 _WRAPS: dict[int, Wrap] = {10497: "repeat", 33648: "mirror", 33071: "clamp"}
@@ -165,11 +167,7 @@ class _Reader:
         packed, indices = self.file.draco(primitive) or (None, None)
         stored = {"POSITION": self.file.raw(attributes["POSITION"])} if packed is None else packed
         count = len(stored["POSITION"])
-        if indices is None:
-            indices = self.file.raw(primitive["indices"])[:, 0] if "indices" in primitive else np.arange(count)
-        if indices.dtype.kind not in "iu" or (len(indices) and not 0 <= indices.min() <= indices.max() < count):
-            raise ValueError(f"corners that are none of {count} vertices")
-        corners = _triangles(indices.astype(np.int64), _TRIANGLES if packed is not None else mode)
+        corners = triangles_of(self.file, primitive, count, indices)
         used, faces = np.unique(corners, return_inverse=True)
         faces = faces.reshape(-1, 3) if mode != _POINTS else np.zeros((0, 3), np.int64)
 
@@ -224,8 +222,8 @@ class _Reader:
             return self.materials[i]
         more = extensions(about)
         surface, keys = about.get("pbrMetallicRoughness", {}), ("baseColorFactor", "baseColorTexture")
-        if _GLOSSY in more:
-            surface, keys = more[_GLOSSY], ("diffuseFactor", "diffuseTexture")
+        if GLOSSY in more:
+            surface, keys = more[GLOSSY], ("diffuseFactor", "diffuseTexture")
         named = {
             "color": surface.get(keys[1]),
             "normal": about.get("normalTexture"),
@@ -256,7 +254,7 @@ class _Reader:
             return None
         sampler = self.file.part("samplers", about["sampler"]) if "sampler" in about else {}
         across, down = (_WRAPS.get(sampler.get(f"wrap{axis}", 0), "repeat") for axis in "ST")
-        placed = extensions(info).get(_TRANSFORM, {})
+        placed = extensions(info).get(TRANSFORM, {})
         channel = integer(placed, "texCoord", integer(info, "texCoord", 0))
         (x, y), (sx, sy) = numbers(placed, "offset", 2, [0, 0]), numbers(placed, "scale", 2, [1, 1])
         turn = float(numbers(placed, "rotation", 1, [0])[0])
@@ -287,6 +285,26 @@ class _Reader:
                 self._note(f"image {i} is ignored: {label(str(error))}")
                 self.pictures[i] = None
         return self.pictures[i]
+
+
+def triangles_of(
+    file: GltfFile, primitive: dict[str, Any], count: int, unpacked: Int[np.ndarray, " N"] | None = None
+) -> Int[np.ndarray, "F 3"]:
+    """Corners of the triangles of a primitive, all of one orientation; those of points are left as they are.
+
+    Args:
+        file: that it is in.
+        primitive: of triangles or points.
+        count: of its vertices.
+        unpacked: its indices, if they were packed.
+    """
+    indices = unpacked
+    if indices is None:
+        indices = file.raw(primitive["indices"])[:, 0] if "indices" in primitive else np.arange(count)
+    if indices.dtype.kind not in "iu" or (len(indices) and not 0 <= indices.min() <= indices.max() < count):
+        raise ValueError(f"corners that are none of {count} vertices")
+    mode = _TRIANGLES if unpacked is not None else primitive.get("mode", _TRIANGLES)
+    return _triangles(indices.astype(np.int64), mode)
 
 
 def _triangles(indices: Int[np.ndarray, " N"], mode: int) -> Int[np.ndarray, "F 3"]:

@@ -18,8 +18,8 @@ from psd_gs.export.siblings import read_sibling
 from psd_gs.mesh.picture import Picture, Texture, Wrap
 from psd_gs.mesh.scene import PLAIN, Material, Part, Scene, label, linear_rgba, triangulated, unit
 
-_MAX_LIBRARY = 1 << 24
-_MAX_PICTURE = 1 << 28
+MAX_LIBRARY = 1 << 24
+MAX_PICTURE = 1 << 28
 _INVISIBLE = 0.05
 """What is dissolved further is not there."""
 _OPTIONS = {
@@ -30,7 +30,7 @@ _OPTIONS = {
 
 
 @dataclass
-class _Faces:
+class Faces:
     """Polygons of one object and material as they are found: their lines, and how many vertices and texture
     coordinates there were by then."""
 
@@ -52,10 +52,10 @@ def read_obj_scene(path: str | os.PathLike[str]) -> Scene:
     texels: list[str] = []
     paint: list[str] = []
     libraries: list[str] = []
-    groups: dict[tuple[str, str], _Faces] = {}
+    groups: dict[tuple[str, str], Faces] = {}
     notes: list[str] = []
     thing = group = material = ""
-    faces: _Faces | None = None
+    faces: Faces | None = None
     lines = False
     for line in _lines(read_bytes(path)):
         key, _, rest = line.partition(" ")
@@ -66,7 +66,7 @@ def read_obj_scene(path: str | os.PathLike[str]) -> Scene:
                 texels.append(rest)
             case "f" | "fo":
                 if faces is None:
-                    faces = groups.setdefault((thing or group, material), _Faces())
+                    faces = groups.setdefault((thing or group, material), Faces())
                 faces.rows.append(rest)
                 faces.vertices.append(len(vertices))
                 faces.texels.append(len(texels))
@@ -83,7 +83,7 @@ def read_obj_scene(path: str | os.PathLike[str]) -> Scene:
                 lines = True
     if lines:
         notes.append("lines and curves are ignored")
-    positions, colors = _vertices(vertices, "".join(paint))
+    positions, colors = vertices_of(vertices, "".join(paint))
     materials = _materials(path, libraries, notes) if groups else {}
     uv = _texels(texels)
     if not groups:
@@ -132,7 +132,7 @@ def _joined(rows: list[str]) -> str:
     return re.sub("#[^\n]*", "", text) if "#" in text else text
 
 
-def _corners(found: _Faces) -> tuple[Int[np.ndarray, "C 2"], Int[np.ndarray, " P"]]:
+def corners_of(found: Faces) -> tuple[Int[np.ndarray, "C 2"], Int[np.ndarray, " P"]]:
     """Vertex and texture coordinate of every corner, counted from 0, and how many corners each polygon has; below 0
     stands what is left out or was not there by then."""
     text = _joined(found.rows)
@@ -151,7 +151,7 @@ def _corners(found: _Faces) -> tuple[Int[np.ndarray, "C 2"], Int[np.ndarray, " P
     return np.where(pairs < 0, seen + pairs, pairs - 1), counts
 
 
-def _vertices(rows: list[str], paint: str) -> tuple[Float[np.ndarray, "V 3"], Float[np.ndarray, "V 4"] | None]:
+def vertices_of(rows: list[str], paint: str) -> tuple[Float[np.ndarray, "V 3"], Float[np.ndarray, "V 4"] | None]:
     """Places, and linear colours where six numbers or ZBrush's painting give them."""
     if not rows:
         return np.zeros((0, 3)), None
@@ -189,7 +189,7 @@ def _plain(colors: np.ndarray | None) -> Material:
 
 def _part(
     name: str,
-    found: _Faces,
+    found: Faces,
     positions: Float[np.ndarray, "V 3"],
     colors: Float[np.ndarray, "V 4"] | None,
     texels: Float[np.ndarray, "T 2"],
@@ -197,7 +197,7 @@ def _part(
     notes: list[str],
 ) -> Part:
     """The triangles of an object and material, with only the vertices that they use."""
-    corners, counts = _corners(found)
+    corners, counts = corners_of(found)
     vertex, texel = corners.T
     if len(corners) and not (0 <= vertex.min() <= vertex.max() < len(positions) and texel.max() < len(texels)):
         raise ValueError(f"a face has a corner that is none of {len(positions)} vertices")
@@ -220,7 +220,7 @@ def _materials(path: Path, libraries: list[str], notes: list[str]) -> dict[str, 
         # one name with spaces, or several names
         for names in ([line], line.split()):
             try:
-                texts = [read_sibling(path, name, _MAX_LIBRARY) for name in names]
+                texts = [read_sibling(path, name, MAX_LIBRARY) for name in names]
             except FileNotFoundError:
                 continue
             for text in texts:
@@ -283,10 +283,9 @@ def _rgb(words: list[str]) -> tuple[float, float, float] | None:
     return r, g, b
 
 
-def _texture(path: Path, rest: str, pictures: dict[str, Picture | None], notes: list[str]) -> Texture | None:
-    """The texture of a line: options, then a name that may have spaces."""
-    scale, offset = [1.0, 1.0], [0.0, 0.0]
-    wrap: Wrap = "repeat"
+def texture_line(rest: str) -> tuple[list[tuple[str, list[str]]], str]:
+    """Options with their values, and the name of a texture, which may have spaces; empty if there is none."""
+    options = []
     words = rest.split()
     while words and words[0].lower() in _OPTIONS:
         option = words.pop(0).lower()
@@ -294,18 +293,29 @@ def _texture(path: Path, rest: str, pictures: dict[str, Picture | None], notes: 
         count = fewest
         while count < min(most, len(words)) and re.fullmatch(r"[+-]?\d*\.?\d+([eE][+-]?\d+)?", words[count]):
             count += 1
-        values, words = words[:count], words[count:]
+        options.append((option, words[:count]))
+        words = words[count:]
+    if not words:
+        return options, ""
+    return options, rest[[word.start() for word in re.finditer(r"\S+", rest)][-len(words)] :].strip().strip('"')
+
+
+def _texture(path: Path, rest: str, pictures: dict[str, Picture | None], notes: list[str]) -> Texture | None:
+    """The texture of a line, see :func:`texture_line`."""
+    scale, offset = [1.0, 1.0], [0.0, 0.0]
+    wrap: Wrap = "repeat"
+    options, name = texture_line(rest)
+    for option, values in options:
         if option in ("-s", "-o"):
             target = scale if option == "-s" else offset
-            target[: min(2, count)] = [float(value) for value in values[:2]]
+            target[: min(2, len(values))] = [float(value) for value in values[:2]]
         elif option == "-clamp" and values[0].lower() == "on":
             wrap = "clamp"
-    if not words:
+    if not name:
         return None
-    name = rest[[word.start() for word in re.finditer(r"\S+", rest)][-len(words)] :].strip().strip('"')
     if name not in pictures:
         try:
-            pictures[name] = Picture(f"{path}: {name!r:.100}", read_sibling(path, name, _MAX_PICTURE))
+            pictures[name] = Picture(f"{path}: {name!r:.100}", read_sibling(path, name, MAX_PICTURE))
         except FileNotFoundError:
             notes.append(f"the texture {label(name)} is not beside it: ignored")
             pictures[name] = None

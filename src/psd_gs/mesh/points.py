@@ -106,7 +106,7 @@ def _sample_meshes(scene: Scene, n: int, generator: torch.Generator) -> tuple[np
         face = np.searchsorted(cumulative, draws[:, 0] * cumulative[-1], side="right").clip(max=len(cumulative) - 1)
         root = np.sqrt(draws[:, 1])
         weights = np.stack([1 - root, root * (1 - draws[:, 2]), root * draws[:, 2]], axis=1)
-        return _looked_up(meshes, owner[face], face - first[owner[face]], weights)
+        return looked_up(meshes, owner[face], face - first[owner[face]], weights)
 
     points, rgba, visible = draw()
     if not visible.any():
@@ -128,7 +128,7 @@ def _areas(part: Part) -> Float[np.ndarray, " F"]:
     return np.concatenate([np.linalg.norm(np.cross(b - a, c - a), axis=1) for a, b, c in corners])
 
 
-def _looked_up(
+def looked_up(
     meshes: Sequence[Part],
     owner: Int[np.ndarray, " n"],
     face: Int[np.ndarray, " n"],

@@ -12,7 +12,7 @@ import numpy as np
 
 from psd_gs import __version__
 from psd_gs.errors import InputError
-from psd_gs.export.formats import sidecar
+from psd_gs.export.formats import write_sidecar
 from psd_gs.export.metadata import METADATA_KEY, Metadata, jsonable, to_json
 from psd_gs.files import write_atomic
 from psd_gs.mesh.glb import NAME, check_mesh, png_bytes, write_glb
@@ -82,9 +82,7 @@ def save_mesh(
     else:
         _write_stl(mesh, target)
     if metadata is not None:
-        facts = {**metadata, "sha256": hashlib.sha256(target.read_bytes()).hexdigest()}
-        write_atomic(sidecar(target), json.dumps(jsonable(facts), indent=2, ensure_ascii=False) + "\n")
-        written.append(sidecar(target))
+        written.append(write_sidecar(target, metadata))
     return written
 
 

@@ -235,9 +235,16 @@ def linear_rgba(srgb: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N 4"]:
 
 def joined(parts: Sequence[Part]) -> tuple[Float[np.ndarray, "V 3"], Int[np.ndarray, "F 3"]]:
     """Vertices and faces of several parts, in their order."""
-    first = np.cumsum([0, *(len(part.positions) for part in parts)])
-    vertices = np.concatenate([np.zeros((0, 3)), *(part.positions for part in parts)])
-    faces = [part.faces + start for part, start in zip(parts, first[:-1], strict=True)]
+    return joined_arrays([(part.positions, part.faces) for part in parts])
+
+
+def joined_arrays(
+    shapes: Sequence[tuple[Float[np.ndarray, "V 3"], Int[np.ndarray, "F 3"]]],
+) -> tuple[Float[np.ndarray, "V 3"], Int[np.ndarray, "F 3"]]:
+    """Vertices and faces of several meshes, in their order."""
+    first = np.cumsum([0, *(len(vertices) for vertices, _ in shapes)])
+    vertices = np.concatenate([np.zeros((0, 3)), *(vertices for vertices, _ in shapes)])
+    faces = [faces + start for (_, faces), start in zip(shapes, first[:-1], strict=True)]
     return vertices, np.concatenate([np.zeros((0, 3), np.int64), *faces])
 
 

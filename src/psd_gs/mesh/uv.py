@@ -65,11 +65,11 @@ def texels(atlas: Atlas, size: int) -> Pixels:
     flat = np.concatenate([atlas.uv * size, np.ones((len(atlas.uv), 1), np.float32)], axis=1)
     ids = rasterize(flat[None], atlas.faces, size, size)[0][0]
     missed = np.setdiff1d(np.arange(len(atlas.faces)), ids[ids >= 0])
-    column, row = np.minimum(flat[atlas.faces[missed], :2].mean(1).astype(int), size - 1).T
+    column, row = np.clip(flat[atlas.faces[missed], :2].mean(1).astype(int), 0, size - 1).T
     free = ids[row, column] < 0
     ids[row[free], column[free]] = missed[free]
     found = located(ids, flat, atlas.faces)
-    inside = found.weights.min(1, keepdims=True) >= -1e-3
+    inside = (found.weights.min(1, keepdims=True) >= -1e-3) & (found.weights.sum(1, keepdims=True) > 0.5)
     return Pixels(found.rows, found.columns, found.faces, np.where(inside, found.weights, np.float32(1 / 3)))
 
 
