@@ -19,6 +19,7 @@ import torch
 
 from psd_gs import runs
 from psd_gs.config import (
+    REPAINT_STRENGTH,
     STRENGTH,
     Config,
     check_prompt_text,
@@ -173,6 +174,38 @@ class TextTo3DPipeline:
         """
         names: dict[str, Any] = {"prompt": prompt, "seed": seed}
         return self._made(self.config(preset, task(asset, strength), overrides or {}, names), on_step)
+
+    def retexture(
+        self,
+        mesh: str | os.PathLike[str],
+        prompt: str,
+        *,
+        texture_size: int = 1024,
+        material: str | None = None,
+        keep: float = 0.0,
+        strength: float = REPAINT_STRENGTH,
+        seed: int = 0,
+        preset: str = "default",
+        overrides: Mapping[str, Any] | None = None,
+        on_step: Callable[[StepEvent], None] = lambda event: None,
+    ) -> Result:
+        """Give a mesh other colours; :meth:`Result.save` writes it under its own name.
+
+        Args:
+            mesh: a ``.glb``, ``.gltf`` or ``.obj``.
+            prompt: the whole thing as it is to look.
+            texture_size: side of the new textures, texels.
+            material: name of the only one that changes.
+            keep: weight of the original's views and colours.
+            strength: highest noise level, 0 to 1.
+            seed: of everything random.
+            preset: draft, default or quality.
+            overrides: nested options.
+            on_step: called after each step.
+        """
+        names: dict[str, Any] = {"prompt": prompt, "seed": seed}
+        own = task(mesh, strength, only="colour", texture_size=texture_size, material=material, keep=keep)
+        return self._made(self.config(preset, own, overrides or {}, names), on_step)
 
     def _made(self, config: Config, on_step: Callable[[StepEvent], None]) -> Result:
         trainer = self.trainer(config)

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from psd_gs.cli.refine import Starting
 from psd_gs.cli.run_options import Text
+from psd_gs.config import REPAINT_STRENGTH
 
 if TYPE_CHECKING:
     from psd_gs.job import Request
@@ -29,14 +30,14 @@ class Retexture(Starting):
     """A .glb, .gltf or .obj; what it names is read from its folder."""
     prompt: Positional[str]
     """The whole thing as it is to look, for instance "a blue car"."""
-    strength: Annotated[float, arg(metavar="0-1")] = 0.8
+    strength: Annotated[float, arg(metavar="0-1")] = REPAINT_STRENGTH
     """Highest noise level: 0.5 varies the colours that are there, 0.8 makes others."""
     texture_size: Annotated[int, arg(metavar="TEXELS")] = 1024
     """Side of the new textures, 16 to 4096."""
     material: Text = None
     """Name of the only material that changes. Default: all."""
     max_splats: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """Gaussians on the surface, unless it has more triangles. Default: 40000."""
+    """Gaussians on the surface, unless it has more triangles. Default: 20000."""
 
     def run(self) -> None:
         self.make(self.prompt)

@@ -47,6 +47,9 @@ SOLID_STEPS = 150
 STRENGTH = 0.7
 """Highest noise level of a refinement, unless another one is asked for."""
 
+REPAINT_STRENGTH = 0.8
+"""Likewise where a mesh gets other colours and nothing else."""
+
 
 @dataclass(frozen=True)
 class InitConfig:
@@ -175,7 +178,7 @@ class RefineConfig:
     keep: float = 0.0
     """Weight of the original's views and parameters; at 1 they count as much as what the prior wants."""
     max_splats: int | None = None
-    """Most Gaussians of the result; None: as many as there are and ``densify.cap`` more, on a mesh 40000."""
+    """Most Gaussians of the result; None: as many as there are and ``densify.cap`` more, on a mesh 20000."""
     up: Axis | None = None
     """Which axis of the file is up; None: as usual for its format."""
     front: Axis | None = None

@@ -36,7 +36,7 @@ from psd_gs.mesh.uv import fill_gutters
 
 SUFFIXES = (".glb", ".gltf", ".obj")
 
-PIECES = 40_000
+PIECES = 20_000
 """Gaussians of a mesh, unless it has more triangles."""
 
 SIZES = (16, 4096)
