@@ -164,14 +164,39 @@ def test_gltf_validator_of_meshes(tmp_path, node, unlit):
     from psd_gs.mesh.glb import write_glb
     from psd_gs.mesh.shapes import convex_hull
 
-    program, folder = node
     mesh = textured()
     hull = convex_hull(mesh.vertices)
     write_glb(mesh, tmp_path / "a.glb", metadata={"prompt": "a"}, unlit=unlit, collision=[hull])
+    assert_sound(node, tmp_path / "a.glb")
+
+
+@pytest.mark.parametrize("kind", ["glb", "gltf"])
+@pytest.mark.parametrize("uv", [True, False])
+def test_gltf_validator_of_retextured(tmp_path, node, uv, kind):
+    """No errors and no warnings, whether the skinned and animated mesh had texture coordinates or got them."""
+    import meshes
+
+    from psd_gs.gaussians import sh0_to_rgb
+    from psd_gs.mesh.repaint import coat
+
+    writer = meshes.arm(uv=uv)
+    path = getattr(writer, kind)(tmp_path / f"a.{kind}")
+    assert_sound(node, path)
+    surface = coat(path, 64, None, 500)
+    (tmp_path / "out").mkdir()
+    surface.write(sh0_to_rgb(surface.gaussians.sh0[:, 0]), tmp_path / "out" / path.name, {"prompt": "a"})
+    assert_sound(node, tmp_path / "out" / path.name)
+
+
+def assert_sound(node: tuple[str, Path], path: Path) -> None:
+    """The Khronos validator has neither errors nor warnings."""
+    program, folder = node
     script = f"""
         const validator = require({json.dumps(str(folder / "gltf-validator"))});
-        const bytes = new Uint8Array(require("fs").readFileSync({json.dumps(str(tmp_path / "a.glb"))}));
-        validator.validateBytes(bytes).then(report => console.log(JSON.stringify(report.issues)));
+        const read = name => new Uint8Array(require("fs").readFileSync(name));
+        const beside = uri => Promise.resolve(read({json.dumps(str(path.parent))} + "/" + decodeURIComponent(uri)));
+        validator.validateBytes(read({json.dumps(str(path))}), {{externalResourceFunction: beside}})
+            .then(report => console.log(JSON.stringify(report.issues)));
     """
     done = subprocess.run([program, "-e", script], check=True, capture_output=True, text=True, timeout=120)
     issues = json.loads(done.stdout)

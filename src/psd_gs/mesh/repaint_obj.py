@@ -272,9 +272,8 @@ def _whiten(path: Path, lines: list[Line], faces: Sequence[int], *, whole: bool)
     for i in np.unique(_geometry(lines, faces)[1][:, 0]):
         line = vertices[i]
         words = _words(line.rest)
-        if len(words) >= 6:
-            line.rest = " ".join([*words[:3], white, white, white, *words[6:]])
-            line.raw = f"v {line.rest}{_end(line.raw)}"
+        line.rest = " ".join([*words[:3], white, white, white, *words[6:]])
+        line.raw = f"v {line.rest}{_end(line.raw)}"
 
 
 def _end(raw: str) -> str:
