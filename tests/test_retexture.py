@@ -96,9 +96,7 @@ def test_a_gaussian_has_the_shape_of_its_piece():
 def test_a_covered_surface_is_closed_and_hides_what_is_behind(tmp_path):
     out = meshes.Writer()
     out.document["materials"] = [{"name": n, "pbrMetallicRoughness": {"baseColorFactor": [*c, 1]}} for n, c in PAIR]
-    out.document["meshes"] = [
-        {"primitives": [out.primitive(*meshes.box(1.0), 0), out.primitive(*meshes.box(0.7), 1)]}
-    ]
+    out.document["meshes"] = [{"primitives": [out.primitive(*meshes.box(1.0), 0), out.primitive(*meshes.box(0.7), 1)]}]
     out.document |= {"nodes": [{"mesh": 0}], "scenes": [{"nodes": [0]}], "scene": 0}
     surface = coat(out.glb(tmp_path / "boxes.glb"), 64, None, 3000)
     shown = render(surface.gaussians, turntable(4, elevation=20.0, radius=0.9, size=48), torch.zeros(3))
@@ -243,7 +241,9 @@ def test_gltf_comes_back_with_what_it_names(tmp_path):
     document = json.loads(new.read_text())
     assert document["images"][2]["uri"] == "arm-color-0.png"
     assert document["animations"] == writer.document["animations"]
-    assert [part.faces.shape for part in read_scene(new).meshes] == [part.faces.shape for part in read_scene(path).meshes]
+    assert [part.faces.shape for part in read_scene(new).meshes] == [
+        part.faces.shape for part in read_scene(path).meshes
+    ]
 
 
 def test_without_texture_coordinates_vertices_are_cut_and_stay_where_they_are(tmp_path):

@@ -383,7 +383,7 @@ class Refinement:
         self.rows = state["rows"].clone()
 
 
-def shared(values: Float[Tensor, "N *C"], ties: Int[Tensor, " N"]) -> Float[Tensor, "N *C"]:
+def shared(values: Float[Tensor, "N 1 3"], ties: Int[Tensor, " N"]) -> Float[Tensor, "N 1 3"]:
     """The mean of the values that have the same number, in the place of each."""
     count = int(ties.max()) + 1
     total = values.new_zeros(count, *values.shape[1:]).index_add_(0, ties, values)

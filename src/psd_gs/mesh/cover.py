@@ -61,7 +61,7 @@ def cover(triangles: Float[np.ndarray, "F 3 3"], most: int) -> Cover:
     longest = _edges(triangles).max(1, initial=0)
     face = np.flatnonzero(np.linalg.norm(normals(triangles), axis=1) > _NO_AREA * longest**2)
     corners = np.tile(np.eye(3), (len(face), 1, 1))
-    while 0 < (room := most - len(face)):
+    while (room := most - len(face)) > 0:
         length = _edges(corners @ triangles[face]).max(1)
         # all that are nearly as long as the longest one together, else a round would cut one or two
         long = np.flatnonzero(length > 0.7 * length.max()) if len(length) else length

@@ -98,10 +98,12 @@ def draft(path: Path, material: str | None, size: int) -> Draft:
     """
     with parsing(path):
         if path.suffix.lower() == ".obj":
-            from psd_gs.mesh.repaint_obj import draft_obj as make
-        else:
-            from psd_gs.mesh.repaint_gltf import draft_gltf as make
-        return make(path, material, size)
+            from psd_gs.mesh.repaint_obj import draft_obj
+
+            return draft_obj(path, material, size)
+        from psd_gs.mesh.repaint_gltf import draft_gltf
+
+        return draft_gltf(path, material, size)
 
 
 def chosen_names(names: Sequence[str], material: str | None, path: Path) -> list[bool]:
@@ -349,4 +351,3 @@ def _colours(gaussians: Gaussians) -> Float[np.ndarray, "N 3"]:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-300)
-

@@ -283,7 +283,7 @@ def _unwrap(
         if channel:
             info["texCoord"] = channel
     first_face = first_vertex = 0
-    for (mesh, k), old, rows, (_, local) in zip(keys, olds, used, shapes, strict=True):
+    for (mesh, k), rows, (_, local) in zip(keys, used, shapes, strict=True):
         own, corners = np.unique(atlas.faces[first_face : first_face + len(local)], return_inverse=True)
         source = rows[atlas.source[own] - first_vertex]
         first_face, first_vertex = first_face + len(local), first_vertex + len(rows)

@@ -312,4 +312,3 @@ def _unwrap(lines: list[Line], faces: Sequence[int], size: int) -> None:
     else:
         first = min(faces)
         lines[first].raw = new + lines[first].raw
-

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 from psd_gs import __version__
 from psd_gs.errors import InputError
 from psd_gs.export.formats import write_sidecar
-from psd_gs.export.metadata import METADATA_KEY, Metadata, jsonable, to_json
+from psd_gs.export.metadata import METADATA_KEY, Metadata, to_json
 from psd_gs.files import write_atomic
 from psd_gs.mesh.glb import NAME, check_mesh, png_bytes, write_glb
 from psd_gs.mesh.surface import Mesh, Triangles
