@@ -194,6 +194,10 @@ class RefineConfig:
         regions = [name for name in ("box", "sphere", "mask") if getattr(self, name) is not None]
         if len(regions) > 1:
             raise ConfigError(f"expected one of --box, --sphere and --mask, received {' and '.join(regions)}.")
+        if self.texture_size and (regions or self.only != "colour"):
+            raise ConfigError(
+                "texture_size: expected only: colour, and no box, sphere or mask, where a mesh is painted."
+            )
         if self.box and not all(low < high for low, high in zip(self.box[:3], self.box[3:], strict=True)):
             raise ConfigError(f"--box: expected X0,Y0,Z0,X1,Y1,Z1 with X0 < X1, Y0 < Y1, Z0 < Z1, received {self.box}.")
         if self.sphere and not self.sphere[3] > 0:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +22,18 @@ from torch import Tensor
 
 from psd_gs.colours import linear_to_srgb
 from psd_gs.errors import FormatError, InputError
-from psd_gs.files import write_atomic
+from psd_gs.files import write_atomic, writing
 from psd_gs.gaussians import Gaussians, sh0_to_rgb
 from psd_gs.mesh.cover import Cover, cover, flat_gaussians, normals
+from psd_gs.mesh.draft import Draft
+from psd_gs.mesh.draft_gltf import draft_gltf
+from psd_gs.mesh.draft_obj import draft_obj
 from psd_gs.mesh.glb import png_bytes
 from psd_gs.mesh.picture import Wrap
 from psd_gs.mesh.points import looked_up
 from psd_gs.mesh.raster import Pixels
 from psd_gs.mesh.read import read_scene
-from psd_gs.mesh.scene import Part, label, parsing
+from psd_gs.mesh.scene import Part, parsing
 from psd_gs.mesh.sheet import Samples, change_at, lay, ties
 from psd_gs.mesh.uv import fill_gutters
 
@@ -47,27 +50,6 @@ _CHUNK = 1 << 18
 _REPEAT: Wrap = "repeat"
 
 
-class Draft(Protocol):
-    """A mesh file whose chosen materials take their base colour from ``sheets`` new textures.
-
-    Attributes:
-        sheets: how many there are.
-        alpha: whether opacity is in the textures.
-    """
-
-    sheets: int
-    alpha: bool
-
-    def files(self, textures: Sequence[bytes], name: str, about: Mapping[str, Any]) -> dict[str, bytes]:
-        """Paths with slashes, of the file and what it names, and what they hold; the file itself comes last.
-
-        Args:
-            textures: picture files, PNG.
-            name: of the mesh file.
-            about: for what the format calls extras of the textures.
-        """
-
-
 def located(path: str | os.PathLike[str]) -> Path:
     """The file that is meant.
 
@@ -76,10 +58,10 @@ def located(path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        hint = "refine it" if path.is_dir() else "convert it, for example with Blender"
-        raise InputError(
-            f"{path}: expected a mesh ({', '.join(SUFFIXES)}), received {path.suffix or 'another thing'}: {hint}."
-        )
+        received, remedy = path.suffix or "another thing", "Convert it, for example with Blender"
+        if path.is_dir():
+            received, remedy = "a folder", "Name a mesh in it"
+        raise InputError(f"{path}: expected a mesh ({', '.join(SUFFIXES)}), received {received}. {remedy}.")
     return path.resolve()
 
 
@@ -98,43 +80,8 @@ def draft(path: Path, material: str | None, size: int) -> Draft:
     """
     with parsing(path):
         if path.suffix.lower() == ".obj":
-            from psd_gs.mesh.repaint_obj import draft_obj
-
             return draft_obj(path, material, size)
-        from psd_gs.mesh.repaint_gltf import draft_gltf
-
         return draft_gltf(path, material, size)
-
-
-def chosen_names(names: Sequence[str], material: str | None, path: Path) -> list[bool]:
-    """Which of the materials are meant.
-
-    Args:
-        names: of all that faces have.
-        material: the one to change; None is all.
-        path: of the mesh, for messages.
-
-    Raises:
-        InputError: there is no such one, or there are no faces.
-    """
-    if not names:
-        raise InputError(f"{path}: expected a mesh with faces, received none. Export it as triangles.")
-    chosen = [material is None or name == material for name in names]
-    if not any(chosen):
-        known = ", ".join(repr(label(name)) for name in list(dict.fromkeys(names))[:8])
-        more = len(set(names)) - 8
-        raise InputError(
-            f"--material: expected one of {known}{f' and {more} more' if more > 0 else ''}, received {material!r}."
-        )
-    return chosen
-
-
-def usable(uv: Float[np.ndarray, "F 3 2"], triangles: Float[np.ndarray, "F 3 3"]) -> bool:
-    """Whether texture coordinates that nothing uses yet give most of a surface an extent in a texture."""
-    edges = np.nan_to_num(uv[:, 1:] - uv[:, :1])
-    extent = np.abs(edges[:, 0, 0] * edges[:, 1, 1] - edges[:, 0, 1] * edges[:, 1, 0])
-    area = np.linalg.norm(normals(triangles), axis=1)
-    return bool(area[extent > 1e-10].sum() >= 0.5 * area.sum())
 
 
 # --- the surface -----------------------------------------------------------------------------------------------------
@@ -249,7 +196,8 @@ class Coat:
         """
         for name, data in self.files(colours, path.name, about).items():
             target = path.parent.joinpath(*PurePosixPath(name).parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(target, data)
 
 
@@ -276,7 +224,10 @@ def coat(path: Path, size: int, material: str | None = None, most: int = PIECES,
             target = Path(folder).joinpath(*PurePosixPath(name).parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-        drafted = read_scene(Path(folder) / path.name).meshes
+        try:
+            drafted = read_scene(Path(folder) / path.name).meshes
+        except FormatError:
+            drafted = []
     if [part.faces.shape for part in parts] != [part.faces.shape for part in drafted]:
         raise FormatError(f"{path}: expected a mesh that can be written again, received a damaged one. Export it anew.")
     with parsing(path):

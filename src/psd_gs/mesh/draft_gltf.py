@@ -21,8 +21,8 @@ from psd_gs.errors import FormatError
 from psd_gs.export.gltf_file import DRACO, GltfFile, extensions, integer, objects
 from psd_gs.export.metadata import jsonable
 from psd_gs.export.siblings import sibling_path
+from psd_gs.mesh.draft import chosen_names, usable
 from psd_gs.mesh.gltf import GLOSSY, MODES, TRANSFORM, triangles_of
-from psd_gs.mesh.repaint import chosen_names, usable
 from psd_gs.mesh.scene import joined_arrays
 from psd_gs.mesh.uv import unwrap
 
@@ -35,7 +35,7 @@ Primitive = dict[str, Any]
 
 @dataclass
 class GltfDraft:
-    """See :class:`psd_gs.mesh.repaint.Draft`.
+    """See :class:`psd_gs.mesh.draft.Draft`.
 
     Attributes:
         file: as it is.

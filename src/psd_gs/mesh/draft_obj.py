@@ -18,8 +18,8 @@ from jaxtyping import Float
 from psd_gs.errors import FormatError
 from psd_gs.export.blocks import read_bytes
 from psd_gs.export.siblings import read_sibling, sibling_path
+from psd_gs.mesh.draft import chosen_names, usable
 from psd_gs.mesh.obj import MAX_LIBRARY, MAX_PICTURE, Faces, corners_of, texture_line, vertices_of
-from psd_gs.mesh.repaint import chosen_names, usable
 from psd_gs.mesh.scene import triangulated
 from psd_gs.mesh.uv import unwrap
 
@@ -45,7 +45,7 @@ class Line:
 
 @dataclass
 class ObjDraft:
-    """See :class:`psd_gs.mesh.repaint.Draft`.
+    """See :class:`psd_gs.mesh.draft.Draft`.
 
     Attributes:
         path: of the file.
