@@ -294,6 +294,14 @@ def test_refine_splat(beginner):
     assert {path.name for path in (beginner / "hat").iterdir()} >= {"splat.ply", "moved.png", "before-after.html"}
 
 
+@pytest.mark.full
+def test_retexture_mesh(beginner):
+    example("first_asset").main(folder=beginner / "corgi", steps=4)
+    settings = {"preset": "draft", "steps": 2, "texture_size": 64}
+    example("retexture_mesh").main(beginner / "corgi/mesh.glb", folder=beginner / "blue", **settings)
+    assert {path.name for path in (beginner / "blue").iterdir()} >= {"mesh.glb", "before-after.html"}
+
+
 def test_own_reward(beginner):
     example("own_reward").main(folder=beginner / "red", steps=4)
     assert is_finished(beginner / "red")

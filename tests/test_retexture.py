@@ -332,6 +332,23 @@ def test_obj_gets_what_it_lacks_and_keeps_its_places(change, tmp_path):
     assert numbers[0] == numbers[1]
 
 
+@pytest.mark.parametrize("kind", ["obj", "gltf"])
+def test_a_mesh_that_was_painted_before_keeps_that_texture(kind, tmp_path):
+    (tmp_path / "first").mkdir()
+    if kind == "obj":
+        path, names = meshes.write_obj(tmp_path / "first"), ("painted", "plain")
+    else:
+        path, names = meshes.arm().gltf(tmp_path / "first" / "arm.gltf"), ("skin", "plain")
+    for i, name in enumerate(names):
+        surface = coat(path, 32, name, 200)
+        wanted = torch.where(surface.chosen[:, None], torch.eye(3)[i], colours_of(surface))
+        path = given_back(surface, tmp_path / f"out{i}", wanted)
+    parts = {part.material.name: part for part in read_scene(path).meshes}
+    for i, name in enumerate(names):
+        rgba = parts[name].shade(np.zeros(1, int), np.full((1, 3), 1 / 3))
+        np.testing.assert_allclose(rgba[0, :3], np.eye(3)[i], atol=0.02)
+
+
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 

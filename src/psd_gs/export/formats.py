@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -218,7 +218,7 @@ def sidecar(path: str | os.PathLike[str]) -> Path:
     return Path(path).with_name(Path(path).name + ".json")
 
 
-def write_sidecar(path: str | os.PathLike[str], facts: dict[str, Any]) -> Path:
+def write_sidecar(path: str | os.PathLike[str], facts: Mapping[str, Any]) -> Path:
     """Write what is known of a file, and its SHA-256, beside it; where that is."""
     beside = sidecar(path)
     known = jsonable({**facts, "sha256": sha256_of(path)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +18,14 @@ class Draft(Protocol):
     """A mesh file whose chosen materials take their base colour from ``sheets`` new textures.
 
     Attributes:
-        sheets: how many there are.
         alpha: whether opacity is in the textures.
     """
 
-    sheets: int
     alpha: bool
+
+    @property
+    def sheets(self) -> int:
+        """How many new textures there are."""
 
     def files(self, textures: Sequence[bytes], name: str, about: Mapping[str, Any]) -> dict[str, bytes]:
         """Paths with slashes, of the file and what it names, and what they hold; the file itself comes last.
@@ -56,6 +58,12 @@ def chosen_names(names: Sequence[str], material: str | None, path: Path) -> list
             f"--material: expected one of {known}{f' and {more} more' if more > 0 else ''}, received {material!r}."
         )
     return chosen
+
+
+def fresh_prefix(stem: str, taken: Collection[str]) -> str:
+    """How the names of new files begin, so that none is one of ``taken``: of a mesh that was painted before, say."""
+    names = (f"{stem}-color{n or ''}" for n in range(len(taken) + 1))
+    return next(name for name in names if not any(other.startswith((f"{name}-", f"{name}.")) for other in taken))
 
 
 def usable(uv: Float[np.ndarray, "F 3 2"], triangles: Float[np.ndarray, "F 3 3"]) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,7 +22,7 @@ from psd_gs.errors import FormatError
 from psd_gs.export.gltf_file import DRACO, GltfFile, extensions, integer, objects
 from psd_gs.export.metadata import jsonable
 from psd_gs.export.siblings import sibling_path
-from psd_gs.mesh.draft import chosen_names, usable
+from psd_gs.mesh.draft import chosen_names, fresh_prefix, usable
 from psd_gs.mesh.gltf import GLOSSY, MODES, TRANSFORM, triangles_of
 from psd_gs.mesh.scene import joined_arrays
 from psd_gs.mesh.uv import unwrap
@@ -63,17 +64,17 @@ class GltfDraft:
 
     def files(self, textures: Sequence[bytes], name: str, about: Mapping[str, Any]) -> dict[str, bytes]:
         document, added = copy.deepcopy(self.document), bytearray(self.added)
-        stem = Path(name).stem
         out = self._beside()
+        prefix = fresh_prefix(Path(name).stem, out)
         images, views = document.setdefault("images", []), document.get("bufferViews", [])
         for i, (data, sampler) in enumerate(zip(textures, self.samplers, strict=True)):
-            image: dict[str, Any] = {"name": f"{stem}-color-{i}", "mimeType": "image/png"}
+            image: dict[str, Any] = {"name": f"{prefix}-{i}", "mimeType": "image/png"}
             if self.inside:
                 image["bufferView"] = len(views)
                 views.append(_append(added, data, self.buffer, self.start))
             else:
-                out[f"{stem}-color-{i}.png"] = data
-                image = {"name": image["name"], "uri": f"{_quoted(stem)}-color-{i}.png"}
+                out[f"{prefix}-{i}.png"] = data
+                image = {"name": image["name"], "uri": quote(f"{prefix}-{i}.png")}
             extras = {"extras": {"psd_gs": jsonable(about)}} if about else {}
             document.setdefault("textures", []).append(
                 {"source": len(images), **({} if sampler is None else {"sampler": sampler})}
@@ -86,8 +87,8 @@ class GltfDraft:
             buffers = document.setdefault("buffers", [])
             buffers[:1] = [{**(buffers[0] if buffers else {}), **about_blob}]
         elif added:
-            out[f"{stem}-color.bin"] = bytes(added)
-            buffer = {"uri": f"{_quoted(stem)}-color.bin", "byteLength": len(added)}
+            out[f"{prefix}.bin"] = bytes(added)
+            buffer = {"uri": quote(f"{prefix}.bin"), "byteLength": len(added)}
             document.setdefault("buffers", []).append(buffer)
         return {**out, name: self._packed(document, bytes(added))}
 
@@ -316,9 +317,3 @@ def _append(blob: bytearray, data: bytes, buffer: int, start: int) -> dict[str, 
     view = {"buffer": buffer, "byteOffset": start + len(blob), "byteLength": len(data)}
     blob += data + bytes(-len(data) % 4)
     return view
-
-
-def _quoted(name: str) -> str:
-    from urllib.parse import quote
-
-    return quote(name)

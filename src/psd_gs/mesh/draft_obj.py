@@ -18,7 +18,7 @@ from jaxtyping import Float
 from psd_gs.errors import FormatError
 from psd_gs.export.blocks import read_bytes
 from psd_gs.export.siblings import read_sibling, sibling_path
-from psd_gs.mesh.draft import chosen_names, usable
+from psd_gs.mesh.draft import chosen_names, fresh_prefix, usable
 from psd_gs.mesh.obj import MAX_LIBRARY, MAX_PICTURE, Faces, corners_of, texture_line, vertices_of
 from psd_gs.mesh.scene import triangulated
 from psd_gs.mesh.uv import unwrap
@@ -52,7 +52,7 @@ class ObjDraft:
         text: of the file with what has to change.
         libraries: text by path beside it.
         pictures: that these name, by path beside it, as they are.
-        sheets: how many textures are named :meth:`texture`.
+        textures: names of the new ones.
         alpha: never; opacity is none of a texture's business there.
     """
 
@@ -60,19 +60,17 @@ class ObjDraft:
     text: str
     libraries: dict[str, str]
     pictures: dict[str, bytes]
-    sheets: int
+    textures: list[str]
     alpha: bool = False
 
+    @property
+    def sheets(self) -> int:
+        return len(self.textures)
+
     def files(self, textures: Sequence[bytes], name: str, about: Mapping[str, Any]) -> dict[str, bytes]:
-        out = dict(self.pictures)
-        out |= {texture_name(self.path, i): data for i, data in enumerate(textures)}
+        out = self.pictures | dict(zip(self.textures, textures, strict=True))
         out |= {library: _bytes(text) for library, text in self.libraries.items()}
         return {**out, name: _bytes(self.text)}
-
-
-def texture_name(path: Path, sheet: int) -> str:
-    """The file of a new texture of a mesh."""
-    return f"{path.stem}-color-{sheet}.png"
 
 
 def draft_obj(path: Path, material: str | None, size: int) -> ObjDraft:
@@ -85,6 +83,8 @@ def draft_obj(path: Path, material: str | None, size: int) -> ObjDraft:
     sheets: dict[tuple[str, str], int] = {}
     dress: dict[str, tuple[str, str]] = {}
     cut = []
+    pictures = _pictures(path, libraries)
+    prefix = fresh_prefix(path.stem, [*pictures, *libraries, *missing])
     for name in chosen:
         texture = known.get(name)
         key = ("new", "")
@@ -96,8 +96,7 @@ def draft_obj(path: Path, material: str | None, size: int) -> ObjDraft:
         if key[0] == "new":
             cut += faces[name]
         number = sheets.setdefault(key, len(sheets))
-        dress[name] = (texture[0] if texture and key[0] == "texture" else "", texture_name(path, number))
-    pictures = _pictures(path, libraries)
+        dress[name] = (texture[0] if texture and key[0] == "texture" else "", f"{prefix}-{number}.png")
     _whiten(path, lines, [i for name in chosen for i in faces[name]], whole=len(chosen) == len(faces))
     if cut:
         _unwrap(lines, sorted(cut), size)
@@ -109,11 +108,12 @@ def draft_obj(path: Path, material: str | None, size: int) -> ObjDraft:
             unnamed = next(n for n in ("color", *(f"color-{i}" for i in range(len(known) + 1))) if n not in known)
             new = {(name or unnamed): how for name, how in new.items()}
             header = f"usemtl {unnamed}\n"
-        library = missing[0] if missing else f"{path.stem}-color.mtl"
+        library = missing[0] if missing else f"{prefix}.mtl"
         if not missing:
             header = f"mtllib {library}\n{header}"
         libraries[library] = "".join(f"newmtl {name}\nKd 1 1 1\nmap_Kd {file}\n" for name, (_, file) in new.items())
-    return ObjDraft(path, header + "".join(line.raw for line in lines), libraries, pictures, len(sheets))
+    names = [f"{prefix}-{i}.png" for i in range(len(sheets))]
+    return ObjDraft(path, header + "".join(line.raw for line in lines), libraries, pictures, names)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
