@@ -176,7 +176,7 @@ def read_gltf(
         if not found:
             raise FormatError(
                 f"{path} has no {EXTENSION}: expected splats, received a glTF of something else. "
-                "A mesh can start a run with --init."
+                "A mesh can start a run with --init, or get other colours with psd-gs retexture."
             )
         clouds = []
         count = degree = 0

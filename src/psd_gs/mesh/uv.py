@@ -45,7 +45,8 @@ def unwrap(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], si
     except ImportError as error:
         raise BackendError(
             "textures need the package xatlas, which is not installed. Try `pip install xatlas` (without a wheel for "
-            "this platform it needs a C++ compiler), or take vertex colours: --texture-size 0."
+            "this platform it needs a C++ compiler). psd-gs mesh --texture-size 0 makes vertex colours instead, and "
+            "psd-gs retexture needs it only where texture coordinates are missing."
         ) from error
     atlas = xatlas.Atlas()
     atlas.add_mesh(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.uint32))
