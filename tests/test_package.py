@@ -156,16 +156,7 @@ LAYERS = {
     "run_report": {"errors", "files", "report", "runs"},
     "scoring": {"cameras", "gaussians", "render", "rewards"},
     "refine": {
-        "errors",
-        "gaussians",
-        "cameras",
-        "config",
-        "densify",
-        "render",
-        "export",
-        "mesh",
-        "scoring",
-        "selection",
+        *("cameras", "config", "densify", "errors", "export", "gaussians", "mesh", "render", "scoring", "selection"),
     },
     "refined": {
         "cameras",
