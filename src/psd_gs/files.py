@@ -47,6 +47,8 @@ YAML_BYTES = 128 << 10
 """Largest YAML file; none of ours has 10 KiB."""
 _SCALAR = 64
 """Most characters of a number, date or the like."""
+_STEM = 32
+"""Characters of a name in a temporary one: a name may be as long as the file system has it."""
 PICTURE_BYTES = 64 << 20
 PICTURE_PIXELS = 1 << 25
 """Largest picture, compressed and decoded: 8192 x 4096."""
@@ -65,7 +67,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: the folder is missing, read-only or full.
     """
     target = Path(os.path.realpath(path))
-    special = target.exists() and not target.is_file() and not target.is_dir()
+    with writing(path):
+        special = target.exists() and not target.is_file() and not target.is_dir()
     if special:
         with tempfile.TemporaryDirectory() as folder, writing(path):
             temporary = Path(folder) / f"output{target.suffix}"
@@ -73,7 +76,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             with temporary.open("rb") as source, target.open("wb") as stream:
                 shutil.copyfileobj(source, stream)
         return
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
+    temporary = target.with_name(f".{target.stem[:_STEM]}.{secrets.token_hex(4)}.part{target.suffix}")
     try:
         with writing(path):
             yield temporary
