@@ -11,6 +11,7 @@ import reprlib
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 import types
 import warnings
@@ -47,6 +48,8 @@ YAML_BYTES = 128 << 10
 """Largest YAML file; none of ours has 10 KiB."""
 _SCALAR = 64
 """Most characters of a number, date or the like."""
+STREAM = "-"
+"""In place of a file's name: standard input, or standard output."""
 _STEM = 32
 """Characters of a name in a temporary one: a name may be as long as the file system has it."""
 PICTURE_BYTES = 64 << 20
@@ -177,6 +180,29 @@ def read_bounded(path: str | os.PathLike[str], limit: int, start: int = 0) -> by
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {path}: {reason}. Check the path.") from error
+    return _within(data, limit, path)
+
+
+def read_given(path: str | os.PathLike[str], limit: int) -> bytes:
+    """What a person names on the command line: a file, what comes out of a pipe (``<(...)``, ``/dev/stdin``), or ``-``
+    for standard input. Names that stand in files go to :func:`read_bounded` instead.
+
+    Raises:
+        FormatError: more than ``limit`` bytes.
+        InputError: it cannot be opened, or is a folder.
+    """
+    stream = str(path) == STREAM
+    if not stream and not Path(path).is_fifo() and not Path(path).is_char_device():
+        return read_bounded(path, limit)
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if stream else open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
+    return _within(data, limit, path)
+
+
+def _within(data: bytes, limit: int, path: str | os.PathLike[str]) -> bytes:
     if len(data) > limit:
         raise FormatError(f"{path}: expected at most {limit:,} bytes, received more. This is no such file.")
     return data

@@ -65,7 +65,7 @@ class Export:
         from psd_gs.export.convert import Conversion, convert
         from psd_gs.export.edit import Edit
         from psd_gs.export.formats import format_of
-        from psd_gs.export.open import STREAM
+        from psd_gs.files import STREAM
 
         how = Conversion(
             Edit(self.sh_degree, self.max_splats, self.prune, self.min_opacity, self.floaters),

@@ -47,8 +47,8 @@ def places(sources: Sequence[Path], output: Path | None) -> list[Path]:
     for place, source in zip(out, sources, strict=True):
         if first.setdefault(place, source) != source:
             raise InputError(
-                f"expected files that become different ones, but both {first[place]} and {source} would become {place}. "
-                "Rename one, or convert them one by one."
+                f"expected files that become different ones, received {first[place]} and {source}, which would both "
+                f"become {place}. Rename one, or convert them one by one."
             )
     return out
 

@@ -16,13 +16,11 @@ from psd_gs.errors import InputError, PsdGsError
 from psd_gs.export.formats import FORMATS, format_of, geometry, is_known, load, read_metadata, sniff, stored_frame
 from psd_gs.export.frames import Frame, scaled
 from psd_gs.export.metadata import Metadata
+from psd_gs.files import STREAM
 from psd_gs.gaussians import Gaussians, RenderMode
 
 SPLAT = "splat.ply"
 """Of a run folder, which can be named in its place."""
-
-STREAM = "-"
-"""In place of a file's name: standard input, or standard output."""
 
 
 @dataclass(frozen=True)

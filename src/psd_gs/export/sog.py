@@ -17,7 +17,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -222,7 +222,8 @@ def _opened(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Member, int]:
         return meta, beside, sum((folder / str(name)).stat().st_size for name in sorted(map(str, pictures)))
     data = read_bytes(path)
     archive = zipfile.ZipFile(io.BytesIO(data))
-    inner = [name for name in archive.namelist() if PurePosixPath(name).name == META and "__MACOSX" not in name]
+    names = archive.namelist()  # some zips of Windows have backslashes
+    inner = [name for name in names if PureWindowsPath(name).name == META and "__MACOSX" not in name]
     if not inner:
         raise ValueError(f"no {META} in it")
     prefix = min(inner, key=len).removesuffix(META)
