@@ -24,6 +24,7 @@ from psd_gs.export.ply import read_ply
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits and permissions of POSIX")
 
 PROGRAM = Path(__file__).with_name("painted_program.py")
+CONFIGS = Path(__file__).parents[1] / "configs"
 PROMPT = "a red ball, 球"
 CODE = """
 import runpy, sys
@@ -123,6 +124,7 @@ def test_odd_places(tmp_path, tiny, name):
     package = tmp_path / "read-only" / "psd_gs"
     if "read-only" in name:  # the package where no cache of kernels can be kept
         shutil.copytree(Path(psd_gs.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CONFIGS, package / "configs")  # as in a wheel
         for path in (package, *package.rglob("*"), package.parent):
             path.chmod(0o555 if path.is_dir() else 0o444)
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -138,7 +140,7 @@ def test_odd_places(tmp_path, tiny, name):
         env=environment,
         preexec_fn=place.before,
         capture_output=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
     error = done.stderr.decode()

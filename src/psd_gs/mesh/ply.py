@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from psd_gs.errors import FormatError
+from psd_gs.errors import UnsupportedError
 from psd_gs.export.blocks import read_bytes
 from psd_gs.export.ply import PlyHeader, read_ply_header
 from psd_gs.export.siblings import read_sibling
@@ -38,14 +38,15 @@ def read_ply_scene(path: str | os.PathLike[str]) -> Scene:
     """The polygons of a PLY, or its points if it has none.
 
     Raises:
-        FormatError: splats, or a damaged header.
+        FormatError: a damaged header.
         InputError: the file cannot be opened.
+        UnsupportedError: splats.
         ValueError, LookupError: the data are unsound.
     """
     header = read_ply_header(path)
     properties = set(header.elements.get("vertex", (0, {}))[1])
     if properties & {"rot_0", "scale_0", "packed_position"}:
-        raise FormatError(
+        raise UnsupportedError(
             f"{path}: expected a point cloud or mesh, received splats (the vertices have rotations or scales), of "
             "which properties are missing or unknown. Export it again as a 3DGS PLY."
         )
