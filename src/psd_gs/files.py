@@ -195,8 +195,11 @@ def read_given(path: str | os.PathLike[str], limit: int) -> bytes:
     if not stream and not Path(path).is_fifo() and not Path(path).is_char_device():
         return read_bounded(path, limit)
     try:
-        with contextlib.nullcontext(sys.stdin.buffer) if stream else open(path, "rb") as file:
-            data = file.read(limit + 1)
+        if stream:
+            data = sys.stdin.buffer.read(limit + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(limit + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
     return _within(data, limit, path)

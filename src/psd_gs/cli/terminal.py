@@ -32,7 +32,7 @@ def silence_libraries() -> None:
         tempfile.gettempdir()
     except OSError as error:
         raise OutputError(
-            f"expected a folder for temporary files, {error.strerror.lower()}. Name one that can be written with "
+            f"expected a folder for temporary files, {(error.strerror or str(error)).lower()}. Name one that can be written with "
             "TMPDIR, such as one beside the output."
         ) from error
     import diffusers.utils.logging

@@ -287,8 +287,8 @@ def _cloud(file: GltfFile, primitive: dict[str, Any], large: bool) -> _Cloud:
     )
     if packed is None:
         arrays, degree = _columns(file, primitive["attributes"])
-        blocks = _blocks(*arrays)
-        return _Cloud(len(arrays[0]), degree, map(_to_srgb, blocks) if space == _LINEAR else blocks, mode)
+        plain = _blocks(*arrays)
+        return _Cloud(len(arrays[0]), degree, map(_to_srgb, plain) if space == _LINEAR else plain, mode)
     unpacked = unpack_spz(bytes(file.view(packed["bufferView"])), file.path, large)
     about_y = _turned(file.part("accessors", primitive["attributes"]["POSITION"]), unpacked.blocks())
     turned = (transform(block, _ABOUT_Y) for block in unpacked.blocks()) if about_y else unpacked.blocks()
