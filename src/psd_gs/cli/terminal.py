@@ -31,9 +31,10 @@ def silence_libraries() -> None:
     try:
         tempfile.gettempdir()
     except OSError as error:
+        reason = (error.strerror or str(error)).lower()
         raise OutputError(
-            f"expected a folder for temporary files, {(error.strerror or str(error)).lower()}. Name one that can be written with "
-            "TMPDIR, such as one beside the output."
+            f"expected a folder for temporary files, {reason}. Name one that can be written with TMPDIR, such as one "
+            "beside the output."
         ) from error
     import diffusers.utils.logging
     import transformers.utils.logging
