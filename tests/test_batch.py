@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -264,6 +265,23 @@ def test_what_the_index_shows_is_kept(tmp_path, monkeypatch):
     (tasks[8].folder / "mesh.glb").touch()
     assert "mini -<" in page.write({}).read_text(encoding="utf-8")
     assert "ball-7/mesh.glb" in text
+
+
+@pytest.mark.full
+def test_the_index_of_ten_thousand_runs_costs_seconds(tmp_path):
+    """Of the processor; each thumbnail is made once, when its run is done."""
+    tasks = many(tmp_path, 10_000)
+    Index(tmp_path, tasks).write({})
+
+    def seconds(page: Index) -> float:
+        start = time.process_time()
+        text = page.write({}).read_text(encoding="utf-8")
+        assert text.count("mini 0.250") == 10_000
+        return time.process_time() - start
+
+    page = Index(tmp_path, tasks)
+    assert seconds(page) < 15  # after a restart: all records and thumbnails are read
+    assert seconds(page) < 5  # while the batch runs
 
 
 @pytest.mark.parametrize("data", [png(Image.new("1", (30_000, 30_000))), b"", b"\x89PNG", b"<svg/>", None])

@@ -242,7 +242,7 @@ def test_metadata_of_a_run(tmp_path):
 
 
 def test_unknown_extension(tmp_path):
-    for name in ("a.xyz", "a", "ply", "a.ply.bak"):
+    for name in ("a.txt", "a", "ply", "a.ply.bak"):
         with pytest.raises(InputError, match="expected a splat file, one of"):
             format_of(tmp_path / name)
     assert format_of("A.PLY") is FORMATS[".ply"]

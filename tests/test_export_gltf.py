@@ -205,18 +205,18 @@ def edits():
     yield "no splats", lambda d: d["meshes"][0]["primitives"].pop(), f"has no {EXTENSION}"
     yield "sheared", lambda d: d["nodes"][0].update(scale=[1, 2, 1]), "shears its splats"
     yield "loop", lambda d: d["nodes"][0].update(children=[0]), "two parents"
-    yield "count", lambda d: d["accessors"][0].update(count=10**15), "beyond its buffer"
-    yield "negative", lambda d: d["accessors"][0].update(count=-1), "an accessor of -1 elements"
-    yield "zero", lambda d: d["accessors"][0].update(count=0), "an accessor of 0 elements"
-    yield "offset", lambda d: d["bufferViews"][1].update(byteOffset=10**9), "beyond its buffer"
+    yield "count", lambda d: d["accessors"][0].update(count=10**15), "go beyond a view of"
+    yield "negative", lambda d: d["accessors"][0].update(count=-1), "count is -1"
+    yield "zero", lambda d: d["accessors"][0].update(count=0), "different or wrong shapes"
+    yield "offset", lambda d: d["bufferViews"][1].update(byteOffset=10**9), "go beyond a buffer of"
     yield "shorter", lambda d: d["accessors"][0].update(count=5), "different or wrong shapes"
-    yield "sparse", lambda d: d["accessors"][0].update(sparse={}), "sparse or empty accessors"
-    yield "uri", lambda d: d["buffers"][0].update(uri="a.bin"), "in other files"
-    yield "type", lambda d: d["accessors"][0].update(type="MAT4"), "no sound GLB"
+    yield "sparse", lambda d: d["accessors"][0].update(sparse={}), "count is None"
+    yield "uri", lambda d: d["buffers"][0].update(uri="a.bin"), "there is no 'a.bin' beside it"
+    yield "type", lambda d: d["accessors"][0].update(type="MAT4"), "no sound glTF"
     yield "nan", lambda d: d["nodes"][0].update(translation=[math.nan, 0, 0]), "translation"
     linear = {EXTENSION: {"colorSpace": "lin_rec2020_display"}}
     yield "linear", lambda d: d["meshes"][0]["primitives"][1].update(extensions=linear), "colour space"
-    yield "no scene", lambda d: d.pop("scenes"), "KeyError: 'scenes'"
+    yield "outside", lambda d: d["buffers"][0].update(uri="../a.bin"), "files in its own folder"
 
 
 @pytest.mark.parametrize(("edit", "message"), [pytest.param(e, m, id=name) for name, e, m in edits()])

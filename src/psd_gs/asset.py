@@ -59,11 +59,11 @@ def holds_gaussians(path: str | os.PathLike[str]) -> bool:
         InputError: it cannot be opened.
     """
     name = Path(path).name.lower()
-    if name.endswith(".glb"):
+    if name.endswith((".glb", ".gltf")):
         return holds_splats(path)
     if name.endswith(".ply"):
         return is_gaussian_ply(path)
-    return not name.endswith((".gltf", ".obj", ".stl"))
+    return not name.endswith((".obj", ".stl"))
 
 
 def surface_gaussians(points: Float[Tensor, "N 3"], rgb: Float[Tensor, "N 3"]) -> Gaussians:

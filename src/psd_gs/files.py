@@ -11,6 +11,7 @@ import reprlib
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 import types
 import warnings
@@ -47,6 +48,10 @@ YAML_BYTES = 128 << 10
 """Largest YAML file; none of ours has 10 KiB."""
 _SCALAR = 64
 """Most characters of a number, date or the like."""
+STREAM = "-"
+"""In place of a file's name: standard input, or standard output."""
+_STEM = 32
+"""Characters of a name in a temporary one: a name may be as long as the file system has it."""
 PICTURE_BYTES = 64 << 20
 PICTURE_PIXELS = 1 << 25
 """Largest picture, compressed and decoded: 8192 x 4096."""
@@ -65,7 +70,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: the folder is missing, read-only or full.
     """
     target = Path(os.path.realpath(path))
-    special = target.exists() and not target.is_file() and not target.is_dir()
+    with writing(path):
+        special = target.exists() and not target.is_file() and not target.is_dir()
     if special:
         with tempfile.TemporaryDirectory() as folder, writing(path):
             temporary = Path(folder) / f"output{target.suffix}"
@@ -73,7 +79,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             with temporary.open("rb") as source, target.open("wb") as stream:
                 shutil.copyfileobj(source, stream)
         return
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
+    temporary = target.with_name(f".{target.stem[:_STEM]}.{secrets.token_hex(4)}.part{target.suffix}")
     try:
         with writing(path):
             yield temporary
@@ -174,6 +180,32 @@ def read_bounded(path: str | os.PathLike[str], limit: int, start: int = 0) -> by
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {path}: {reason}. Check the path.") from error
+    return _within(data, limit, path)
+
+
+def read_given(path: str | os.PathLike[str], limit: int) -> bytes:
+    """What a person names on the command line: a file, what comes out of a pipe (``<(...)``, ``/dev/stdin``), or ``-``
+    for standard input. Names that stand in files go to :func:`read_bounded` instead.
+
+    Raises:
+        FormatError: more than ``limit`` bytes.
+        InputError: it cannot be opened, or is a folder.
+    """
+    stream = str(path) == STREAM
+    if not stream and not Path(path).is_fifo() and not Path(path).is_char_device():
+        return read_bounded(path, limit)
+    try:
+        if stream:
+            data = sys.stdin.buffer.read(limit + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
+    return _within(data, limit, path)
+
+
+def _within(data: bytes, limit: int, path: str | os.PathLike[str]) -> bytes:
     if len(data) > limit:
         raise FormatError(f"{path}: expected at most {limit:,} bytes, received more. This is no such file.")
     return data

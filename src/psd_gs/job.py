@@ -355,7 +355,7 @@ class Job:
             if stop and stop.is_set():
                 break
         if self.trainer.step < self.config.steps or (stop and stop.is_set()):
-            self.trainer.save_checkpoint()
+            self.trainer.save_checkpoint()  # nothing else is kept of these steps
         return not (stop and stop.is_set())
 
     def finish(

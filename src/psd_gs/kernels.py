@@ -54,8 +54,8 @@ def temporary_cache() -> Path | None:
     What lies in a cache is run, so a folder that somebody else could have put there is not used.
     """
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    folder = Path(tempfile.gettempdir()) / f"psd-gs-kernels-{user}"
     try:
+        folder = Path(tempfile.gettempdir()) / f"psd-gs-kernels-{user}"  # raises where no such folder can be written
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError:

@@ -44,7 +44,7 @@ def initial_gaussians(
     if init.source == "shap-e":
         points, rgb = shap_e_points(config.prompt, init.count, generator, device)
         return from_points(points, rgb, scale=init.scale, opacity=init.opacity)
-    if is_known(init.source) and holds_gaussians(init.source):
+    if Path(init.source).is_dir() or (is_known(init.source) and holds_gaussians(init.source)):
         return fitted(open_splats(init.source).gaussians, RADIUS)
     points, rgb = read_points(init.source, init.count, generator)
     return from_points(points, rgb, scale=init.scale, opacity=init.opacity)

@@ -21,7 +21,7 @@ from torch import Tensor
 from psd_gs.cameras import Cameras, joined, orbit
 from psd_gs.config import CameraConfig, Config
 from psd_gs.densify import Densifier, sweep
-from psd_gs.errors import LESS_MEMORY, BackendError, FormatError, PsdGsError, is_out_of_memory
+from psd_gs.errors import LESS_MEMORY, BackendError, FormatError, OutputError, PsdGsError, is_out_of_memory
 from psd_gs.files import atomic_path, write_atomic, writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
@@ -159,11 +159,19 @@ class Trainer:
             if self.folder:
                 self._log(logs)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    self.save_checkpoint()
-                    saved, saved_step = time.monotonic(), self.step
+                    saved, saved_step = time.monotonic(), self.step if self._try_to_save() else saved_step
             yield StepEvent(self.step, self.config.steps, logs)
         if self.folder:
+            self._try_to_save()
+
+    def _try_to_save(self) -> bool:
+        """Whether there is a checkpoint of now: a full disk must not cost the steps, nor the asset after the last."""
+        try:
             self.save_checkpoint()
+        except OutputError as error:
+            logger.warning("%s Going on without a checkpoint of step %d.", error, self.step)
+            return False
+        return True
 
     def finish(self) -> Gaussians:
         """The finished asset, detached: what shows and hangs together, made solid if the run asks for it; of a

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import json
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from mesh_builders import container
 
 C0 = 0.28209479177387814
 NUMPY = {"float": "<f4", "double": "<f8", "uchar": "u1", "ushort": "<u2", "int": "<i4"}
@@ -99,12 +99,8 @@ def read_spz(data: bytes) -> tuple[np.ndarray, np.ndarray, int, int]:
 
 def glb(document: dict, blob: bytes) -> bytes:
     """A binary glTF of one buffer."""
-    blob += bytes(-len(blob) % 4)
     document = {"asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}], **document}
-    text = json.dumps({**document, "buffers": [{"byteLength": len(blob)}]}).encode()
-    text += b" " * (-len(text) % 4)
-    body = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(blob), b"BIN\0") + blob
-    return struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body
+    return container({**document, "buffers": [{"byteLength": len(blob)}]}, blob)
 
 
 def glb_of(attributes: Mapping[str, np.ndarray], extensions: dict, **document: object) -> bytes:

@@ -39,6 +39,15 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
+def container(document: dict[str, Any], blob: bytes) -> bytes:
+    """A binary glTF."""
+    blob += bytes(-len(blob) % 4)
+    text = json.dumps(document).encode()
+    text += b" " * (-len(text) % 4)
+    body = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(blob), b"BIN\0") + blob
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body
+
+
 class Glb:
     """A document of glTF that grows with its buffer."""
 
@@ -95,11 +104,7 @@ class Glb:
         if path.suffix == ".gltf":
             path.write_text(json.dumps(document))
             return path
-        text = json.dumps(document).encode()
-        text += b" " * (-len(text) % 4)
-        body = struct.pack("<I4s", len(text), b"JSON") + text
-        body += struct.pack("<I4s", len(self.blob), b"BIN\0") + self.blob
-        path.write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body)
+        path.write_bytes(container(document, bytes(self.blob)))
         return path
 
 

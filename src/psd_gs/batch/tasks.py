@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from psd_gs.config import Config
 from psd_gs.errors import InputError, PsdGsError
+from psd_gs.files import read_given
 from psd_gs.job import Job
 from psd_gs.runs import unique_run_name
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PROMPT_BYTES = 64 << 20
+"""Largest file of prompts."""
 EMBEDDINGS = ".embeddings"
 """Folder in the results with the prompts' embeddings, each computed by one worker for all."""
 
@@ -60,14 +63,16 @@ class Outcome:
 def read_prompts(path: str | Path) -> list[str]:
     """One prompt per line; empty lines, lines that begin with # and repetitions are left out.
 
+    Args:
+        path: of the file; a pipe or ``-`` serves too.
+
     Raises:
         InputError: the file cannot be read, or has no prompts.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {path}: {reason}. Give a text file in UTF-8, one prompt per line.") from error
+        text = read_given(path, PROMPT_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {path}: {error}. Give a text file in UTF-8, one prompt per line.") from error
     lines = [" ".join(line.split()) for line in text.splitlines()]
     prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not prompts:

@@ -63,6 +63,9 @@ def main(argv: list[str] | None = None) -> None:
         | Annotated[Bench, tyro.conf.subcommand("bench")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     )
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # a service may close them
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a prompt may have letters that the terminal's encoding lacks

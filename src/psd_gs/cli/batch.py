@@ -31,7 +31,7 @@ class Batch(RunOptions):
     """
 
     prompts: Annotated[Positional[Path], arg(metavar="PROMPTS.txt")]
-    """One prompt per line; lines that begin with # are left out."""
+    """One prompt per line, lines that begin with # left out; or - for standard input."""
     workers: Annotated[int, arg(metavar="N")] = 0
     """Processes: one per GPU, or 1 on a CPU, unless told."""
     shard: Text = None

@@ -65,7 +65,7 @@ class Export:
         from psd_gs.export.convert import Conversion, convert
         from psd_gs.export.edit import Edit
         from psd_gs.export.formats import format_of
-        from psd_gs.export.open import STREAM
+        from psd_gs.files import STREAM
 
         how = Conversion(
             Edit(self.sh_degree, self.max_splats, self.prune, self.min_opacity, self.floaters),
@@ -76,7 +76,7 @@ class Export:
             large=self.large,
         )
         for extension in self.to:
-            format_of(f"a{extension}")
+            format_of(f"a{extension}", write=True)
         names = [str(path) for path in (self.source, *self.targets)]
         if STREAM in names[1:]:
             if len(names) > 2 or len(self.to) > 1:
@@ -110,7 +110,7 @@ class Export:
         """Each file that is found; one that cannot be converted is one line, and the others are converted all the
         same."""
         from psd_gs.cli.console import console
-        from psd_gs.cli.found import find, folders, stem
+        from psd_gs.cli.found import find, places
         from psd_gs.errors import PsdGsError
         from psd_gs.export.convert import convert
         from psd_gs.files import writing
@@ -118,11 +118,11 @@ class Export:
         out, errors = console(), console(stderr=True)
         sources = find(names, self.suffix)
         failed = 0
-        for i, (source, folder) in enumerate(zip(sources, folders(sources, self.output_dir), strict=True)):
+        for i, (source, place) in enumerate(zip(sources, places(sources, self.output_dir), strict=True)):
             try:
-                with writing(folder):
-                    folder.mkdir(parents=True, exist_ok=True)
-                done = convert(source, [folder / (stem(source) + extension) for extension in self.to], how)
+                with writing(place.parent):
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                done = convert(source, [place.with_name(place.name + extension) for extension in self.to], how)
             except PsdGsError as error:
                 failed += 1
                 errors.print(f"error: {error}")

@@ -28,13 +28,29 @@ def find(patterns: Sequence[str | os.PathLike[str]], suffix: str) -> list[Path]:
     return sorted(found)
 
 
-def folders(sources: Sequence[Path], output: Path | None) -> list[Path]:
-    """Of what the files become: their own, or the ones below ``output`` that they have below their common one."""
-    if output is None:
-        return [source.parent for source in sources]
-    own = [source.parent.resolve() for source in sources]
-    common = os.path.commonpath(own)
-    return [output / folder.relative_to(common) for folder in own]
+def places(sources: Sequence[Path], output: Path | None) -> list[Path]:
+    """What the files become, without an extension: beside them, or below ``output`` in the folders that they have below
+    their common one.
+
+    Raises:
+        InputError: two of them would become one file.
+    """
+    from psd_gs.errors import InputError
+
+    folders = [source.parent for source in sources]
+    if output is not None:
+        own = [folder.resolve() for folder in folders]
+        common = os.path.commonpath(own)
+        folders = [output / folder.relative_to(common) for folder in own]
+    out = [folder / stem(source) for folder, source in zip(folders, sources, strict=True)]
+    first: dict[Path, Path] = {}
+    for place, source in zip(out, sources, strict=True):
+        if first.setdefault(place, source) != source:
+            raise InputError(
+                f"expected files that become different ones, received {first[place]} and {source}, which would both "
+                f"become {place}. Rename one, or convert them one by one."
+            )
+    return out
 
 
 def stem(path: Path) -> str:

@@ -28,7 +28,8 @@ class Info:
         from psd_gs.asset import holds_gaussians
         from psd_gs.cli.console import console
         from psd_gs.export.metadata import jsonable
-        from psd_gs.export.open import STREAM, open_splats
+        from psd_gs.export.open import open_splats
+        from psd_gs.files import STREAM
         from psd_gs.mesh.describe import describe_mesh
 
         out = console()

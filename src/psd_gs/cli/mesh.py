@@ -95,22 +95,21 @@ class Mesh:
     def _many(self, console: Console, extension: str) -> None:
         """A mesh of each file that is found; one that has none is one line, and the others are made all the same."""
         from psd_gs.cli.console import console as plain
-        from psd_gs.cli.found import find, folders, stem
+        from psd_gs.cli.found import find, places
         from psd_gs.errors import PsdGsError
         from psd_gs.files import writing
 
         errors = plain(stderr=True)
         sources = find([self.source, *self.targets], self.suffix)
         failed = 0
-        for i, (source, folder) in enumerate(zip(sources, folders(sources, self.output_dir), strict=True)):
-            name = stem(source)
-            target = folder / (("mesh" if name == "splat" else name) + extension)
+        for i, (source, place) in enumerate(zip(sources, places(sources, self.output_dir), strict=True)):
+            target = place.with_name(("mesh" if place.name == "splat" else place.name) + extension)
             console.print(f"[{i + 1}/{len(sources)}] {target}")
             if target.exists() and not self.overwrite:
                 continue
             try:
-                with writing(folder):
-                    folder.mkdir(parents=True, exist_ok=True)
+                with writing(target.parent):
+                    target.parent.mkdir(parents=True, exist_ok=True)
                 self._one(console, source, target)
             except PsdGsError as error:
                 failed += 1

@@ -58,7 +58,7 @@ class SharedOptions:
     for_mesh: bool = False
     """Make the splat itself solid at the end, as its mesh is; the presets of mini always do."""
     config: File = None
-    """YAML file of options that goes over the preset; a run's config.yaml repeats the run."""
+    """YAML file of options that goes over the preset, or - for standard input; a run's config.yaml repeats the run."""
     allow_code: bool = False
     """Let --config, or the run that is resumed, name a function as reward or judge, whose code then runs."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help_behavior_hint="")] = ()
@@ -106,7 +106,7 @@ class SharedOptions:
             prompt,
             self.preset,
             self.recipe,
-            read_yaml(self.config) if self.config else {},
+            read_yaml(self.config, given=True) if self.config else {},
             self.named,
             str(self.config) if self.config else "command line",
         )

@@ -19,7 +19,23 @@ PLAIN_SECONDS = 10.0
 
 
 def silence_libraries() -> None:
-    """Keep the advisory messages of diffusers and transformers out of the output; errors still show."""
+    """Load diffusers and transformers without their advisory messages; errors still show.
+
+    Raises:
+        OutputError: PyTorch, which they load, finds no folder for its temporary files.
+    """
+    import tempfile
+
+    from psd_gs.errors import OutputError
+
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutputError(
+            f"expected a folder for temporary files, {reason}. Name one that can be written with TMPDIR, such as one "
+            "beside the output."
+        ) from error
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from psd_gs.config.guidance import GuidanceConfig, check_choices, check_range
 from psd_gs.entries import PRIORS, PUBLISHED
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.files import YAML_BYTES, parse_yaml, read_bounded, short
+from psd_gs.files import YAML_BYTES, parse_yaml, read_bounded, read_given, short
 
 T = TypeVar("T")
 
@@ -395,14 +395,18 @@ def configs_folder() -> Path:
     return packed if packed.is_dir() else Path(__file__).resolve().parents[3] / "configs"
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, *, given: bool = False) -> dict[str, Any]:
     """A YAML file of options.
+
+    Args:
+        path: of the file.
+        given: a person named it, so that it may be a pipe or ``-``, see :func:`psd_gs.files.read_given`.
 
     Raises:
         ConfigError: the file cannot be read or parsed, is too large, or is not a mapping.
     """
     try:
-        data = parse_yaml(read_bounded(path, YAML_BYTES))
+        data = parse_yaml((read_given if given else read_bounded)(path, YAML_BYTES))
     except InputError as error:
         raise ConfigError(str(error)) from error
     except ValueError as error:

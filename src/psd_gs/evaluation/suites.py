@@ -13,7 +13,7 @@ from pathlib import Path
 
 from psd_gs.config import check_prompt_text, suggestion
 from psd_gs.errors import InputError
-from psd_gs.files import read_bounded
+from psd_gs.files import read_given
 
 SUITES = ("mini-40", "mini-dev-8", "smoke-5", "dreamfusion-style", "t3bench-style")
 """Those that ship with the package."""
@@ -97,6 +97,6 @@ def _read(suite: str) -> str:
     if not path.suffix and not path.exists():
         raise InputError(f"unknown suite {suite!r}; expected a text file or one of them.{suggestion(suite, SUITES)}")
     try:
-        return read_bounded(path, SUITE_BYTES).decode()
+        return read_given(path, SUITE_BYTES).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {suite}: {error}. Give a text file in UTF-8.") from error

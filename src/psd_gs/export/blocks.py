@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from psd_gs.errors import FormatError, InputError
+from psd_gs.export.foreign import refuse_foreign
 from psd_gs.export.frames import Frame, near_the_others, robust_box, turn_x180
 from psd_gs.gaussians import Gaussians, RenderMode, usable
 
@@ -37,14 +38,22 @@ RATIO = 100
 LARGEST = 8 << 30
 """A compressed file may fill :data:`SMALL` bytes of memory, or :data:`RATIO` times its size (assets reach 50) and not
 more than :data:`LARGEST`, unless the caller knows that it is sound."""
+COLOURS = (-2.0, 3.0)
+"""Of colours where those of many Gaussians share a range: what is beyond would spoil the others."""
+HARMONICS = 4.0
+"""Likewise, of the other coefficients."""
 _BROKEN = "hold NaN, an infinite position, size or colour, or a zero rotation"
 
 
 def saturated(gaussians: Gaussians) -> Gaussians:
-    """Opacity logits within +-15 and log scales within +-20, infinities too; log scales of +infinity become NaN."""
+    """Opacity logits within +-15 and log scales within +-20, infinities too; log scales of +infinity become NaN, and
+    rotations whose squares float32 cannot hold have a length near 1."""
     scales = gaussians.scales.where(gaussians.scales < math.inf, math.nan)
+    longest = gaussians.quats.abs().amax(1, keepdim=True)
+    odd = (longest > 0) & (longest < math.inf) & ((longest < 1e-6) | (longest > 1e6))
     return replace(
         gaussians,
+        quats=torch.where(odd, gaussians.quats / longest, gaussians.quats),
         opacities=gaussians.opacities.clamp(-MAX_LOGIT, MAX_LOGIT),
         scales=scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE),
     )
@@ -247,7 +256,8 @@ def with_degree(gaussians: Gaussians, degree: int) -> Gaussians:
 
 
 def logit(probability: np.ndarray) -> np.ndarray:
-    """Inverse of the sigmoid within +-:data:`MAX_LOGIT`; NaN stays NaN."""
+    """Inverse of the sigmoid within +-:data:`MAX_LOGIT`, also of what rounding took out of [0, 1]; NaN stays NaN."""
+    probability = np.clip(probability, 0, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.clip(np.log(probability) - np.log1p(-probability), -MAX_LOGIT, MAX_LOGIT)
 
@@ -293,14 +303,21 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
     Raises:
         InputError: it cannot be, or is a device or pipe, which may never end.
+        UnsupportedError: it is packed, or a message in place of the file.
     """
     try:
         if not Path(path).is_file() and Path(path).exists() and not Path(path).is_dir():
             raise InputError(f"cannot read {path}: expected a file, received a device or pipe. Copy the file first.")
-        return Path(path).open("rb")
+        file = Path(path).open("rb")  # noqa: SIM115, the caller's
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {path}: {reason}. Check the path.") from error
+    try:
+        refuse_foreign(path, file)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def damaged(path: str | os.PathLike[str], what: str) -> FormatError:

@@ -17,6 +17,7 @@ import numpy as np
 
 from psd_gs.errors import FormatError
 from psd_gs.export.blocks import (
+    COLOURS,
     blocks,
     check_unpacked,
     extent,
@@ -45,8 +46,7 @@ _BOUNDS = [
     *(f"{side}_{channel}" for side in ("min", "max") for channel in _RGB),
 ]
 _PACKED = ["packed_position", "packed_rotation", "packed_scale", "packed_color"]
-_RGB_RANGE = (-2.0, 3.0)  # of the colours; what is beyond would spoil the 255 others of its chunk
-_REACH = 4.0  # half the asset's extent, that a stray may be away, for the same reason
+_REACH = 4.0  # half the asset's extent, that a stray may be away, or it would spoil the 255 others of its chunk
 
 
 def write_compressed_ply(
@@ -71,7 +71,7 @@ def write_compressed_ply(
     for world in blocks(gaussians, rows, "gltf"):
         g = held(world, centre, reach)
         g = turn_x180(g) if frame == "rdf" else g
-        rgb = sh0_to_rgb(g.sh0[:, 0]).clamp(*_RGB_RANGE).numpy()
+        rgb = sh0_to_rgb(g.sh0[:, 0]).clamp(*COLOURS).numpy()
         bounds, units = zip(*(_normalize(values) for values in (g.means.numpy(), g.scales.numpy(), rgb)), strict=True)
         chunks.append(np.concatenate([side for pair in bounds for side in pair], axis=1))
         place, three = smallest_three(g.quats.numpy())

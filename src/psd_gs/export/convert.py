@@ -61,7 +61,7 @@ def convert(
         OutputError: a target cannot be written.
     """
     how = how or Conversion()
-    formats = [format_of(target) for target in targets]
+    formats = [format_of(target, write=True) for target in targets]
     if not targets:
         raise InputError(f"expected a file to write {source} to, received none. Name one, such as out.spz.")
     for target in targets:

@@ -83,37 +83,52 @@ UNREAD = {
     ".usda": ("OpenUSD as text", "usdcat IN.usda -o OUT.usdc"),
     ".usd": ("OpenUSD of either kind", "usdcat IN.usd -o OUT.usdc"),
     ".rad": ("a RAD of Spark", "its tools, back into the file that it was made from"),
-    ".gltf": ("glTF in several files", "gltf-transform copy IN.gltf OUT.glb"),
+    **dict.fromkeys((".las", ".laz", ".e57", ".pcd", ".pts", ".xyz"), ("a scan", "CloudCompare, into a .ply")),
+    **dict.fromkeys((".fbx", ".dae", ".3ds", ".blend", ".abc"), ("a scene", "Blender, into a .glb")),
 }
-"""Known formats of splats that are not read: what they are, and what converts them."""
+"""Known formats that are not read: what they are, and what converts them."""
+
+READ_TOO = {".gltf": ".glb"}
+"""Extensions of files that are read as those of another one, and not written."""
 
 
-def format_of(path: str | os.PathLike[str]) -> Format:
+def format_of(path: str | os.PathLike[str], *, write: bool = False) -> Format:
     """The format that a file's name asks for.
+
+    Args:
+        path: of the file.
+        write: it is to be written.
 
     Raises:
         InputError: an extension that is not in the table.
         UnsupportedError: one of a known format that is not read.
         PluginError: the package that offers it is broken.
     """
-    return FORMATS[extension_of(path)]
+    return FORMATS[extension_of(path, write=write)]
 
 
-def extension_of(path: str | os.PathLike[str]) -> str:
+def extension_of(path: str | os.PathLike[str], *, write: bool = False) -> str:
     """The extension in the table that a file's name asks for.
+
+    Args:
+        path: of the file.
+        write: it is to be written.
 
     Raises:
         InputError: there is none.
         UnsupportedError: one of a known format that is not read.
     """
     name = Path(path).name.lower()
-    if name == "lod-meta.json" or name.endswith(sog.META):
-        return ".sog"
     if fitting := [extension for extension in FORMATS if name.endswith(extension)]:
         return max(fitting, key=len)
-    for extension, (what, way_out) in UNREAD.items():
-        if name.endswith(extension):
-            raise UnsupportedError(f"{path}: {what} is not read. Convert it first with {way_out}.")
+    if not write:
+        if name == "lod-meta.json" or name.endswith(sog.META):
+            return ".sog"
+        if (suffix := Path(name).suffix) in READ_TOO:
+            return READ_TOO[suffix]
+        for extension, (what, way_out) in UNREAD.items():
+            if name.endswith(extension):
+                raise UnsupportedError(f"{path}: {what} is not read. Convert it first with {way_out}.")
     raise InputError(
         f"{path}: expected a splat file, one of {', '.join(FORMATS)}, received {short(Path(path).suffix)}."
     )
@@ -121,7 +136,7 @@ def extension_of(path: str | os.PathLike[str]) -> str:
 
 def is_known(path: str | os.PathLike[str]) -> bool:
     """Whether the name ends like that of a format, read or not."""
-    return Path(path).name.lower().endswith((*FORMATS, *UNREAD, sog.META))
+    return Path(path).name.lower().endswith((*FORMATS, *READ_TOO, *UNREAD, sog.META))
 
 
 def sniff(start: bytes) -> str | None:
@@ -185,7 +200,7 @@ def save(
         InputError: an unknown extension, or no usable Gaussian.
         OutputError: the file cannot be written.
     """
-    target = format_of(path)
+    target = format_of(path, write=True)
     frame = frame or target.frame
     facts = None
     if metadata is not None:

@@ -143,7 +143,10 @@ def _box(points: Float[Tensor, "N 3"]) -> Float[Tensor, "2 3"]:
 
 
 def near_the_others(points: Float[Tensor, "N 3"]) -> Bool[Tensor, " N"]:
-    """Which points are no strays: not :data:`STRAY` times farther from the median than nine tenths of all are."""
+    """Which points are no strays: not :data:`STRAY` times farther from the median than nine tenths of all are. Of
+    fewer than five none is one."""
+    if len(points) < 5:
+        return torch.ones(len(points), dtype=torch.bool, device=points.device)
     distance = (points.double() - points.median(dim=0).values).norm(dim=1)
     usual = distance.kthvalue(int(0.9 * (len(points) - 1)) + 1).values
     return (distance <= STRAY * usual) | (usual == 0)

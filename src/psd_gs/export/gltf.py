@@ -8,9 +8,11 @@ unknown. Read are also its drafts of 2025 (``_ROTATION``, ``_SCALE``, colour and
 from __future__ import annotations
 
 import json
+import logging
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from psd_gs import __version__
 from psd_gs.colours import linear_to_srgb, srgb_to_linear
-from psd_gs.errors import FormatError, InputError, UnsupportedError
+from psd_gs.errors import FormatError, InputError, PsdGsError, UnsupportedError
 from psd_gs.export.blocks import (
     blocks,
     check_unpacked,
@@ -29,32 +31,31 @@ from psd_gs.export.blocks import (
     log_scale,
     logit,
     ranges,
-    read_bytes,
     sigmoid,
     tensors,
     usable_rows,
     with_degree,
 )
 from psd_gs.export.frames import Frame, similarity, transform
+from psd_gs.export.gltf_file import MESHOPT, GltfFile, decoded, extensions, objects
 from psd_gs.export.metadata import Metadata, jsonable
 from psd_gs.export.spz import unpack_spz
 from psd_gs.files import atomic_path, conform, short
 from psd_gs.gaussians import SH_C0, Gaussians, RenderMode, sh0_to_rgb
+
+logger = logging.getLogger(__name__)
 
 EXTENSION = "KHR_gaussian_splatting"
 _COLOR_SPACE, _LINEAR = "srgb_rec709_display", "lin_rec709_display"
 _SPZ = (f"{EXTENSION}_compression_spz_2", f"{EXTENSION}_compression_spz")
 _DRAFTS = ("KHR_spz_gaussian_splats_compression", "KHR_spz_compression", "CESIUM_gaussian_splats")
 """Extensions of a primitive before there was :data:`EXTENSION`."""
-_UNDERSTOOD = {EXTENSION, *_SPZ, *_DRAFTS, "KHR_mesh_quantization", "KHR_materials_unlit", "KHR_texture_transform"}
-_PACKED = {
-    "EXT_meshopt_compression": "meshopt",
-    "KHR_meshopt_compression": "meshopt",
-    "KHR_draco_mesh_compression": "Draco",
+_SPLATS = {EXTENSION, *_DRAFTS}
+_UNDERSTOOD = {
+    *(EXTENSION, *_SPZ, *_DRAFTS, *MESHOPT, "KHR_mesh_quantization", "KHR_materials_unlit", "KHR_texture_transform"),
+    "KHR_node_visibility",
 }
-_WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
-_KINDS = {width: kind for kind, width in _WIDTHS.items()}
-_COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+_KINDS = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
 _FLOAT, _USHORT, _ARRAY_BUFFER, _POINTS = 5126, 5123, 34962, 0
 _MODE = "render_mode"  # in the extras of the extension, which has no field for it
 
@@ -156,7 +157,8 @@ def _harmonics(degree: int, prefix: str = f"{EXTENSION}:") -> list[str]:
 def read_gltf(
     path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bool = False, large: bool = False
 ) -> Gaussians:
-    """Read all splats of a ``.glb``, with the transforms of their nodes; those of linear colours become sRGB.
+    """Read all splats of a ``.glb`` or ``.gltf``, with the transforms of their nodes; those of linear colours become
+    sRGB.
 
     Args:
         path: of the file.
@@ -168,11 +170,10 @@ def read_gltf(
         FormatError: another kind of file, a damaged or truncated one, one without splats, or with broken rows.
         InputError: the file cannot be opened.
     """
-    data = read_bytes(path)
-    try:
-        document, blob = _chunks(data)
-        _check_required(document, path)
-        found = list(_splat_primitives(document))
+    with _sound(path):
+        file = GltfFile(path)
+        _check_required(file)
+        found = list(_splat_primitives(file))
         if not found:
             raise FormatError(
                 f"{path} has no {EXTENSION}: expected splats, received a glTF of something else. "
@@ -182,15 +183,10 @@ def read_gltf(
         count = degree = 0
         for primitive, matrix in found:
             _check_matrix(matrix, path)
-            cloud = _cloud(document, blob, primitive, path, large)
+            cloud = _cloud(file, primitive, large)
             count, degree = count + cloud.count, max(degree, cloud.degree)
-            check_unpacked(path, count, degree, len(data), large)
+            check_unpacked(path, count, degree, file.size, large)
             clouds.append((cloud, matrix))
-    except FormatError:
-        raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, struct.error, RecursionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise damaged(path, f"no sound GLB ({reason[:100]})") from error
 
     def parts() -> Iterator[Gaussians]:
         for cloud, matrix in clouds:
@@ -200,6 +196,23 @@ def read_gltf(
 
     modes = {cloud.mode for cloud, _ in clouds}
     return gather(parts(), count, path, frame, lenient, modes.pop() if len(modes) == 1 else "default")
+
+
+@contextmanager
+def _sound(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What is wrong with a document becomes one line.
+
+    Raises:
+        FormatError: it is.
+    """
+    try:
+        yield
+    except PsdGsError:
+        raise
+    # broken bytes lead parsers, ours and those of the codecs, into errors of any kind
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise damaged(path, f"no sound glTF ({reason[:100]})") from error
 
 
 @dataclass(frozen=True)
@@ -212,41 +225,16 @@ class _Cloud:
     mode: RenderMode
 
 
-def _check_required(document: dict[str, Any], path: str | os.PathLike[str]) -> None:
+def _check_required(file: GltfFile) -> None:
     """Raises:
     UnsupportedError: the file needs an extension that is not read.
     """
-    required = document.get("extensionsRequired", [])
-    for name in required if isinstance(required, list) else []:
-        if name in _PACKED:
-            raise UnsupportedError(
-                f"{path}: compressed with {_PACKED[name]} ({name}), which is not read for splats. Decode it first, for "
-                "instance with gltf-transform copy IN.glb OUT.glb."
-            )
-        if name not in _UNDERSTOOD:
-            raise UnsupportedError(
-                f"{path}: needs the glTF extension {short(name)}, which is not read. Export it again without it."
-            )
-
-
-def _chunks(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    """The JSON document and the binary chunk; ValueError if the container is unsound."""
-    magic, version, length = struct.unpack_from("<4sII", data)
-    if (magic, version) != (b"glTF", 2) or length > len(data):
-        raise ValueError(f"expected glTF 2 of {length} bytes, received {magic!r} version {version}, {len(data)} bytes")
-    size, kind = struct.unpack_from("<I4s", data, 12)
-    if kind != b"JSON" or 20 + size > length:
-        raise ValueError("no JSON chunk")
-    document = json.loads(data[20 : 20 + size])
-    if not isinstance(document, dict):
-        raise ValueError("the JSON chunk is no object")
-    begin = 20 + size
-    if begin == length:
-        return document, memoryview(b"")
-    size, kind = struct.unpack_from("<I4s", data, begin)
-    if kind != b"BIN\0" or begin + 8 + size > length:
-        raise ValueError("no whole binary chunk")
-    return document, memoryview(data)[begin + 8 : begin + 8 + size]
+    unknown = [name for name in file.names("extensionsRequired") if name not in _UNDERSTOOD]
+    if unknown:
+        raise UnsupportedError(
+            f"{file.path}: needs the glTF extension {short(unknown[0])}, which is not read for splats. Export it again "
+            "without it, for instance with gltf-transform copy IN.glb OUT.glb."
+        )
 
 
 def _check_matrix(matrix: Tensor | None, path: str | os.PathLike[str]) -> None:
@@ -262,67 +250,57 @@ def _check_matrix(matrix: Tensor | None, path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def _splat_primitives(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Tensor | None]]:
-    """Primitives with the extension in the nodes of the scene, with their matrices (None for the identity)."""
-    nodes, seen = document["nodes"], set()
-    stack = [(i, torch.eye(4, dtype=torch.float64)) for i in document["scenes"][document.get("scene", 0)]["nodes"]]
-    while stack:
-        i, above = stack.pop()
-        if type(i) is not int or i < 0 or i in seen:
-            raise ValueError(f"node {i!r} is no node, or has two parents")
-        seen.add(i)
-        node = nodes[i]
-        matrix = above @ _matrix(node)
-        stack += [(child, matrix) for child in node.get("children", [])]
-        for primitive in document["meshes"][node["mesh"]]["primitives"] if "mesh" in node else ():
-            if {EXTENSION, *_DRAFTS} & primitive.get("extensions", {}).keys():
-                yield primitive, None if torch.equal(matrix, torch.eye(4, dtype=torch.float64)) else matrix
+def _splat_primitives(file: GltfFile) -> Iterator[tuple[dict[str, Any], Tensor | None]]:
+    """Primitives with the extension in the visible nodes of the scene, with their matrices (None for the identity);
+    others are counted and logged."""
+    others = 0
+    for i, matrix in file.placed.items():
+        node = file.part("nodes", i)
+        for primitive in objects(file.part("meshes", node["mesh"]), "primitives") if "mesh" in node else ():
+            if _SPLATS & extensions(primitive).keys():
+                yield primitive, None if np.array_equal(matrix, np.eye(4)) else torch.from_numpy(matrix)
+            else:
+                others += 1
+    if others:
+        logger.warning("%s: %d meshes beside the splats are not kept", file.path, others)
 
 
-def _cloud(
-    document: dict[str, Any], blob: memoryview, primitive: dict[str, Any], path: str | os.PathLike[str], large: bool
-) -> _Cloud:
+def _cloud(file: GltfFile, primitive: dict[str, Any], large: bool) -> _Cloud:
     """What a primitive holds, in whichever of the ways that there are.
 
     Raises:
         FormatError: an SPZ in it is damaged, or it is of a kind that is not read.
         ValueError: unsound.
     """
-    extensions = primitive["extensions"]
-    ours = extensions.get(EXTENSION, {})
+    found = extensions(primitive)
+    ours = found.get(EXTENSION, {})
     kernel, space = ours.get("kernel", "ellipse"), ours.get("colorSpace", _COLOR_SPACE)
     if kernel != "ellipse" or space not in (_COLOR_SPACE, _LINEAR):
         raise UnsupportedError(
-            f"{path}: splats of kernel {short(kernel)} and colour space {short(space)}, expected ellipse and "
+            f"{file.path}: splats of kernel {short(kernel)} and colour space {short(space)}, expected ellipse and "
             f"{_COLOR_SPACE} or {_LINEAR}. Export it again with these."
         )
     named = ours.get("extras", {}).get(_MODE) if isinstance(ours.get("extras"), dict) else None
     mode: RenderMode = named if named in ("antialiased", "2dgs") else "default"
-    inner = ours.get("extensions", {})
     packed = next(
-        (where[name] for where in (inner, extensions) for name in (*_SPZ, *_DRAFTS[:2]) if name in where), None
+        (where[name] for where in (extensions(ours), found) for name in (*_SPZ, *_DRAFTS[:2]) if name in where), None
     )
     if packed is None:
-        arrays, degree = _columns(document, blob, primitive["attributes"], path)
-        found = _blocks(*arrays)
-        return _Cloud(len(arrays[0]), degree, map(_to_srgb, found) if space == _LINEAR else found, mode)
-    view = document["bufferViews"][packed["bufferView"]]
-    begin, length = view.get("byteOffset", 0), view["byteLength"]
-    if type(begin) is not int or type(length) is not int or not 0 <= begin <= begin + length <= len(blob):
-        raise ValueError("an SPZ beyond its buffer")
-    unpacked = unpack_spz(bytes(blob[begin : begin + length]), path, large)
-    about_y = _turned(document, primitive, unpacked.blocks())
-    found = (transform(block, _ABOUT_Y) for block in unpacked.blocks()) if about_y else unpacked.blocks()
-    return _Cloud(unpacked.count, min(unpacked.degree, 3), found, mode if mode != "default" else unpacked.mode)
+        arrays, degree = _columns(file, primitive["attributes"])
+        plain = _blocks(*arrays)
+        return _Cloud(len(arrays[0]), degree, map(_to_srgb, plain) if space == _LINEAR else plain, mode)
+    unpacked = unpack_spz(bytes(file.view(packed["bufferView"])), file.path, large)
+    about_y = _turned(file.part("accessors", primitive["attributes"]["POSITION"]), unpacked.blocks())
+    turned = (transform(block, _ABOUT_Y) for block in unpacked.blocks()) if about_y else unpacked.blocks()
+    return _Cloud(unpacked.count, min(unpacked.degree, 3), turned, mode if mode != "default" else unpacked.mode)
 
 
 _ABOUT_Y = torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64))
 
 
-def _turned(document: dict[str, Any], primitive: dict[str, Any], found: Iterable[Gaussians]) -> bool:
-    """Whether an SPZ holds the numbers of glTF turned about Y: writers disagree, and the bounds that a POSITION must
-    have tell, unless both fit."""
-    accessor = document["accessors"][primitive["attributes"]["POSITION"]]
+def _turned(accessor: dict[str, Any], found: Iterable[Gaussians]) -> bool:
+    """Whether an SPZ holds the numbers of glTF turned about Y: writers disagree, and the bounds that the accessor of
+    POSITION must have tell, unless both fit."""
     if not {"min", "max"} <= accessor.keys():
         return False
     given = torch.tensor([accessor["min"], accessor["max"]], dtype=torch.float64).reshape(2, 3)
@@ -358,32 +336,8 @@ def _to_srgb(block: Gaussians) -> Gaussians:
     return block
 
 
-def _matrix(node: dict[str, Any]) -> Tensor:
-    """Local transform of a node."""
-
-    def numbers(name: str, default: list[float]) -> Tensor:
-        values = torch.tensor(node.get(name, default), dtype=torch.float64)
-        if values.shape != (len(default),) or not values.isfinite().all():
-            raise ValueError(f"a node's {name}")
-        return values
-
-    if "matrix" in node:
-        matrix = numbers("matrix", [0.0] * 16).reshape(4, 4).T
-    else:
-        x, y, z, w = numbers("rotation", [0.0, 0.0, 0.0, 1.0]).tolist()
-        rotation = [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-        matrix = torch.eye(4, dtype=torch.float64)
-        matrix[:3, :3] = torch.tensor(rotation, dtype=torch.float64) * numbers("scale", [1.0] * 3)
-        matrix[:3, 3] = numbers("translation", [0.0] * 3)
-    return matrix
-
-
 def _columns(
-    document: dict[str, Any], blob: memoryview, attributes: dict[str, int], path: str | os.PathLike[str]
+    file: GltfFile, attributes: dict[str, int]
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]], int]:
     """Positions, rotations, scales, opacities and harmonics of a primitive, of one length, and the degree.
 
@@ -396,11 +350,11 @@ def _columns(
     colour = names[3] not in attributes  # in COLOR_0
     if colour:
         names[3] = "COLOR_0"
-    means, quats, scales, *sh = (_accessor(document, blob, attributes[name], path) for name in names)
+    means, quats, scales, *sh = (_values(file, attributes[name]) for name in names)
     if colour and sh[0].shape[1] == 3:
         sh[0] = np.concatenate([sh[0], np.ones((len(sh[0]), 1))], axis=1)
     if f"{prefix}OPACITY" in attributes:
-        opacities = _accessor(document, blob, attributes[f"{prefix}OPACITY"], path)
+        opacities = _values(file, attributes[f"{prefix}OPACITY"])
     elif colour:
         opacities = sh[0][:, 3:]
     else:
@@ -413,47 +367,24 @@ def _columns(
     return (means, quats, scales, opacities[:, 0], sh), degree
 
 
-def _accessor(document: dict[str, Any], blob: memoryview, i: int, path: str | os.PathLike[str]) -> np.ndarray:
-    """A table [count, components]; floats are a view of ``blob``, normalized integers are converted."""
-    accessor = document["accessors"][i]
-    view = document["bufferViews"][accessor["bufferView"]] if "bufferView" in accessor else {}
-    packed = next((_PACKED[name] for name in view.get("extensions", {}) if name in _PACKED), None)
-    outside = view.get("buffer", 0) != 0 or "uri" in document["buffers"][0]
-    if packed or outside or "sparse" in accessor or not view:
-        what = packed or ("other files" if outside else "sparse or empty accessors")
-        raise UnsupportedError(
-            f"{path}: keeps its splats in {what}, which is not read. Write one plain .glb first, for instance with "
-            "gltf-transform copy IN.glb OUT.glb."
-        )
-    dtype = np.dtype(_COMPONENTS[accessor["componentType"]])
-    width = _WIDTHS[accessor["type"]]
-    count, offset = accessor["count"], view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
-    stride = view.get("byteStride", width * dtype.itemsize)
-    numbers = (count, offset, stride, view["byteLength"])
-    if any(type(number) is not int or number < 0 for number in numbers) or count == 0:
-        raise ValueError(f"an accessor of {count} elements at {offset}")
-    end = view.get("byteOffset", 0) + min(view["byteLength"], len(blob))
-    if offset + stride * (count - 1) + width * dtype.itemsize > min(end, len(blob)):
-        raise ValueError(f"an accessor of {count} elements goes beyond its buffer")
-    table = np.ndarray((count, width), dtype, blob, offset, (stride, dtype.itemsize))
-    if dtype.kind == "f" or not accessor.get("normalized", False):
+def _values(file: GltfFile, i: Any) -> np.ndarray:
+    """A table [count, components]; floats are a view of the file, normalized integers are converted."""
+    table = file.raw(i)
+    if table.dtype.kind == "f":
         return table
-    return np.maximum(table / np.float32(np.iinfo(dtype).max), -1)
+    return decoded(table, file.part("accessors", i).get("normalized") is True, None)
 
 
 def holds_splats(path: str | os.PathLike[str]) -> bool:
-    """Whether a ``.glb`` uses the extension or one of its drafts; others hold meshes.
+    """Whether a ``.glb`` or ``.gltf`` has splats, of the extension or one of its drafts; others hold meshes.
 
     Raises:
-        FormatError: not a whole binary glTF.
+        FormatError: no sound glTF.
         InputError: the file cannot be opened.
     """
-    try:
-        document, _ = _chunks(read_bytes(path))
-    except (ValueError, struct.error, RecursionError) as error:
-        raise damaged(path, f"no binary glTF ({error})") from error
-    used = document.get("extensionsUsed")
-    return isinstance(used, list) and any(name in used for name in (EXTENSION, *_DRAFTS))
+    with _sound(path):
+        meshes = objects(GltfFile(path).document, "meshes")
+        return any(_SPLATS & extensions(part).keys() for mesh in meshes for part in objects(mesh, "primitives"))
 
 
 def read_gltf_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -463,10 +394,6 @@ def read_gltf_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         InputError: the file cannot be opened.
     """
     try:
-        found = _chunks(read_bytes(path))[0]["asset"]["extras"]["psd_gs"]
-    except (KeyError, TypeError, ValueError, struct.error, RecursionError):
-        return None
-    try:
-        return conform(found, dict[str, Any])
-    except ValueError:
+        return conform(GltfFile(path).document["asset"]["extras"]["psd_gs"], dict[str, Any])
+    except (FormatError, KeyError, TypeError, ValueError):
         return None

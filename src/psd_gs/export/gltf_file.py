@@ -24,7 +24,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from psd_gs.errors import FormatError
+from psd_gs.errors import UnsupportedError
 from psd_gs.export.blocks import read_bytes
 from psd_gs.export.siblings import read_sibling
 
@@ -53,8 +53,9 @@ class GltfFile:
         other_chunks: kind and bytes of those that are neither JSON nor the binary chunk.
 
     Raises:
-        FormatError: it is glTF 1, or names a file outside its folder.
+        FormatError: it names a file outside its folder.
         InputError: the file cannot be opened.
+        UnsupportedError: it is glTF 1.
         ValueError: the container is unsound.
     """
 
@@ -68,7 +69,7 @@ class GltfFile:
         self._unpacked: dict[int, memoryview] = {}
         version = objects({"asset": [self.document.get("asset", {})]}, "asset")[0].get("version", "2.0")
         if not str(version).startswith("2."):
-            raise FormatError(
+            raise UnsupportedError(
                 f"{path}: expected glTF 2.0, received version {str(version)!r:.20}. Import it into Blender and "
                 "export it again."
             )
@@ -156,7 +157,7 @@ class GltfFile:
         try:
             return importlib.import_module(module)
         except ImportError as error:
-            raise FormatError(
+            raise UnsupportedError(
                 f"{self.path}: compressed ({extension}), and {module} is not installed. Install it with "
                 'pip install "psd-gs[compressed]", or import the file into Blender and export it uncompressed.'
             ) from error
@@ -328,7 +329,7 @@ def _glb_chunks(data: bytes, path: str | os.PathLike[str]) -> Iterator[tuple[byt
         raise ValueError("no whole header")
     version, length = struct.unpack_from("<II", data, 4)
     if version != 2:
-        raise FormatError(
+        raise UnsupportedError(
             f"{path}: expected binary glTF 2, received version {version}. Import it into Blender and export it again."
         )
     if length > len(data):

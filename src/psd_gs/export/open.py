@@ -12,17 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from psd_gs.errors import InputError
+from psd_gs.errors import InputError, PsdGsError
 from psd_gs.export.formats import FORMATS, format_of, geometry, is_known, load, read_metadata, sniff, stored_frame
 from psd_gs.export.frames import Frame, scaled
 from psd_gs.export.metadata import Metadata
+from psd_gs.files import STREAM
 from psd_gs.gaussians import Gaussians, RenderMode
 
 SPLAT = "splat.ply"
 """Of a run folder, which can be named in its place."""
-
-STREAM = "-"
-"""In place of a file's name: standard input, or standard output."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +106,13 @@ def on_disk(path: str | os.PathLike[str]) -> Iterator[Path]:
     if not stream and (is_known(path) or not path.exists()):
         yield path
         return
+    name = "standard input" if str(path) == STREAM else str(path)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
             file = sys.stdin.buffer if str(path) == STREAM else stack.enter_context(path.open("rb"))
             start = file.read(1 << 10)
             extension = sniff(start)
             if extension is None:
-                name = "standard input" if str(path) == STREAM else path
                 raise InputError(
                     f"{name}: expected a splat file, one of {', '.join(FORMATS)}, received something that begins "
                     f"with {start[:8]!r}. Give the file the extension of its format."
@@ -124,5 +122,8 @@ def on_disk(path: str | os.PathLike[str]) -> Iterator[Path]:
                 target.write(start)
                 shutil.copyfileobj(file, target)
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
-        yield copy
+            raise InputError(f"cannot read {name}: {error.strerror or error}. Check the path.") from error
+        try:
+            yield copy
+        except PsdGsError as error:  # nobody knows the copy
+            raise type(error)(str(error).replace(str(copy), name)) from error

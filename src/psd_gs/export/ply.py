@@ -5,7 +5,8 @@ f_rest_0..(3K-1) channel-major, opacity (logit), scale_0..2 (log), rot_0..3 (wxy
 by 180 degrees about X with respect to our world frame (see :mod:`psd_gs.export.frames`).
 
 Whatever has ``scale_*`` or ``rot_*`` is a splat, also where parts are missing: 2DGS has two scales, nerfstudio can
-write colours as bytes. How the asset is to be rendered stands in a comment, in Brush's words or Postshot's.
+write colours as bytes, Mip-Splatting keeps the width of its 3D filter apart. How the asset is to be rendered stands in
+a comment, in Brush's words or Postshot's.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
-from psd_gs.errors import FormatError
-from psd_gs.export.blocks import MAX_LOGIT, blocks, gather, open_file, tensors, usable_rows
+from psd_gs.errors import FormatError, UnsupportedError
+from psd_gs.export.blocks import MAX_LOGIT, blocks, gather, logit, open_file, tensors, usable_rows
 from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata, to_json
 from psd_gs.export.ply_table import PlyHeader, columns, read_ply_blocks, read_ply_header
@@ -42,6 +44,9 @@ _SCALES = ("scale_0", "scale_1", "scale_2")
 _QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
 _COLOURS = (_DC, ("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
 """Where colours stand, the best first; all but the first are sRGB, integers over their range or floats in [0, 1]."""
+_FILTER = "filter_3d"
+"""Standard deviation of the filter of Mip-Splatting, world units."""
+_ANCHORS = "f_anchor_feat_0"
 _FLAT = np.log(1e-6)
 """Log scale of the axis that 2DGS leaves out."""
 _MODES: dict[str, RenderMode] = {"default": "default", "mip": "antialiased", "2dgs": "2dgs"}
@@ -142,9 +147,15 @@ def read_ply(
     Raises:
         FormatError: another kind of file, a truncated one, or one with broken rows.
         InputError: the file cannot be opened.
+        UnsupportedError: anchors of Scaffold-GS.
     """
     header = read_ply_header(path)
     kinds = header.scalars("vertex")
+    if _ANCHORS in kinds:
+        raise UnsupportedError(
+            f"{path}: anchors of Scaffold-GS, from which its own networks make the Gaussians of each view. Bake them "
+            "into a 3DGS PLY with the program that trained them."
+        )
     scales = [name for name in _SCALES if name in kinds]
     quats = [name for name in _QUATS if name in kinds]
     needed = (*_PLACE, *_SCALES[:1], *(_QUATS if quats else ()))
@@ -169,7 +180,10 @@ def read_ply(
     if lacking:
         logger.warning("%s has no %s: it is shown unturned, opaque or grey", path, " and no ".join(lacking))
     mode = "2dgs" if len(scales) == 2 else stored_mode(header)
-    used = {*_PLACE, "nx", "ny", "nz", *scales, *quats, *_DC, *(colours or ()), *rest, "opacity"}
+    filtered = _FILTER in kinds
+    if filtered:
+        mode = "antialiased"
+    used = {*_PLACE, "nx", "ny", "nz", *scales, *quats, *_DC, *(colours or ()), *rest, "opacity", _FILTER}
     if others := [name for name in header.elements["vertex"][1] if name not in used]:
         names = printable(", ".join(others[:5])[:200]) + (", ..." if len(others) > 5 else "")
         logger.warning("%s: %d further properties are not kept (%s)", path, len(others), names)
@@ -181,16 +195,31 @@ def read_ply(
             logs = columns(block, scales).astype(np.float32)
             if len(scales) == 2:
                 logs = np.column_stack([logs, np.minimum(_FLAT, logs.min(axis=1) - np.log(10))])
+            logs = np.repeat(logs, 3, axis=1) if len(scales) == 1 else logs
+            opacities = block["opacity"] if "opacity" in kinds else np.full(n, MAX_LOGIT)
+            if filtered:
+                logs, opacities = _blurred(logs, opacities, block[_FILTER])
             yield tensors(
                 means=columns(block, _PLACE),
                 quats=columns(block, quats) if quats else np.tile([1.0, 0, 0, 0], (n, 1)),
-                scales=np.repeat(logs, 3, axis=1) if len(scales) == 1 else logs,
-                opacities=block["opacity"] if "opacity" in kinds else np.full(n, MAX_LOGIT),
+                scales=logs,
+                opacities=opacities,
                 sh0=_dc(block, colours, kinds),
                 shN=shN,
             )
 
     return gather(parts(), header.elements["vertex"][0], path, frame, lenient, mode)
+
+
+def _blurred(
+    logs: Float[np.ndarray, "N 3"], logits: Float[np.ndarray, " N"], width: Float[np.ndarray, " N"]
+) -> tuple[Float[np.ndarray, "N 3"], Float[np.ndarray, " N"]]:
+    """Log scales and opacity logits after the 3D filter of Mip-Splatting (Yu et al. 2024, equation 9)."""
+    width = width.astype(np.float64)[:, None]
+    with np.errstate(all="ignore"):
+        blurred = 0.5 * np.logaddexp(2.0 * logs, 2 * np.log(np.abs(width)))
+        opacity = np.exp((logs - blurred).sum(1)) / (1 + np.exp(-logits.astype(np.float64)))
+    return np.where(width == 0, logs, blurred), np.where(width[:, 0] == 0, logits, logit(opacity))
 
 
 def _harmonics(path: str | os.PathLike[str], kinds: dict[str, str]) -> tuple[list[str], int]:

@@ -45,8 +45,8 @@ class PlyHeader:
 
     Attributes:
         format: ``ascii``, ``binary_little_endian`` or ``binary_big_endian``.
-        elements: element name to its number of rows and its properties (name, in small letters, to NumPy type, or
-            ``list`` with the types of length and items). Of properties of one name the second is called ``name#2``.
+        elements: element name to its number of rows and its properties (name to NumPy type, or ``list`` with the types
+            of length and items), names in small letters. Of properties of one name the second is called ``name#2``.
         comments: without the leading word; bytes that are no UTF-8 are escaped as surrogates.
         size: of the header, bytes.
     """
@@ -108,13 +108,11 @@ def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
                 file_format = kind
             case ["comment", *_]:
                 comments.append(line.strip().removeprefix("comment").lstrip())
-            case ["element", name, number] if number.isdecimal() and len(number) < 20 and name not in elements:
+            case ["element", name, number] if number.isdecimal() and len(number) < 20 and name.lower() not in elements:
                 properties = {}
-                elements[name] = (int(number), properties)
-            case ["property", "list", length, item, name] if properties is not None and {length, item} <= set(_TYPES):
-                _add(properties, name, f"{_LIST} {_TYPES[length]} {_TYPES[item]}")
-            case ["property", kind, name] if properties is not None and kind in _TYPES:
-                _add(properties, name, _TYPES[kind])
+                elements[name.lower()] = (int(number), properties)
+            case ["property", *kinds, name] if properties is not None and _stored(kinds):
+                _add(properties, name, _stored(kinds))
             case _:
                 raise ValueError(f"line {short(line)}")
     if not file_format:
@@ -128,6 +126,14 @@ def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
     ]
     minimum = sum(fewest)
     return PlyHeader(file_format, elements, comments), minimum - (text and minimum > 0)
+
+
+def _stored(kinds: list[str]) -> str:
+    """What :class:`PlyHeader` says of a type; empty if there is no such type."""
+    words = [kind.lower() for kind in kinds]
+    listed = [_LIST] if len(words) == 3 and words[0] == _LIST else []
+    types = [_TYPES.get(word, "") for word in words[len(listed) :]]
+    return " ".join(listed + types) if all(types) and (listed or len(types) == 1) else ""
 
 
 def _add(properties: dict[str, str], name: str, kind: str) -> None:

@@ -17,7 +17,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ import numpy as np
 from psd_gs import __version__
 from psd_gs.errors import FormatError, UnsupportedError
 from psd_gs.export.blocks import (
+    COLOURS,
+    HARMONICS,
     blocks,
     check_unpacked,
     damaged,
@@ -45,7 +47,7 @@ from psd_gs.export.frames import Frame, turn_x180
 from psd_gs.export.metadata import Metadata, jsonable
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path, loads, read_bounded, read_picture, short
-from psd_gs.gaussians import Gaussians, RenderMode
+from psd_gs.gaussians import Gaussians, RenderMode, rgb_to_sh0, sh0_to_rgb
 
 META = "meta.json"
 _PALETTE = 1 << 16  # labels have 16 bits
@@ -134,8 +136,8 @@ def _columns(g: Gaussians) -> tuple[np.ndarray, ...]:
         quats.clip(0, 255).astype(np.uint8),
         g.scales.numpy(),
         opacities,
-        g.sh0[:, 0].numpy(),
-        g.shN.numpy(),
+        rgb_to_sh0(sh0_to_rgb(g.sh0[:, 0]).clamp(*COLOURS)).numpy(),
+        g.shN.clamp(-HARMONICS, HARMONICS).numpy(),
     )
 
 
@@ -220,7 +222,8 @@ def _opened(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Member, int]:
         return meta, beside, sum((folder / str(name)).stat().st_size for name in sorted(map(str, pictures)))
     data = read_bytes(path)
     archive = zipfile.ZipFile(io.BytesIO(data))
-    inner = [name for name in archive.namelist() if PurePosixPath(name).name == META and "__MACOSX" not in name]
+    names = archive.namelist()  # some zips of Windows have backslashes
+    inner = [name for name in names if PureWindowsPath(name).name == META and "__MACOSX" not in name]
     if not inner:
         raise ValueError(f"no {META} in it")
     prefix = min(inner, key=len).removesuffix(META)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_gs.errors import FormatError
+from psd_gs.errors import FormatError, UnsupportedError
 from psd_gs.export.blocks import (
     blocks,
     check_unpacked,
@@ -380,7 +380,7 @@ def _check(
     path: str | os.PathLike[str], magic: bytes, version: int, known: Sequence[int], degree: int, fraction: int
 ) -> None:
     if magic != _MAGIC or version not in known:
-        raise FormatError(
+        raise UnsupportedError(
             f"{path}: expected an SPZ of version 1 to 4, received {magic!r} version {version}. "
             "Export it again as version 3."
         )

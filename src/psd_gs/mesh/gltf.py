@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from psd_gs.errors import FormatError
+from psd_gs.errors import UnsupportedError
 from psd_gs.export.gltf_file import (
     DRACO,
     MESHOPT,
@@ -96,7 +96,7 @@ class _Reader:
     def _check_extensions(self) -> None:
         required, used = (set(self.file.names(f"extensions{kind}")) for kind in ("Required", "Used"))
         if _SPLATS in required | used:
-            raise FormatError(
+            raise UnsupportedError(
                 f"{self.file.path}: expected a mesh, received splats ({_SPLATS}). Take a command for splats, or name "
                 "it with a suffix of theirs."
             )
@@ -106,7 +106,7 @@ class _Reader:
 
         unknown = sorted(label(name) for name in required if not harmless(name))
         if unknown:
-            raise FormatError(
+            raise UnsupportedError(
                 f"{self.file.path}: requires {', '.join(unknown)}, which is not supported. Import it into a program "
                 "that knows it, such as Blender, and export it without."
             )

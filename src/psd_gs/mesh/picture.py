@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from psd_gs.errors import FormatError
+from psd_gs.errors import FormatError, UnsupportedError
 
 MAX_PIXELS = 1 << 26
 """Of one picture: 8192 x 8192."""
@@ -59,7 +59,7 @@ class Picture:
             FormatError: it cannot be decoded, or has more than :data:`MAX_PIXELS`.
         """
         if self.data.startswith(_KTX2):
-            raise FormatError(
+            raise UnsupportedError(
                 f"{self.name}: a KTX2 texture (KHR_texture_basisu), which is not supported. Convert it to PNG or "
                 'JPEG, for example with "ktx extract", or import the file into Blender and export it again.'
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from psd_gs.errors import FormatError
+from psd_gs.errors import UnsupportedError
 from psd_gs.export.blocks import read_bytes
 from psd_gs.export.ply import PlyHeader, read_ply_header
 from psd_gs.export.siblings import read_sibling
@@ -20,11 +20,6 @@ from psd_gs.gaussians import SH_C0
 from psd_gs.mesh.picture import Picture, Texture
 from psd_gs.mesh.scene import PLAIN, Material, Part, Scene, kept, label, linear_rgba, triangulated, unit
 
-_TYPES = {
-    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
-    **{"float": "f4", "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4"},
-    **{"uint32": "u4", "float32": "f4", "float64": "f8"},
-}
 _CHANNELS = (("red", "green", "blue"), ("r", "g", "b"))
 _CORNERS = ("vertex_indices", "vertex_index", "vertex_ids", "vertices", "indices")
 _COORDINATES = (("texture_u", "texture_v"), ("s", "t"), ("u", "v"), ("tx", "ty"), ("tex_u", "tex_v"))
@@ -43,14 +38,15 @@ def read_ply_scene(path: str | os.PathLike[str]) -> Scene:
     """The polygons of a PLY, or its points if it has none.
 
     Raises:
-        FormatError: splats, or a damaged header.
+        FormatError: a damaged header.
         InputError: the file cannot be opened.
+        UnsupportedError: splats.
         ValueError, LookupError: the data are unsound.
     """
     header = read_ply_header(path)
     properties = set(header.elements.get("vertex", (0, {}))[1])
     if properties & {"rot_0", "scale_0", "packed_position"}:
-        raise FormatError(
+        raise UnsupportedError(
             f"{path}: expected a point cloud or mesh, received splats (the vertices have rotations or scales), of "
             "which properties are missing or unknown. Export it again as a 3DGS PLY."
         )
@@ -102,7 +98,6 @@ def read_ply_scene(path: str | os.PathLike[str]) -> Scene:
 def _elements(path: str | os.PathLike[str], header: PlyHeader) -> Iterator[tuple[str, dict[str, np.ndarray | _Lists]]]:
     """The columns of every element up to the faces, by the name of the property."""
     data = memoryview(read_bytes(path))
-    types = iter(re.findall(rb"(?m)^property[ \t]+list[ \t]+(\w+)[ \t]+(\w+)", bytes(data[: header.size])))
     ascii_numbers = None
     at = header.size
     if header.format == "ascii":
@@ -111,12 +106,10 @@ def _elements(path: str | os.PathLike[str], header: PlyHeader) -> Iterator[tuple
         data, at = memoryview(ascii_numbers.tobytes()), 0
     order = ">" if header.format == "binary_big_endian" else "<"
     for element, (count, properties) in header.elements.items():
-        kinds = []
-        for name, kind in properties.items():
-            stored = [kind]
-            if kind.startswith("list"):
-                stored = kind.split()[1:] or [_TYPES[word.decode()] for word in next(types)]
-            kinds.append((name, [np.dtype("=f8" if ascii_numbers is not None else order + one) for one in stored]))
+        kinds = [
+            (name, [np.dtype("=f8" if ascii_numbers is not None else order + one) for one in kind.split()[-2:]])
+            for name, kind in properties.items()
+        ]
         columns, at = _columns(data, at, count, kinds)
         if ascii_numbers is not None:  # back to what the header says, on which the range of colours depends
             columns = {
@@ -124,7 +117,7 @@ def _elements(path: str | os.PathLike[str], header: PlyHeader) -> Iterator[tuple
                 for name, column in columns.items()
                 if not isinstance(column, _Lists)
             } | {name: column for name, column in columns.items() if isinstance(column, _Lists)}
-        yield element.lower(), {name.lower(): column for name, column in columns.items()}
+        yield element, columns
 
 
 def _columns(

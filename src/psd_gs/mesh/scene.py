@@ -216,9 +216,9 @@ def _ears(polygon: Float[np.ndarray, "K 3"]) -> Int[np.ndarray, "T 3"] | None:
 
 def unit(values: np.ndarray) -> Float[np.ndarray, "N C"]:
     """Colours of any type in [0, 1]: whole numbers count to 255, 65535 or what their type holds, floats to 1 unless
-    they are larger."""
+    they are larger. What is not finite has no say in that, and becomes 0 or 1."""
     kind = values.dtype
-    largest = float(np.nanmax(values, initial=0))
+    largest = float(np.max(values, initial=0, where=np.isfinite(values)))
     if kind == np.uint8:
         limit = 255.0
     elif kind.kind == "f" and not largest > 2:

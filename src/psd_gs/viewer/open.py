@@ -42,7 +42,7 @@ def _folder(path: Path, large: bool) -> Pane:
 def _file(path: Path, large: bool) -> Pane:
     name = f"{path.resolve().parent.name}/{path.name}" if path.name in (SPLAT, MESH) else path.name
     kind = path.suffix.lower()
-    if kind == ".gltf" or (kind == ".glb" and not holds_splats(path)):
+    if kind in (".glb", ".gltf") and not holds_splats(path):
         return Pane(name, mesh=plain_glb(path), facts=read_gltf_metadata(path) or {})
     asset = open_splats(path, large=large)
     facts = {**asset.metadata, **geometry(asset.gaussians)}
