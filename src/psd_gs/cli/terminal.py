@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +22,16 @@ PLAIN_SECONDS = 10.0
 
 
 def silence_libraries() -> None:
-    """Keep the advisory messages of diffusers and transformers out of the output; errors still show."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
+    """Keep the advisory messages of diffusers and transformers out of the output; errors still show.
 
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    Neither is imported for it: they may not be needed at all, and read their environment when they are.
+    """
+    for library in ("diffusers", "transformers"):
+        os.environ.setdefault(f"{library.upper()}_VERBOSITY", "error")
+        if library in sys.modules:
+            logging = importlib.import_module(f"{library}.utils.logging")
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
 
 
 @contextmanager
