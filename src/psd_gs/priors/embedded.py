@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,5 +110,5 @@ def alphas_cumprod(schedule: dict[str, Any]) -> Float[Tensor, " T"]:
         if schedule["beta_schedule"] != "squaredcos_cap_v2":
             raise ValueError(f"expected the schedule squaredcos_cap_v2, received {schedule['beta_schedule']}")
         level = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
-        betas = [min(1 - after / before, 0.999) for before, after in zip(level, level[1:], strict=False)]
+        betas = [min(1 - after / before, 0.999) for before, after in itertools.pairwise(level)]
     return torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32), dim=0)

@@ -222,7 +222,7 @@ class _Resnet(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """Self-attention over all views of a set (MVDream, 2308.16512, section 3.1), the words of each view, a perceptron."""
+    """Self-attention over all views of a set (MVDream, 2308.16512, section 3.1), then the words of each view."""
 
     def __init__(self, plan: _Plan, width: int, heads: int) -> None:
         super().__init__()
