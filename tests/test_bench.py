@@ -15,7 +15,7 @@ from painted import PaintedPrior, RedReward, tiny_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from bench import common, densify, generate, recognizable
+from bench import common, densify, generate, limit, recognizable
 from bench.colours import NAMES, classify, fits, named, needed, shares
 from mini.dataset import sample_light, shade, trace_scene
 from mini.scenes import COLOURS, ItemLook, Look, paint, scene_of
@@ -218,3 +218,37 @@ def test_time_of_a_short_run(tmp_path):
     assert parts["render"] == parts["render, backward"] == 4
     assert sum(calls for part, calls in parts.items() if part.startswith("reward")) > 0
     assert "step against its bare calls" in report.read_text()
+
+
+# --- the renderer's limit --------------------------------------------------------------------------------------------
+
+
+def test_pairs_that_contribute_are_those_of_a_walk_over_all():
+    """Every Gaussian at every pixel, from front to back, in float64."""
+    gaussians = random_ball(150, 0.5, scale=0.06, opacity=0.6, generator=torch.Generator().manual_seed(0))
+    cameras = evaluation_cameras(40)[:2]
+    pairs, forward, backward = limit.measure(gaussians, cameras, 1)
+    with torch.no_grad():
+        options = (40, 40, 0, False)
+        projected = limit._Project.apply(
+            *gaussians.params().values(), cameras.viewmats, cameras.Ks, cameras.positions, options
+        )
+    centres, splats = (tensor.double().numpy() for tensor in projected[:2])
+    y, x = np.mgrid[:40, :40] + 0.5
+    contributing = 0
+    for view in range(2):
+        T, live = np.ones((40, 40)), np.ones((40, 40), bool)
+        for i in np.argsort(splats[view, :, 7], kind="stable"):
+            a, k, h, opacity, *_, cutoff = splats[view, i]
+            dy = y - centres[view, i, 1]
+            sigma = 0.5 * (a * (x - centres[view, i, 0] - k * dy) ** 2 + h * dy**2)
+            left = T * (1 - np.minimum(opacity * np.exp(-sigma), 0.999))
+            reached = (sigma <= cutoff) & live
+            live &= ~(reached & (left <= 1e-4))
+            contributing += int((reached & live).sum())
+            T = np.where(reached & live, left, T)
+    assert pairs.contributing == pytest.approx(contributing, rel=1e-3)  # a pixel at the edge may round either way
+    assert pairs.contributing <= pairs.visited <= 256 * pairs.listed
+    assert forward.operations == limit.FORWARD * pairs.visited
+    assert backward.seconds > 0
+    assert limit.fma_rate(1, size=64) > 0

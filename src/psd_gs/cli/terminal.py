@@ -99,8 +99,8 @@ class SlowSteps:
             return ""
         self.told = True
         return (
-            f"steps take {ratio:.1f} times as long as at first: other programs keep {others:.1f} cores busy. The number of "
-            "threads stays, because another one rounds differently; stop here and go on with --resume to choose it anew"
+            f"steps take {ratio:.1f} times as long as at first: other programs keep {others:.1f} cores busy. The "
+            "number of threads stays, because another one rounds differently; --resume would choose it anew"
         )
 
 
