@@ -15,7 +15,7 @@ from painted import PaintedPrior, RedReward, tiny_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from bench import common, densify, generate, limit, recognizable
+from bench import common, densify, export, generate, growth, limit, recognizable
 from bench.colours import NAMES, classify, fits, named, needed, shares
 from mini.dataset import sample_light, shade, trace_scene
 from mini.scenes import COLOURS, ItemLook, Look, paint, scene_of
@@ -252,3 +252,36 @@ def test_pairs_that_contribute_are_those_of_a_walk_over_all():
     assert forward.operations == limit.FORWARD * pairs.visited
     assert backward.seconds > 0
     assert limit.fma_rate(1, size=64) > 0
+
+
+# --- growth and comparison -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_law(power):
+    sizes = [3, 10, 40]
+    assert growth.exponent(sizes, [0.2 * size**power for size in sizes]) == pytest.approx(power)
+
+
+def test_growth_is_printed_with_its_bar(capsys, monkeypatch):
+    monkeypatch.setitem(growth.KINDS, "prompts", (growth.queueing, (2, 4)))
+    growth.main(["--only", "prompts", "--rounds", "1"])
+    assert "prompts" in capsys.readouterr().out
+    assert growth.measure([lambda: None], 2)[0] < 1
+
+
+def test_every_shared_format_is_converted_both_ways(tmp_path):
+    directions = export.conversions(tmp_path)
+    assert [title for title, *_ in directions][:3] == [
+        "PLY to .ply",
+        "PLY to .compressed.ply",
+        ".compressed.ply to PLY",
+    ]
+    made = {target for _, _, target in directions}
+    assert all(source in made | {tmp_path / "in.ply"} for _, source, _ in directions)
+    assert {f"PLY to {extension}" for extension in export.SHARED} <= {title for title, *_ in directions}
+
+
+def test_splat_transform_has_to_be_there(tmp_path):
+    with pytest.raises(SystemExit, match="expected splat-transform, received no .*cli.mjs"):
+        export.compare(10, tmp_path, 1)

@@ -146,7 +146,7 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: Int[Tensor, "B L"]) -> tuple[Float[Tensor, "B L D"]]:
         table, places = self.embeddings["token_embedding"], self.embeddings["position_embedding"]
         x = table(input_ids) + places(torch.arange(input_ids.shape[1], device=input_ids.device)[None])
-        for layer in self.encoder["layers"]:  # type: ignore[union-attr]
+        for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
             x = layer(x)
         return (self.final_layer_norm(x),)
 

@@ -99,7 +99,6 @@ class Batch(RunOptions):
         return replace(self, device="cpu").resolve(prompt) if self.ray else self.resolve(prompt)
 
     def _pool(self, tasks: int, load: Load) -> Pool:
-        import torch
 
         from psd_gs.batch.cluster import RayPool
         from psd_gs.batch.local import LocalPool
