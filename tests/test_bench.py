@@ -283,5 +283,5 @@ def test_every_shared_format_is_converted_both_ways(tmp_path):
 
 
 def test_splat_transform_has_to_be_there(tmp_path):
-    with pytest.raises(SystemExit, match="expected splat-transform, received no .*cli.mjs"):
+    with pytest.raises(SystemExit, match=r"expected splat-transform, received no .*cli\.mjs"):
         export.compare(10, tmp_path, 1)
