@@ -158,7 +158,7 @@ class Making(RunOptions):
             def step(event: StepEvent) -> None:
                 show(event)
                 if message := slow(event.logs.get("seconds", 0.0)):
-                    console.print(f"warning: {message}", style="yellow", soft_wrap=True)
+                    console.print(message, style="yellow", soft_wrap=True)
 
             whole = job.run(step, events=view.follow(trainer, stop) if view else None, stop=stop)
         if not whole:
