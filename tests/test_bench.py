@@ -15,7 +15,7 @@ from painted import PaintedPrior, RedReward, tiny_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from bench import common, densify, generate, recognizable
+from bench import common, densify, export, generate, growth, limit, recognizable
 from bench.colours import NAMES, classify, fits, named, needed, shares
 from mini.dataset import sample_light, shade, trace_scene
 from mini.scenes import COLOURS, ItemLook, Look, paint, scene_of
@@ -218,3 +218,70 @@ def test_time_of_a_short_run(tmp_path):
     assert parts["render"] == parts["render, backward"] == 4
     assert sum(calls for part, calls in parts.items() if part.startswith("reward")) > 0
     assert "step against its bare calls" in report.read_text()
+
+
+# --- the renderer's limit --------------------------------------------------------------------------------------------
+
+
+def test_pairs_that_contribute_are_those_of_a_walk_over_all():
+    """Every Gaussian at every pixel, from front to back, in float64."""
+    gaussians = random_ball(150, 0.5, scale=0.06, opacity=0.6, generator=torch.Generator().manual_seed(0))
+    cameras = evaluation_cameras(40)[:2]
+    pairs, forward, backward = limit.measure(gaussians, cameras, 1)
+    with torch.no_grad():
+        options = (40, 40, 0, False)
+        projected = limit._Project.apply(
+            *gaussians.params().values(), cameras.viewmats, cameras.Ks, cameras.positions, options
+        )
+    centres, splats = (tensor.double().numpy() for tensor in projected[:2])
+    y, x = np.mgrid[:40, :40] + 0.5
+    contributing = 0
+    for view in range(2):
+        T, live = np.ones((40, 40)), np.ones((40, 40), bool)
+        for i in np.argsort(splats[view, :, 7], kind="stable"):
+            a, k, h, opacity, *_, cutoff = splats[view, i]
+            dy = y - centres[view, i, 1]
+            sigma = 0.5 * (a * (x - centres[view, i, 0] - k * dy) ** 2 + h * dy**2)
+            left = T * (1 - np.minimum(opacity * np.exp(-sigma), 0.999))
+            reached = (sigma <= cutoff) & live
+            live &= ~(reached & (left <= 1e-4))
+            contributing += int((reached & live).sum())
+            T = np.where(reached & live, left, T)
+    assert pairs.contributing == pytest.approx(contributing, rel=1e-3)  # a pixel at the edge may round either way
+    assert pairs.contributing <= pairs.visited <= 256 * pairs.listed
+    assert forward.operations == limit.FORWARD * pairs.visited
+    assert backward.seconds > 0
+    assert limit.fma_rate(1, size=64) > 0
+
+
+# --- growth and comparison -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_law(power):
+    sizes = [3, 10, 40]
+    assert growth.exponent(sizes, [0.2 * size**power for size in sizes]) == pytest.approx(power)
+
+
+def test_growth_is_printed_with_its_bar(capsys, monkeypatch):
+    monkeypatch.setitem(growth.KINDS, "prompts", (growth.queueing, (2, 4)))
+    growth.main(["--only", "prompts", "--rounds", "1"])
+    assert "prompts" in capsys.readouterr().out
+    assert growth.measure([lambda: None], 2)[0] < 1
+
+
+def test_every_shared_format_is_converted_both_ways(tmp_path):
+    directions = export.conversions(tmp_path)
+    assert [title for title, *_ in directions][:3] == [
+        "PLY to .ply",
+        "PLY to .compressed.ply",
+        ".compressed.ply to PLY",
+    ]
+    made = {target for _, _, target in directions}
+    assert all(source in made | {tmp_path / "in.ply"} for _, source, _ in directions)
+    assert {f"PLY to {extension}" for extension in export.SHARED} <= {title for title, *_ in directions}
+
+
+def test_splat_transform_has_to_be_there(tmp_path):
+    with pytest.raises(SystemExit, match=r"expected splat-transform, received no .*cli\.mjs"):
+        export.compare(10, tmp_path, 1)

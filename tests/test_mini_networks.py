@@ -19,15 +19,8 @@ from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
 from psd_gs.cameras import joined, mvdream_cameras, turntable
 from psd_gs.priors import load_prior
-from psd_gs.priors.multiview import (
-    MultiViewPipeline,
-    MultiViewPrior,
-    cosine_scheduler,
-    encode_prompts,
-    from_cells,
-    set_views,
-    to_cells,
-)
+from psd_gs.priors.multiview import MultiViewPrior, encode_prompts, from_cells, to_cells
+from psd_gs.priors.multiview_pipeline import MultiViewPipeline, cosine_scheduler, set_views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -224,6 +224,17 @@ def test_the_splat_is_written_first_and_the_record_last(result, tmp_path, monkey
     assert not is_finished(tmp_path)
 
 
+def test_files_made_side_by_side_are_those_made_one_by_one(result, tmp_path, one_thread, quick_files):
+    """To the byte."""
+    found = []
+    for threads in (1, 4):
+        torch.set_num_threads(threads)
+        folder = result.save(tmp_path / str(threads))
+        found.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert found[0].keys() == FILES
+    assert found[0] == found[1]
+
+
 def test_a_product_that_fails_is_noted_and_made_later(result, tmp_path, monkeypatch, quick_files):
     def fail(*args, **kwargs):
         raise ValueError("no film today")

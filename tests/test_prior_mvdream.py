@@ -18,7 +18,7 @@ from psd_gs.cameras import Cameras, mvdream_cameras, turntable
 from psd_gs.errors import ModelError
 from psd_gs.gaussians import Gaussians, rgb_to_sh0
 from psd_gs.priors import load_prior
-from psd_gs.priors.multiview import set_views
+from psd_gs.priors.multiview_pipeline import set_views
 from psd_gs.priors.mvdream import SD21_4VIEW, MVDreamPrior, build_unet, original_names, unet_config
 from psd_gs.render import render
 

@@ -16,13 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from psd_gs.cameras import mvdream_cameras, turntable
 from psd_gs.errors import ConfigError, InputError, ModelError
 from psd_gs.priors import load_prior, mini
-from psd_gs.priors.multiview import (
-    MultiViewAttnProcessor,
-    MultiViewPipeline,
-    MultiViewPrior,
-    cosine_scheduler,
-    set_views,
-)
+from psd_gs.priors.multiview import MultiViewPrior
+from psd_gs.priors.multiview_pipeline import MultiViewAttnProcessor, MultiViewPipeline, cosine_scheduler, set_views
 
 WIDTH = 32
 

@@ -94,12 +94,12 @@ def test_rates_decay_exponentially():
     options = trainer.config.optimizer
     rates = []
     for _ in trainer.run():
-        rates.append({name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer.optimizers.items()})
+        rates.append({name: optimizer.rates[0] for name, optimizer in trainer.optimizers.items()})
     for name in ("means", "scales", "quats", "opacities", "sh0"):
         first, last = getattr(options, name)
         expected = [first ** (1 - i / 10) * last ** (i / 10) for i in range(10)]
         assert [rate[name] for rate in rates] == pytest.approx(expected)
-        assert trainer.optimizers[name].param_groups[0]["betas"] == options.betas
+        assert trainer.optimizers[name].betas == options.betas
 
 
 def test_regularizers_push_opacity_and_size_down_and_nothing_else():

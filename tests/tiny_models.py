@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from psd_gs.priors import mini
-from psd_gs.priors.multiview import MultiViewPipeline
+from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 from psd_gs.priors.mvdream import SD21_4VIEW, original_names, scheduler, unet_config
 
 WIDTH = 32

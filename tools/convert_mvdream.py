@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from psd_gs.errors import ModelError, PsdGsError
-from psd_gs.priors.multiview import MultiViewPipeline
+from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 from psd_gs.priors.mvdream import SD21_4VIEW, VIEWS, build_unet, scheduler
 from psd_gs.weights import compare_shapes, locate
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from psd_gs import __version__, refined, runs
@@ -178,17 +180,26 @@ class Result:
             self._record(folder)
 
     def _attempt(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> bool:
-        """Make each; whether what failed is another than before."""
+        """Make each, as many side by side as there are threads; whether what failed is another than before."""
         before = dict(self.failed)
-        for name, make in products.items():
-            on_file(name)
-            self.failed.pop(name, None)
-            try:
-                make(self, folder / name)
-            except Exception as error:  # the asset is there; whatever is wrong with a picture must not hide it
-                memory = "out of memory" if is_out_of_memory(error) else ""
-                self.failed[name] = memory or str(error) or type(error).__name__
-                logger.debug("no %s", name, exc_info=True)
+        # A GPU has its memory for one of them at a time.
+        workers = torch.get_num_threads() if self.gaussians.device.type == "cpu" else 1
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="psd-gs-product")
+        try:
+            made = {}
+            for name, make in products.items():
+                on_file(name)
+                made[name] = pool.submit(make, self, folder / name)
+            for name, product in made.items():
+                self.failed.pop(name, None)
+                try:
+                    product.result()
+                except Exception as error:  # the asset is there; whatever is wrong with a picture must not hide it
+                    memory = "out of memory" if is_out_of_memory(error) else ""
+                    self.failed[name] = memory or str(error) or type(error).__name__
+                    logger.debug("no %s", name, exc_info=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
         return self.failed != before
 
     def _record(self, folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_gs.adam import Adam
 from psd_gs.cameras import Cameras, sphere_of_cameras
 from psd_gs.export.frames import bounding_ball
 from psd_gs.gaussians import Gaussians, usable
@@ -57,17 +58,16 @@ def solidify(gaussians: Gaussians, steps: int) -> Gaussians:
     target = _decided(start, cameras)
     start = replace(start, opacities=start.opacities + _HARDER, scales=start.scales + math.log(_SMALLER))
     asset = start.map(lambda p: p.contiguous().requires_grad_(True))
-    adam = torch.optim.Adam([{"params": [p], "lr": _RATES[n]} for n, p in asset.params().items()], eps=1e-15)
-    decay = torch.optim.lr_scheduler.ExponentialLR(adam, 0.1 ** (1 / steps))
+    adam = Adam(list(asset.params().values()), [_RATES[name] for name in asset.params()], eps=1e-15)
     for step in range(steps):
         views = (torch.arange(_VIEWS_PER_STEP) * (_VIEWS // _VIEWS_PER_STEP) + 5 * step) % _VIEWS
         views = views.to(start.device)
         out = render(asset, cameras[views])
         loss = (torch.cat([out.rgb, out.alpha], dim=-1) - target[views]).square().mean()
-        adam.zero_grad(set_to_none=True)
+        adam.zero_grad()
         loss.backward()
         adam.step()
-        decay.step()
+        adam.rates = [rate * 0.1 ** (1 / steps) for rate in adam.rates]
     done = asset.detach()
     done = done.select((torch.sigmoid(done.opacities) >= _TRANSPARENT) & usable(done))
     return replace(done, means=done.means * radius + centre, scales=done.scales + math.log(radius))

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_gs.adam import Adam
 from psd_gs.cameras import Cameras, joined, orbit
 from psd_gs.config import CameraConfig, Config
 from psd_gs.densify import Densifier, sweep
@@ -105,18 +106,13 @@ class Trainer:
         self.optimizers = {}
         for name, parameter in self.gaussians.params().items():
             parameter.requires_grad_(self.refinement is None or self.refinement.optimizes(name))
-            optimizer = torch.optim.Adam([parameter], betas=options.betas, eps=options.eps)
-            fresh = {
-                "step": torch.zeros(()),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-            optimizer.state[parameter] = moments[name] if moments else fresh
+            optimizer = Adam([parameter], [0.0], betas=options.betas, eps=options.eps)
+            if moments:
+                optimizer.state[0] = moments[name]
             self.optimizers[name] = optimizer
 
     def _moments(self, name: str) -> dict[str, Tensor]:
-        optimizer = self.optimizers[name]
-        return optimizer.state[self.gaussians.params()[name]]
+        return self.optimizers[name].state[0]
 
     @property
     def scene(self) -> Gaussians:
@@ -231,7 +227,7 @@ class Trainer:
         else:
             self.skipped += 1
         for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         self.step += 1
         logs = guided.logs | (self._densify() if finite else {})
         logs |= {"gaussians": float(len(self.gaussians)), "skipped": float(self.skipped)}
@@ -248,7 +244,7 @@ class Trainer:
         for name, optimizer in self.optimizers.items():
             first, last = getattr(self.config.optimizer, "sh0" if name == "shN" else name)
             rate = first * (last / first) ** progress
-            optimizer.param_groups[0]["lr"] = rate / 20 if name == "shN" else rate  # 3DGS: higher bands learn slowly
+            optimizer.rates[0] = rate / 20 if name == "shN" else rate  # 3DGS: higher bands learn slowly
 
     def _densify(self) -> dict[str, float]:
         """One round of growing and pruning, if this step ends one; keeps the moments of the survivors."""

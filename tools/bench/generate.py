@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -63,12 +63,25 @@ def run_command(arguments: list[str], cache: Path) -> tuple[float, float]:
     Raises:
         SystemExit: the command fails.
     """
-    import psutil
-
     script = shutil.which("psd-gs", path=str(Path(sys.executable).parent)) or shutil.which("psd-gs")
     command = [script] if script else [sys.executable, "-c", "from psd_gs.cli import main; main()"]
+    return run_program([*command, *arguments], {"NUMBA_CACHE_DIR": str(cache)})
+
+
+def run_program(command: list[str], environment: Mapping[str, str]) -> tuple[float, float]:
+    """Wall seconds and peak memory (GB) of a program and its children.
+
+    Args:
+        command: program and arguments.
+        environment: beside that of this process.
+
+    Raises:
+        SystemExit: it fails.
+    """
+    import psutil
+
     start, peak = time.perf_counter(), 0
-    process = subprocess.Popen([*command, *arguments], env={**os.environ, "NUMBA_CACHE_DIR": str(cache)})
+    process = subprocess.Popen(command, env={**os.environ, **environment})
     watched = psutil.Process(process.pid)
     while process.poll() is None:
         try:
@@ -78,7 +91,7 @@ def run_command(arguments: list[str], cache: Path) -> tuple[float, float]:
             pass
         time.sleep(0.05)
     if process.returncode:
-        raise SystemExit(f"psd-gs {' '.join(arguments)} failed with exit code {process.returncode}")
+        raise SystemExit(f"{' '.join(command)} failed with exit code {process.returncode}")
     return time.perf_counter() - start, peak / 1e9
 
 

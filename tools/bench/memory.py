@@ -41,7 +41,8 @@ from psd_gs.guidance.negative import pull_loss
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.priors.latent import LatentPrior
 from psd_gs.priors.memory import PRESETS, one_at_a_time
-from psd_gs.priors.multiview import MultiViewPipeline, MultiViewPrior
+from psd_gs.priors.multiview import MultiViewPrior
+from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 from psd_gs.priors.mvdream import SD21_4VIEW, scheduler, unet_config
 from psd_gs.priors.sd3 import StableDiffusion3Prior
 from psd_gs.priors.stable_diffusion import StableDiffusionPrior, StableDiffusionXLPrior

@@ -2,6 +2,8 @@
 
     python tools/bench/rasterize.py            # everything
     python tools/bench/rasterize.py --quick    # fewer repetitions
+    python tools/bench/rasterize.py --limit    # pairs, operations and bytes of the CPU kernels, and their share of the
+                                               # rate of multiply-adds that one thread of this machine reaches
     python tools/bench/rasterize.py --aot      # what the Triton kernels ask of a GPU, which need not be there
 
 Every case takes the fastest of its repetitions. Columns that are compared with each other are timed in
@@ -121,17 +123,42 @@ def print_usage(console: Console) -> None:
     console.print(table)
 
 
+def print_limit(console: Console, repetitions: int) -> None:
+    """How near the compositing kernels are to what one thread can do."""
+    from bench import limit
+
+    rate = limit.fma_rate()
+    table = Table(title=f"{processor()}, one thread: {rate / 1e9:.1f} GFLOP/s", title_justify="left")
+    for column in ("case", "pairs visited", "contributing", "", "ms", "GFLOP", "GFLOP/s", "share", "GB/s"):
+        table.add_column(column, justify="left" if column in ("case", "") else "right", no_wrap=True)
+    for title, (n, views, size, scale) in CASES.items():
+        gaussians, cameras = scene(n, views, size, scale)
+        pairs, *works = limit.measure(gaussians, cameras, repetitions)
+        row = [title, f"{pairs.visited / 1e6:.2f} M", f"{pairs.contributing / pairs.visited:.0%}"]
+        for name, work in zip(("forward", "backward"), works, strict=True):
+            speed = work.operations / work.seconds
+            numbers = f"{1e3 * work.seconds:.1f}", f"{work.operations / 1e9:.3f}", f"{speed / 1e9:.1f}"
+            table.add_row(*row, name, *numbers, f"{speed / rate:.0%}", f"{work.bytes / work.seconds / 1e9:.2f}")
+            row = ["", "", ""]
+        table.add_section()
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 repetitions instead of 20")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for the threaded columns")
     parser.add_argument("--no-dense", action="store_true", help="skip the dense baseline")
+    parser.add_argument("--limit", action="store_true", help="print the share of the machine's rate of multiply-adds")
     parser.add_argument("--aot", action="store_true", help="print what the Triton kernels take when built for sm_90")
     arguments = parser.parse_args()
     if arguments.aot:
         print_usage(Console(width=120))
         return
     repetitions = 3 if arguments.quick else 20
+    if arguments.limit:
+        print_limit(Console(width=120), repetitions)
+        return
     gpu_backends = usable_backends() if torch.cuda.is_available() else []
 
     table = Table(title=f"{processor()}, torch {torch.__version__}", title_justify="left")

@@ -31,7 +31,8 @@ from psd_gs import TextTo3DPipeline, trainer
 from psd_gs.config import make_config
 from psd_gs.priors import mini
 from psd_gs.priors.latent import LatentPrior
-from psd_gs.priors.multiview import MultiViewPipeline, MultiViewPrior
+from psd_gs.priors.multiview import MultiViewPrior
+from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 from psd_gs.priors.mvdream import SD21_4VIEW, scheduler, unet_config
 from psd_gs.priors.stable_diffusion import StableDiffusionPrior
 from psd_gs.rewards.clip import CLIPReward, vit_h_14

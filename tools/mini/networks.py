@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from psd_gs.priors.multiview import MultiViewPipeline, cosine_scheduler, set_views
+from psd_gs.priors.multiview_pipeline import MultiViewPipeline, cosine_scheduler, set_views
 
 VIEWS = 4
 CHANNELS = (48, 64, 128, 192)

@@ -20,7 +20,7 @@ from mini.pack import Pack
 from mini.scenes import vocabulary
 from mini.words import SPECIAL, known_words, phrase_vectors, pieces
 from mini.world import SIZE_WORDS
-from psd_gs.priors.multiview import MultiViewPipeline
+from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 
 ASSETS = Path(__file__).resolve().parents[2] / "src" / "psd_gs" / "assets" / "mini"
 

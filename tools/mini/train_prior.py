@@ -39,7 +39,8 @@ from mini.networks import CHANNELS, SHARD, VIEWS, Model, make_unet, warm_start
 from mini.world import Group, Groups
 from psd_gs.cameras import turntable
 from psd_gs.files import atomic_path
-from psd_gs.priors.multiview import MultiViewPipeline, cosine_scheduler, encode_prompts, from_cells, set_views, to_cells
+from psd_gs.priors.multiview import encode_prompts, from_cells, to_cells
+from psd_gs.priors.multiview_pipeline import MultiViewPipeline, cosine_scheduler, set_views
 
 OUTER = ("conv_in", "conv_out", "class_embedding")
 """Layers of the U-Net that meet pixels and camera numbers: not for Muon."""

@@ -25,7 +25,8 @@ from mini.objects import CATEGORIES
 from mini.pack import Pack
 from mini.scenes import COLOURS, article, caption, sample_look, sample_scene
 from mini.words import known_words, make_tokenizer, sentence_vectors, word_vectors
-from psd_gs.priors.multiview import MultiViewPipeline, encode_prompts
+from psd_gs.priors.multiview import encode_prompts
+from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 
 
 def old_captions(rng: random.Random, n: int) -> list[str]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from psd_gs.cli.run_options import RunOptions
-from psd_gs.cli.terminal import silence_libraries, step_progress, stop_after_step
+from psd_gs.cli.terminal import SlowSteps, share_cores, silence_libraries, step_progress, stop_after_step
+from psd_gs.cores import Load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from psd_gs.pipeline import TextTo3DPipeline
     from psd_gs.published import Weights
     from psd_gs.result import Result
+    from psd_gs.trainer import StepEvent
 
 
 @dataclass(kw_only=True)
@@ -51,6 +53,7 @@ class Making(RunOptions):
 
     def make(self, prompt: str) -> None:
         """One asset per seed."""
+        load = Load.now()
         if self.quiet:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from rich.console import Console
@@ -75,6 +78,8 @@ class Making(RunOptions):
             if view:
                 stack.callback(view.close)
             pipeline = self._pipeline(console, first)
+            if fewer := share_cores(load):
+                console.print(fewer, soft_wrap=True)
             done = [(job.folder, self._make(console, pipeline, job, view)) for job in jobs]
         plain = Console(highlight=False, markup=False)
         for folder, result in sorted(done, key=lambda pair: -pair[1].scores.get(first.reward, 0.0)):
@@ -148,7 +153,14 @@ class Making(RunOptions):
             console.print(f"going on from step {trainer.step}")
         steps = job.config.steps
         with stop_after_step() as stop, step_progress(console, steps, trainer.step) as show:
-            whole = job.run(show, events=view.follow(trainer, stop) if view else None, stop=stop)
+            slow = SlowSteps()
+
+            def step(event: StepEvent) -> None:
+                show(event)
+                if message := slow(event.logs.get("seconds", 0.0)):
+                    console.print(message, style="yellow", soft_wrap=True)
+
+            whole = job.run(step, events=view.follow(trainer, stop) if view else None, stop=stop)
         if not whole:
             console.print(f"stopped at step {trainer.step}; go on with the same command and --resume")
             raise SystemExit(130)

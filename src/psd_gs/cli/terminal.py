@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
+import statistics
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from psd_gs.cores import Load, fair_threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,10 +26,12 @@ PLAIN_SECONDS = 10.0
 
 
 def silence_libraries() -> None:
-    """Load diffusers and transformers without their advisory messages; errors still show.
+    """Keep the advisory messages of diffusers and transformers out of the output; errors still show.
+
+    Neither is imported for it: they may not be needed at all, and read their environment when they are.
 
     Raises:
-        OutputError: PyTorch, which they load, finds no folder for its temporary files.
+        OutputError: there is no folder for temporary files, which PyTorch's compiler wants when they are imported.
     """
     import tempfile
 
@@ -36,13 +45,78 @@ def silence_libraries() -> None:
             f"expected a folder for temporary files, {reason}. Name one that can be written with TMPDIR, such as one "
             "beside the output."
         ) from error
-    import diffusers.utils.logging
-    import transformers.utils.logging
+    for library in ("diffusers", "transformers"):
+        os.environ.setdefault(f"{library.upper()}_VERBOSITY", "error")
+        if library in sys.modules:
+            logging = importlib.import_module(f"{library}.utils.logging")
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
 
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+
+def share_cores(before: Load) -> str:
+    """Use as many threads as other programs left cores since ``before``.
+
+    Another number of threads rounds differently, so it is chosen once, before a run.
+
+    Returns:
+        What was chosen and why, if it is fewer than there are.
+    """
+    import torch
+
+    most, others = torch.get_num_threads(), Load.now().others(before)
+    threads = free_threads(others)
+    if threads == most:
+        return ""
+    torch.set_num_threads(threads)
+    return f"{threads} of {most} threads: other programs keep {others:.1f} cores busy"
+
+
+def free_threads(others: float = 0.0, processes: int = 1) -> int:
+    """Threads of each of so many processes beside other programs; what ``OMP_NUM_THREADS`` says counts as free.
+
+    Args:
+        others: cores that are taken.
+        processes: of ours that run at once.
+    """
+    import torch
+
+    most = torch.get_num_threads()
+    return max(1, (most if "OMP_NUM_THREADS" in os.environ else fair_threads(most, others)) // processes)
+
+
+class SlowSteps:
+    """Notices when steps become slow because other programs take the cores.
+
+    Args:
+        clock: the load of the machine.
+    """
+
+    WINDOW = 20
+    """Steps that are compared."""
+    RATIO = 3.0
+    """More than a step with a pair takes of one without."""
+
+    def __init__(self, clock: Callable[[], Load] = Load.now) -> None:
+        self.clock, self.told = clock, False
+        self.first: list[float] = []
+        self.last: deque[tuple[float, Load]] = deque(maxlen=self.WINDOW)
+
+    def __call__(self, seconds: float) -> str:
+        """What to tell after a step that took so long: nothing, or once why steps are slow."""
+        if len(self.first) < self.WINDOW:
+            self.first.append(seconds)
+            return ""
+        self.last.append((seconds, self.clock()))
+        times = [taken for taken, _ in self.last]
+        ratio = statistics.median(times) / max(statistics.median(self.first), 1e-9)
+        others = self.last[-1][1].others(self.last[0][1])
+        if self.told or len(times) < self.WINDOW or ratio < self.RATIO or others < 0.5:
+            return ""
+        self.told = True
+        return (
+            f"steps take {ratio:.1f} times as long as at first: other programs keep {others:.1f} cores busy. The "
+            "number of threads stays, because another one rounds differently; --resume would choose it anew"
+        )
 
 
 @contextmanager

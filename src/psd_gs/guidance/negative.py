@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from psd_gs.adam import Adam
 from psd_gs.config.guidance import NegativeConfig
 from psd_gs.errors import ConfigError
 from psd_gs.priors.base import TextEmbedding
@@ -44,13 +45,7 @@ class NegativeEmbedding:
         self.delta = torch.zeros_like(initial.sequence, dtype=master)
         self.limit = config.radius * initial.sequence.to(master).norm()
         self.last_step = -config.every
-        self.optimizer = torch.optim.AdamW([self.delta], lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0)
-        # Written out at once rather than at the first update, so that checkpoints always have the same keys.
-        self.optimizer.state[self.delta] = {
-            "step": torch.zeros(()),
-            "exp_avg": torch.zeros_like(self.delta),
-            "exp_avg_sq": torch.zeros_like(self.delta),
-        }
+        self.optimizer = Adam([self.delta], [config.lr])
         if config.mode != "off" and not bool(self.limit > 0):
             raise ConfigError(
                 "NegativeConfig: expected a negative embedding and a radius above zero, received "
@@ -80,7 +75,7 @@ class NegativeEmbedding:
         return self.embedding
 
     def descend(self, loss: Float[Tensor, ""], step: int) -> None:
-        """One AdamW step on the change, gradient norm clipped, projected into the trust region."""
+        """One Adam step on the change, gradient norm clipped, projected into the trust region."""
         (gradient,) = torch.autograd.grad(loss, self.delta)
         self.delta.requires_grad_(False)
         norm = gradient.norm()
@@ -93,11 +88,11 @@ class NegativeEmbedding:
         self.last_step = step
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = {name: value.clone() for name, value in self.optimizer.state[self.delta].items()}
+        state = {name: value.clone() for name, value in self.optimizer.state[0].items()}
         return {"delta": self.delta.clone(), "last_step": torch.tensor(self.last_step), **state}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.delta.copy_(state["delta"])
         self.last_step = int(state["last_step"])
-        for name, value in self.optimizer.state[self.delta].items():
+        for name, value in self.optimizer.state[0].items():
             value.copy_(state[name])

@@ -128,7 +128,7 @@ class Lora:
 
 def _network(prior: Prior) -> Any:
     """The module that can take LoRA."""
-    network = getattr(prior, "denoiser", None)
+    network = prior.adaptable() if hasattr(prior, "adaptable") else getattr(prior, "denoiser", None)
     if not hasattr(network, "add_adapter"):
         raise ConfigError(
             f"method vsd: expected a prior whose network can take LoRA weights, a diffusers model, received "

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from psd_gs.cameras import Cameras
 from psd_gs.errors import ConfigError, InputError, ModelError
+from psd_gs.plugins import resolved
 from psd_gs.priors.base import TextEmbedding
-from psd_gs.priors.loading import load_pipeline
 from psd_gs.priors.memory import Memory, one_at_a_time, slice_attention
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 MULTIPLE = 64
 """Image sides are multiples of this, so that every level of every network has whole pixels."""
@@ -38,7 +40,8 @@ class LatentPrior(ABC):
         ModelError: an output that is neither noise, velocity nor the clean picture.
     """
 
-    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    pipeline_class: ClassVar[str]
+    """As ``module:name``: diffusers takes seconds to import, which only folders need."""
     family: ClassVar[str]
     """Section of the presets."""
     overflows: ClassVar[bool] = False
@@ -101,7 +104,9 @@ class LatentPrior(ABC):
         Raises:
             ModelError: files are missing, truncated or of another architecture.
         """
-        return cls(load_pipeline(cls.pipeline_class, Path(folder), dtype), name, **options)
+        from psd_gs.priors.loading import load_pipeline
+
+        return cls(load_pipeline(resolved(cls.pipeline_class), Path(folder), dtype), name, **options)
 
     # --- subclasses ---------------------------------------------------------------------------------------------------
 

@@ -6,16 +6,18 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import nn
 
 from psd_gs.errors import ModelError
 from psd_gs.weights import SKIPPED, Shapes, compare_shapes, components_of, pipeline_class, read_header, weight_files
 
-Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+Pipeline = TypeVar("Pipeline", bound="DiffusionPipeline")
 
 LIBRARIES = ("diffusers", "transformers")
 """Classes are taken from these alone, whatever a ``model_index.json`` says."""
@@ -39,7 +41,7 @@ def load_pipeline(cls: type[Pipeline], folder: Path, dtype: torch.dtype, **compo
     Raises:
         ModelError: one line about the first thing that is wrong.
     """
-    with explained(folder):
+    with explained(folder), without_bars():
         found = pipeline_class(folder)
         if found != cls.__name__:
             raise ModelError(
@@ -70,6 +72,22 @@ def variant_of(folder: Path) -> str | None:
 def _slots(cls: type[DiffusionPipeline]) -> set[str]:
     required, optional = cls._get_signature_keys(cls)
     return set(required) | set(optional)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep the progress bars of diffusers and transformers away, which fill a terminal for a second of loading."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    shown = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
 
 
 @contextmanager

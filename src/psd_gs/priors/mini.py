@@ -1,4 +1,4 @@
-"""The embedded prior: where its files are, and which words it knows."""
+"""The embedded prior: where its files are, how they are read, and which words it knows."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def load(_: None, *, dtype: torch.dtype | None, device: torch.device | str, **op
     """
     import torch
 
-    from psd_gs.priors.multiview import MultiViewPrior
+    from psd_gs.priors.embedded import EmbeddedPrior
 
     if dtype is None and torch.device(device).type == "cpu" and _computes_in_bfloat16():
         dtype = torch.bfloat16
-    return MultiViewPrior.from_pretrained(folder("prior"), dtype=dtype or torch.float32, device=device, **options)
+    return EmbeddedPrior.from_pretrained(folder("prior"), dtype=dtype or torch.float32, device=device, **options)
 
 
 def _computes_in_bfloat16() -> bool:

@@ -16,8 +16,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from psd_gs.priors.loading import check_component, check_tokenizers, explained
-from psd_gs.priors.multiview import MultiViewPipeline, MultiViewPrior
+from psd_gs.priors.loading import check_component, check_tokenizers, explained, without_bars
+from psd_gs.priors.multiview import MultiViewPrior
+from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 from psd_gs.weights import compare_shapes, read_header, read_json, weight_files
 
 VIEWS = 4
@@ -150,7 +151,7 @@ class MVDreamPrior(MultiViewPrior):
         from safetensors.torch import load_file
 
         folder = Path(folder)
-        with explained(folder):
+        with explained(folder), without_bars():
             kinds = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL}
             for part, kind in kinds.items():
                 check_component(folder / part, kind.__module__.split(".")[0], kind.__name__)

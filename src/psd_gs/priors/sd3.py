@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,7 +26,7 @@ trained only pure noise lies within it."""
 class StableDiffusion3Prior(LatentPrior):
     """Stable Diffusion 3 and 3.5, with or without its third text encoder."""
 
-    pipeline_class = StableDiffusion3Pipeline
+    pipeline_class = "diffusers:StableDiffusion3Pipeline"
     family = "sd3"
     overflows = True  # T5 does; the model card of 3.5 asks for bfloat16
 

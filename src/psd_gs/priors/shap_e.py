@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psd_gs import weights
 from psd_gs.errors import InputError
-from psd_gs.priors.loading import explained, variant_of
+from psd_gs.priors.loading import explained, variant_of, without_bars
 
 if TYPE_CHECKING:
     from diffusers import ShapEPipeline
@@ -30,7 +30,7 @@ def load_shap_e(folder: Path, device: torch.device | str = "cpu") -> ShapEPipeli
     """
     from diffusers import ShapEPipeline
 
-    with explained(folder):
+    with explained(folder), without_bars():
         for file in folder.glob("*/*.safetensors"):
             weights.read_header(file)
         pipeline = ShapEPipeline.from_pretrained(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from psd_gs.cameras import Cameras
 from psd_gs.priors.base import TextEmbedding
@@ -15,7 +14,7 @@ from psd_gs.priors.latent import LatentPrior
 class StableDiffusionPrior(LatentPrior):
     """Stable Diffusion 1.5, 2.1 and everything of their shape."""
 
-    pipeline_class = StableDiffusionPipeline
+    pipeline_class = "diffusers:StableDiffusionPipeline"
     family = "sd"
 
     @property
@@ -33,7 +32,7 @@ class StableDiffusionXLPrior(StableDiffusionPrior):
     here the negative embedding is a variable, and zeros would leave it no room (``NegativeConfig.radius``).
     """
 
-    pipeline_class = StableDiffusionXLPipeline
+    pipeline_class = "diffusers:StableDiffusionXLPipeline"
     family = "sdxl"
     vae_overflows = True
     native_size = 1024

@@ -37,7 +37,8 @@ def parallel(kernel: Callable[..., None], tasks: int, *args: object) -> None:
     helpers = [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]
     work()
     for helper in helpers:
-        helper.result()
+        if not helper.cancel():  # one that has no core yet would find nothing left to do
+            helper.result()
 
 
 @cache

@@ -18,13 +18,12 @@ import json
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from psd_gs.cameras import Cameras
 from psd_gs.errors import ModelError
@@ -32,6 +31,10 @@ from psd_gs.files import atomic_path, write_atomic
 from psd_gs.resize import resized
 from psd_gs.rewards.base import ScoredByFeatures, check_groups
 from psd_gs.rewards.frozen import CELL, LiteTower, SentenceEncoder
+from psd_gs.text_encoder import TextEncoder, Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 HEAD_WIDTH = 32
 """Channels per attention head."""
@@ -266,22 +269,16 @@ class WritingFusion(nn.Module):
         return x.mean(1)
 
 
-def word_encoder(config: RewardConfig) -> CLIPTextModel:
+def word_encoder(config: RewardConfig) -> TextEncoder:
     """CLIP's text transformer over a vocabulary of our own."""
-    end = 0 if config.text == "words" else config.vocab_size - 1
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.width,
-            intermediate_size=2 * config.width,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=config.width // HEAD_WIDTH,
-            max_position_embeddings=config.text_length,
-            bos_token_id=1 if config.text == "words" else config.vocab_size - 2,
-            eos_token_id=end,
-            pad_token_id=end,
-            attn_implementation="eager",
-        )
+    return TextEncoder(
+        vocab_size=config.vocab_size,
+        width=config.width,
+        inner=2 * config.width,
+        layers=config.text_layers,
+        heads=config.width // HEAD_WIDTH,
+        length=config.text_length,
+        fused=False,
     )
 
 
@@ -359,7 +356,10 @@ class MiniReward(ScoredByFeatures):
     render_size = 128
 
     def __init__(
-        self, network: RewardNetwork, tokenizer: CLIPTokenizer | PreTrainedTokenizerFast, name: str = "mini"
+        self,
+        network: RewardNetwork,
+        tokenizer: Tokenizer | CLIPTokenizer | PreTrainedTokenizerFast,
+        name: str = "mini",
     ) -> None:
         self.network = network.requires_grad_(False).eval()
         self.tokenizer = tokenizer
@@ -389,11 +389,10 @@ class MiniReward(ScoredByFeatures):
             config = RewardConfig(**data | {"channels": tuple(data["channels"])})
             network = RewardNetwork(config)
             network.load_state_dict(load_file(folder / "model.safetensors"))
-            kind = CLIPTokenizer if config.text == "clip" else PreTrainedTokenizerFast
-            tokenizer = kind.from_pretrained(folder, local_files_only=True)
-            if len(tokenizer) != config.vocab_size:  # transformers makes an empty one where the file is missing
+            tokenizer = Tokenizer.from_pretrained(folder)
+            if len(tokenizer) != config.vocab_size:
                 raise ValueError(f"the tokenizer has {len(tokenizer)} entries, expected {config.vocab_size}")
-        except Exception as error:  # safetensors, json, torch and transformers each raise their own
+        except Exception as error:  # safetensors, json, torch and tokenizers each raise their own
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(
                 f"cannot load the reward in {folder}: {reason}. Install psd-gs again, or name another folder."

@@ -1,0 +1,63 @@
+"""How many cores other programs leave."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_STAT = Path("/proc/stat")
+_SHORTEST = 0.2
+"""Seconds; the system counts in hundredths, so less says nothing."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the cores of this process have done up to a moment; two of them make an average.
+
+    Attributes:
+        seconds: of the clock.
+        own: of computing in this process and its finished children.
+        all: of computing in all processes but those that gave way (``nice``); None where the system does not tell.
+    """
+
+    seconds: float
+    own: float
+    all: float | None
+
+    @classmethod
+    def now(cls) -> Load:
+        times = os.times()
+        return cls(time.monotonic(), sum(times[:4]), _computed())
+
+    def others(self, before: Load) -> float:
+        """Cores that other programs kept busy since ``before``; 0 where nothing is known."""
+        seconds = self.seconds - before.seconds
+        if self.all is None or before.all is None or seconds < _SHORTEST:
+            return 0.0
+        return max(0.0, (self.all - before.all - (self.own - before.own)) / seconds)
+
+
+def fair_threads(most: int, others: float) -> int:
+    """Threads that find a core each, at least one.
+
+    A thread without a core of its own keeps all others waiting at the end of every operation.
+
+    Args:
+        most: as many as there are cores.
+        others: cores that are taken.
+    """
+    return max(1, min(most, round(most - others)))
+
+
+def _computed() -> float | None:
+    """Seconds that the cores which this process may use have computed, without idling, waiting and nice programs."""
+    try:
+        allowed = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        rows = [line.split() for line in _STAT.read_text().splitlines() if line.startswith("cpu")]
+        tick = os.sysconf("SC_CLK_TCK")
+    except (AttributeError, OSError, ValueError):  # not Linux, or a container that hides it
+        return None
+    # user, nice, system, idle, iowait, irq, softirq, steal
+    return sum(int(row[i]) for row in rows if row[0] in allowed for i in (1, 3, 6, 7, 8)) / tick

@@ -1,0 +1,89 @@
+"""Threads by what the machine has left."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from psd_gs import cores
+from psd_gs.cli import terminal
+from psd_gs.cores import Load, fair_threads
+
+
+@pytest.mark.parametrize(
+    ("most", "others", "threads"),
+    [(2, 0, 2), (2, 0.4, 2), (2, 1.0, 1), (2, 7.0, 1), (1, 1.0, 1), (8, 2.6, 5), (16, 1, 15)],
+)
+def test_a_core_for_every_thread(most, others, threads):
+    assert fair_threads(most, others) == threads
+
+
+def test_own_work_is_no_load():
+    before = Load(10.0, own=3.0, all=50.0)
+    assert Load(14.0, own=7.0, all=60.0).others(before) == pytest.approx(1.5)
+    assert Load(14.0, own=14.0, all=60.0).others(before) == 0
+    assert Load(14.0, own=3.0, all=None).others(before) == 0
+    assert Load(10.1, own=3.0, all=60.0).others(before) == 0, "too short to say"
+
+
+def test_only_the_cores_of_this_process_count(tmp_path, monkeypatch):
+    """And of them neither idling nor waiting nor programs that give way."""
+    rows = ["cpu 9 9 9 9 9 9 9 9 0 0", "cpu0 100 7 20 900 11 3 4 5 0 0", "cpu1 900 0 900 0 0 0 0 0 0 0", "intr 5"]
+    (tmp_path / "stat").write_text("\n".join(rows))
+    monkeypatch.setattr(cores, "_STAT", tmp_path / "stat")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    assert Load.now().all == pytest.approx((100 + 20 + 3 + 4 + 5) / 100)
+    monkeypatch.setattr(cores, "_STAT", tmp_path / "nowhere")
+    assert Load.now().all is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system does not tell")
+def test_a_busy_program_is_seen():
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        before = Load.now()
+        time.sleep(0.5)
+        assert Load.now().others(before) > 0.1
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def test_threads_are_chosen_once_and_told(monkeypatch):
+    chosen = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    before = Load(0.0, own=0.0, all=0.0)
+    monkeypatch.setattr(terminal.Load, "now", lambda: Load(2.0, own=2.0, all=4.0))
+    assert terminal.share_cores(before) == "1 of 2 threads: other programs keep 1.0 cores busy"
+    monkeypatch.setattr(terminal.Load, "now", lambda: Load(2.0, own=2.0, all=2.1))
+    assert terminal.share_cores(before) == ""
+    assert chosen == [1]
+    assert [terminal.free_threads(processes=n) for n in (1, 2, 5)] == [2, 1, 1]
+    assert terminal.free_threads(others=1.0) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert terminal.free_threads(others=1.0) == 2, "who says so means it"
+
+
+def test_slow_steps_are_told_once():
+    now = [Load(0.0, own=0.0, all=0.0)]
+
+    def clock():
+        now[0] = Load(now[0].seconds + 1, own=now[0].own + 1, all=now[0].all + 2)
+        return now[0]
+
+    slow = terminal.SlowSteps(clock)
+    assert not any(slow(0.1) for _ in range(60))
+    told = [message for message in (slow(0.4) for _ in range(60)) if message]
+    assert len(told) == 1
+    assert told[0].startswith("steps take 4.0 times as long as at first: other programs keep 1.0 cores busy")
+
+
+def test_steps_that_are_slow_for_themselves_are_not_told():
+    slow = terminal.SlowSteps(lambda: Load(0.0, own=0.0, all=None))
+    assert not any(slow(seconds) for seconds in [0.1] * 30 + [1.0] * 60)
