@@ -393,7 +393,7 @@ def test_what_the_command_line_refuses(tmp_path, capsys):
         (["run", "smoke-5", "--shard", "1"], "--shard"),
         (["run", "smoke-5", "--views", "5"], "even"),
         (["run", "smoke-5", "--recipe", "psd", "--preset", "draft"], "received both"),
-        (["report", str(tmp_path)], "found none"),
+        (["report", str(tmp_path)], "received none"),
     ):
         with pytest.raises(SystemExit):
             main(["eval", *arguments])

@@ -247,7 +247,9 @@ def test_a_saved_result_can_be_loaded(result, tmp_path, quick_files):
     assert again.config == result.config
     assert again.metadata == result.metadata
     assert torch.equal(again.negative.sequence, result.negative.sequence)
-    with pytest.raises(InputError, match=r"expected the folder of a finished run, with splat.ply and psd_gs.json"):
+    with pytest.raises(
+        InputError, match=r"expected the folder of a finished run, received one without splat.ply or psd_gs.json"
+    ):
         Result.load(tmp_path / "nowhere")
     (tmp_path / "psd_gs.json").write_text('{"scores": 3}')
     with pytest.raises(InputError, match=r"psd_gs\.json: 'scores': expected fields by name, received 3"):

@@ -1,6 +1,8 @@
 """Building blocks of self-contained HTML reports: page, tables, pictures and inline SVG charts; no script, no network.
 
-    page("A run", {"Scores": bar_chart([Bar("mini", 0.7, 0.6, 0.8)]), "Curves": line_chart({"reward": ys})})
+```python
+page("A run", {"Scores": bar_chart([Bar("mini", 0.7, 0.6, 0.8)]), "Curves": line_chart({"reward": ys})})
+```
 
 Every function returns HTML as text. Text that is given is escaped, except for the bodies of sections.
 """

@@ -94,7 +94,10 @@ class Result:
 
         folder = Path(folder)
         if not runs.is_finished(folder):
-            raise InputError(f"{folder}: expected the folder of a finished run, with {runs.ASSET} and {runs.RECORD}.")
+            raise InputError(
+                f"{folder}: expected the folder of a finished run, received one without {runs.ASSET} or {runs.RECORD}. "
+                "Name another, or finish the run with --resume."
+            )
         record = runs.read_record(folder, "scores", "steps_done", "created")
         return cls(
             read_ply(folder / runs.ASSET),

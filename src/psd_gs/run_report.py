@@ -43,7 +43,9 @@ def write_report(folder: Path) -> Path:
 def run_report(folder: Path) -> str:
     """The page that :func:`write_report` writes."""
     if not runs.has_begun(folder):
-        raise InputError(f"{folder}: expected the folder of a run, with its config.yaml. Pass outputs/NAME.")
+        raise InputError(
+            f"{folder}: expected the folder of a run, received one without config.yaml. Pass outputs/NAME."
+        )
     metadata: Record = runs.read_record(folder) if (folder / runs.RECORD).exists() else {}
     rows = runs.read_log(folder / "metrics.jsonl")
     options = read_bounded(folder / "config.yaml", YAML_BYTES).decode(errors="replace")

@@ -446,7 +446,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise FormatError(f"{path} is not a complete safetensors file ({error}).") from error
     if digest is not None and json.loads(digest) != digest_of(state):
-        raise FormatError(f"{path} is damaged: its content has another checksum than when it was written.")
+        raise FormatError(f"{path} is damaged: expected the checksum that was written with it, received another.")
     return state
 
 

@@ -90,7 +90,8 @@ class Making(RunOptions):
         jobs = [stack.enter_context(Job.find(self.output_dir, config, **options)) for config in configs]
         if self.resume and not any(job.has_begun for job in jobs):
             raise OutputError(
-                f"nothing to resume in {jobs[0].folder}: expected a run of this prompt and seed. Leave --resume out."
+                f"nothing to resume in {jobs[0].folder}: expected a run of this prompt and seed, received none. "
+                "Leave --resume out."
             )
         return jobs
 

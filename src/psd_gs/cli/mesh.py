@@ -129,7 +129,9 @@ class Mesh:
         if target.resolve() == source.resolve():
             raise InputError(f"expected another file to write than the one that is read, received {target} twice.")
         if self.collision != "none" and suffix in (".ply", ".stl"):
-            raise InputError(f"{target}: expected .glb or .obj for --collision, since {suffix} holds one mesh.")
+            raise InputError(
+                f"{target}: expected .glb or .obj for --collision, received {suffix}, which holds one mesh."
+            )
         quality = PRESETS[self.preset]
         textured = suffix in (".glb", ".obj")
         options = BuildOptions(

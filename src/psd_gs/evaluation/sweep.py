@@ -156,7 +156,8 @@ class Sweep:
         kept = read_json(path, Budget) if path.exists() else None
         if kept and (kept.kind != plan.budget or plan.time_of not in ("slowest", kept.time_of)):
             raise OutputError(
-                f"{path} is of {kept.kind} {kept.time_of}, not of {plan.budget}. Choose another --output-dir."
+                f"{path}: expected a budget of {plan.budget}, received one of {kept.kind} {kept.time_of}. "
+                "Choose another --output-dir."
             )
         if plan.budget == "equal-steps":
             budget = equal_steps(plan.arms, own)
@@ -177,8 +178,8 @@ class Sweep:
         missing = [arm for arm in self.plan.arms if firsts[arm.name] == arm.name and arm.name not in known]
         if missing and self.plan.shard[0] > 0:
             raise OutputError(
-                f"expected {self.folder / BUDGET} with the times of {', '.join(arm.name for arm in missing)}, which "
-                "shard 0 measures. Start the others once it is there."
+                f"{self.folder / BUDGET}: expected the times of {', '.join(arm.name for arm in missing)}, which shard "
+                "0 measures, received none. Start the other shards once they are there."
             )
         known |= self.measure(missing)
         return {name: known[first] for name, first in firsts.items()}
@@ -389,7 +390,7 @@ def collect(folder: Path) -> list[Row]:
         except InputError as error:
             logger.warning("left out: %s", error)
     if not rows:
-        raise InputError(f"{folder}: expected finished runs of `psd-gs eval run`, found none. Check the path.")
+        raise InputError(f"{folder}: expected finished runs of `psd-gs eval run`, received none. Check the path.")
     return rows
 
 

@@ -223,8 +223,9 @@ def check_unpacked(path: str | os.PathLike[str], count: int, degree: int, packed
     size = count * 4 * (11 + 3 * (min(degree, 3) + 1) ** 2)
     if not large and size > min(max(SMALL, RATIO * packed), LARGEST):
         raise FormatError(
-            f"{path}: it promises {count} Gaussians in {packed} bytes, expected at most {RATIO} times its size and "
-            f"{LARGEST >> 30} GiB of memory. It is damaged or made to fill the memory; if you trust it, pass --large."
+            f"{path}: expected a file that fills at most {RATIO} times its size and {LARGEST >> 30} GiB of memory, "
+            f"received {count} Gaussians in {packed} bytes. It is damaged or made to fill the memory; if you trust it, "
+            "pass --large."
         )
 
 

@@ -126,8 +126,8 @@ def read_compressed_ply(
         or len(rest) not in (0, 9, 24, 45)
     ):
         raise FormatError(
-            f"{path} is not a compressed PLY: expected elements chunk, vertex and sh of the PlayCanvas layout. "
-            "Export it again, or name a 3DGS PLY .ply."
+            f"{path} is not a compressed PLY: expected the elements chunk, vertex and sh of the PlayCanvas layout, "
+            "received others. Export it again, or name a 3DGS PLY .ply."
         )
     check_unpacked(path, count, round((len(rest) / 3 + 1) ** 0.5) - 1, os.path.getsize(path), large)
     names = [name for name in _BOUNDS if bounds.get(name) == "f4"]

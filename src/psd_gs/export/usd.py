@@ -131,7 +131,7 @@ def read_usd(
     except ValueError as error:
         raise damaged(path, f"no sound USD ({' '.join(str(error).split())[-100:]})") from error
     if not fields:
-        raise FormatError(f"{path} has no splats: expected a ParticleField3DGaussianSplat. Export the asset again.")
+        raise FormatError(f"{path}: expected a ParticleField3DGaussianSplat, received none. Export the asset again.")
     count = sum(len(arrays[0]) for arrays, _ in fields)
     check_unpacked(path, count, 3, os.path.getsize(path), large)
     most = max(arrays[4].shape[1] for arrays, _ in fields)

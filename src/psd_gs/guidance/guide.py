@@ -242,8 +242,8 @@ def check_combination(config: GuidanceConfig) -> None:
     preference_class(config.preference).check(config)
     if config.perp_neg and not config.view_prompts:
         raise ConfigError(
-            "GuidanceConfig.perp_neg: expected view_prompts too, for it removes one view's prompt from another's. "
-            "Set view_prompts to true or leave perp_neg out."
+            "GuidanceConfig.perp_neg: expected view_prompts too, for it removes one view's prompt from another's, "
+            "received view_prompts: false. Set it to true or leave perp_neg out."
         )
 
 
