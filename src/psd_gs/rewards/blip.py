@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from psd_gs.cameras import SIDES, Cameras, side_index
-from psd_gs.errors import InputError, ModelError
+from psd_gs.errors import InputError
 from psd_gs.rewards.base import ScoredByFeatures, check_groups
-from psd_gs.rewards.checkpoints import build, find_file, read_tensors
+from psd_gs.rewards.checkpoints import build, checked_tokenizer, find_file, read_tensors, renamed
 from psd_gs.rewards.images import fit_crop, normalize
 
 Head = Literal["image", "scorer", "fusion"]
@@ -274,14 +274,7 @@ _UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\..*|blip\.text_encoder\.emb
 
 def from_package(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of the ``image-reward`` package, or of DreamReward, under the names of :class:`BlipNetwork`."""
-    out = {}
-    for key, value in tensors.items():
-        name = key
-        for pattern, replacement in _PACKAGE:
-            name = re.sub(pattern, replacement, name)
-        if not _UNUSED.fullmatch(key):
-            out[name] = value
-    return out
+    return {renamed(key, _PACKAGE): value for key, value in tensors.items() if not _UNUSED.fullmatch(key)}
 
 
 def read_bert_tokenizer(path: str | Path, what: str, vocabulary: int = VOCABULARY) -> BertTokenizer:
@@ -291,17 +284,9 @@ def read_bert_tokenizer(path: str | Path, what: str, vocabulary: int = VOCABULAR
         ModelError: its files are missing, damaged or another tokenizer's.
     """
     file = find_file(path, ("vocab.txt",), f"{what}: tokenizer")
-    try:
-        tokenizer = BertTokenizer(vocab=str(file), do_lower_case=True)
-    except Exception as error:  # tokenizers raises a bare Exception
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{what}: cannot read the tokenizer {file}: {reason}. Download it again.") from error
-    if len(tokenizer) != vocabulary:
-        raise ModelError(
-            f"{what}: expected a tokenizer of {vocabulary} entries, received {len(tokenizer)} in {file}. "
-            "Use the tokenizer of bert-base-uncased."
-        )
-    return tokenizer
+    return checked_tokenizer(
+        lambda: BertTokenizer(vocab=str(file), do_lower_case=True), vocabulary, what, file, "bert-base-uncased"
+    )
 
 
 def load_blip_reward(
