@@ -214,9 +214,9 @@ def _preview(result: Result, path: Path) -> None:
 
 
 def _turntable(result: Result, path: Path) -> None:
-    from psd_gs.export.pictures import turntable_video
+    from psd_gs.export.pictures import turntable_film
 
-    turntable_video(result.gaussians, path, metadata=result.metadata)
+    turntable_film(result.gaussians, path, metadata=result.metadata)
 
 
 def _progress(result: Result, path: Path) -> None:

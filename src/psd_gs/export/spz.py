@@ -207,15 +207,8 @@ def read_spz(
 ) -> Gaussians:
     """Read an SPZ of version 1 to 4; harmonics above degree 3 and unknown extensions are left out.
 
-    Args:
-        path: of the file.
-        frame: axes of the file; None: as its record of the coordinate system says, else ``rdf``.
-        lenient: leave out broken rows, and log how many, instead of refusing the file.
-        large: read it whatever it becomes in memory.
-
-    Raises:
-        FormatError: another kind of file, a damaged or truncated one, or one with broken rows.
-        InputError: the file cannot be opened.
+    Arguments and errors are those of :func:`psd_gs.export.formats.load`; without a ``frame`` the file's record of its
+    coordinate system counts, else ``rdf``.
     """
     unpacked = unpack_spz(read_bytes(path), path, large)
     if frame is None and unpacked.world is not None:

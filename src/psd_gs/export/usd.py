@@ -40,18 +40,9 @@ _DATE = 946_728_000
 def write_usd(
     gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "gltf", metadata: Metadata | None = None
 ) -> None:
-    """Write a ``.usdc`` or ``.usdz``.
+    """Write a ``.usdc`` or ``.usdz``; metadata goes into the layer's ``customLayerData`` as JSON.
 
-    Args:
-        gaussians: what to write, in the world frame.
-        path: of the file; replaced in one step.
-        frame: axes of the file.
-        metadata: goes into the layer's ``customLayerData`` as JSON.
-
-    Raises:
-        InputError: no usable Gaussian is left.
-        OutputError: the file cannot be written.
-        BackendError: usd-core is not installed.
+    Arguments and errors are those of :func:`psd_gs.export.formats.save`, and :class:`BackendError` without usd-core.
     """
     require_usd()
     from pxr import Gf, Sdf, Usd, UsdGeom, UsdUtils, UsdVol, Vt
@@ -102,16 +93,7 @@ def read_usd(
 ) -> Gaussians:
     """Read the Gaussian particle fields of a ``.usdc`` or ``.usdz``, with the transforms of their prims.
 
-    Args:
-        path: of the file.
-        frame: axes of the file.
-        lenient: leave out broken rows, and log how many, instead of refusing the file.
-        large: read it whatever it becomes in memory.
-
-    Raises:
-        FormatError: another kind of file, a damaged or truncated one, one without splats, or with broken rows.
-        InputError: the file cannot be opened.
-        BackendError: usd-core is not installed.
+    Arguments and errors are those of :func:`psd_gs.export.formats.load`, and :class:`BackendError` without usd-core.
     """
     require_usd()
     open_file(path).close()
