@@ -35,7 +35,7 @@ class Making(RunOptions):
     output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
     """Folder of all runs."""
     resume: bool = False
-    """Go on with an interrupted run of this prompt and seed, or make what is missing of a finished one."""
+    """Go on with an interrupted run of this prompt and seed, or make the files that a finished one lacks."""
     overwrite: bool = False
     """Delete a run of this prompt and seed and start anew."""
     dry_run: bool = False

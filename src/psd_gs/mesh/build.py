@@ -62,7 +62,7 @@ class BuildOptions:
     height: float | None = None
     """Of the finished mesh, metres; None keeps the size of the splat."""
     pivot: Pivot = "keep"
-    """What lies at the origin: the middle of the base, the middle of the box, or what did in the splat."""
+    """What lies at the origin: the middle of the base, the middle of the box, or the splat's own origin."""
     lods: int = 0
     """Coarser levels beside the finest, each with half the triangles and half the texture size, at most 6."""
     collision: Collision = "none"
