@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 INTERVAL = 0.5
 """Shortest time between two updates, seconds."""
 SHARE = 0.02
-"""Of the time, the most that updates may take; the pause after one is as long as its cost demands."""
+"""Largest share of the time that updates may take; the pause after one is as long as its cost demands."""
 MOST = 50_000
 """Gaussians that are sent; of more, those that cover most."""
 LOOKS = 5.0
@@ -49,7 +49,7 @@ LOOKS = 5.0
 POINTS = 300
 """Most points of a curve."""
 PORTS = 100
-"""How many are tried."""
+"""How many ports are tried."""
 
 CURVES = {
     "reward": {"reward_win": "win", "reward_lose": "lose"},

@@ -25,7 +25,7 @@ CURVES: tuple[tuple[str, dict[str, str], bool], ...] = (
 """Title, names in the log and how they are called, and whether the axis is logarithmic."""
 
 PARTS = ("render", "guidance", "backward")
-"""Laps of a step; the rest goes to optimizers, growing and pruning."""
+"""Timed parts of a step; the rest goes to optimizers, growing and pruning."""
 
 
 def write_report(folder: Path) -> Path:

@@ -42,7 +42,7 @@ CHECKPOINTS = ("latest.safetensors", "previous.safetensors")
 """The last state and the one before it, in case the last one is damaged."""
 
 STREAMS = ("cameras", "background", "densify", "guidance", "init")
-"""Consumers of randomness, each with a generator of its own."""
+"""Consumers of randomness, each of which has a generator of its own."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Trainer:
 
     @property
     def scene(self) -> Gaussians:
-        """Everything that is rendered: what is optimized, and what stands around it."""
+        """Everything that is rendered: what is optimized and what stands around it."""
         return self.refinement.scene(self.gaussians) if self.refinement else self.gaussians
 
     # --- the loop -----------------------------------------------------------------------------------------------------

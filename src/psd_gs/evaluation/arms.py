@@ -1,9 +1,11 @@
 """Arms of a comparison: options over a preset, by name.
 
-``psd``, ``dreamdpo``, ``rewardsds``, ``dreamfl``, ``none``   the preset with this preference score
-``NAME*N``, ``best-of-N``                                     N seeds of it (of ``none``), of which the reward picks one
-``NAME:KEY=VALUE,KEY=VALUE``                                  options over the preset, or over the preference NAME
-``NAME=FILE.yaml``                                            the same from a file
+| arm | is |
+|---|---|
+| ``psd``, ``dreamdpo``, ``rewardsds``, ``dreamfl``, ``none`` | the preset with this preference score |
+| ``NAME*N``, ``best-of-N`` | N seeds of it (of ``none``), of which the reward picks one |
+| ``NAME:KEY=VALUE,KEY=VALUE`` | options over the preset, or over the preference NAME |
+| ``NAME=FILE.yaml`` | the same from a file |
 """
 
 from __future__ import annotations

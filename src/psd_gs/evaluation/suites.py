@@ -19,9 +19,9 @@ SUITES = ("mini-40", "mini-dev-8", "smoke-5", "dreamfusion-style", "t3bench-styl
 """Those that ship with the package."""
 
 SUITE_BYTES = 4 << 20
-"""Largest file of one's own."""
+"""Bytes of the largest file of one's own."""
 WRONG = 10
-"""Wrong captions of a prompt that names none."""
+"""Number of wrong captions for a prompt that names none."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What all splat formats share: what is a value and what damage, and Gaussians in blocks on their way to files.
 
-Infinite opacities are opaque or invisible and a log scale of minus infinity is flat: values. NaN anywhere, an infinite
-position, size or colour, and a rotation of zero are damage. Both readers and writers come here for it.
+Infinite opacities (opaque or invisible) and log scales of minus infinity (flat) are values. NaN anywhere, an infinite
+position, size or colour, and a rotation of zero are damage. Readers and writers share this rule.
 
 A block is small enough for the cache, so a few million splats with all their harmonics are converted
 without a second copy of them in memory.

@@ -163,7 +163,7 @@ def preview_png(
 
 
 def three_quarter_view(gaussians: Gaussians, size: int) -> Float[Tensor, "H W 3"]:
-    """From between front and side and 20 degrees above, of the place where assets grow, on white; sRGB in [0, 1].
+    """The place where assets grow, seen from between front and side and 20 degrees above, on white; sRGB in [0, 1].
 
     The camera does not follow the asset, so that pictures of several steps can be compared.
     """

@@ -60,7 +60,7 @@ class BuildOptions:
     normal_map: bool = True
     """Keep the relief of the surface before decimation in a texture."""
     height: float | None = None
-    """Of the finished mesh, metres; None keeps the size of the splat."""
+    """Height of the finished mesh, metres; None keeps the size of the splat."""
     pivot: Pivot = "keep"
     """What lies at the origin: the middle of the base, the middle of the box, or the splat's own origin."""
     lods: int = 0
