@@ -1,15 +1,12 @@
 """The asset in a browser while it is optimized, with curves, pause and stop-and-keep; on this machine only.
 
-======  ====================  ======================================================================
-method  path                  answer
-======  ====================  ======================================================================
-GET     ``/TOKEN/``           the page
-GET     ``/TOKEN/state``      JSON: title, status, curves (HTML), whether it is paused, and a number that
-                              grows with every version of the splats
-GET     ``/TOKEN/splats``     the last version, as ``.splat`` in glTF's axes
-POST    ``/TOKEN/pause``      hold the optimization; ``/TOKEN/go`` goes on
-POST    ``/TOKEN/keep``       end it and keep what there is
-======  ====================  ======================================================================
+| method | path | answer |
+|---|---|---|
+| GET | ``/TOKEN/`` | the page |
+| GET | ``/TOKEN/state`` | JSON: title, status, curves (HTML), whether it is paused, the number of the splats' version |
+| GET | ``/TOKEN/splats`` | the last version, as ``.splat`` in glTF's axes |
+| POST | ``/TOKEN/pause`` | hold the optimization; ``/TOKEN/go`` goes on |
+| POST | ``/TOKEN/keep`` | end it and keep what there is |
 """
 
 from __future__ import annotations

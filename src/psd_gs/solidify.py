@@ -2,7 +2,8 @@
 
 Score distillation leaves fog: Gaussians of low opacity whose alpha differs from view to view, so that no closed
 surface has the outlines of all views. Here the same Gaussians, made small and opaque, are fitted to their old renders
-in which fog is resolved: what is more than half opaque becomes opaque, the rest vanishes. No diffusion model takes part.
+in which fog is resolved: what is more than half opaque becomes opaque, the rest vanishes. No diffusion model takes
+part.
 """
 
 from __future__ import annotations

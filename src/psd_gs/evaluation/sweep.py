@@ -97,7 +97,7 @@ class Plan:
 
 
 class Sweep:
-    """Makes, scores and remembers.
+    """Makes and scores the runs of a plan, and leaves finished ones alone.
 
     Args:
         pipeline: prior, reward and judge; the reward is what arms optimize and pick by.

@@ -168,8 +168,8 @@ def spz_unit(gaussians: Gaussians) -> float:
 
 
 def _fraction_bits(means: Float[Tensor, "N 3"], centre: Float[Tensor, " 3"], half: float, reach: float) -> int:
-    """As many bits below the point as hold the asset and its strays where :func:`held` leaves them; 18 for assets of usual size, more for
-    small ones. Lengths are in units of the file."""
+    """As many bits below the point as hold the asset and its strays where :func:`held` leaves them; 18 for
+    assets of usual size, more for small ones. Lengths are in units of the file."""
     inside = (means - centre).abs().amax(1) <= reach
     far = float(means[inside].abs().max())
     if not inside.all():

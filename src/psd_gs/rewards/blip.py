@@ -1,12 +1,10 @@
 """Rewards on BLIP: a vision transformer read by a BERT with cross-attention, and a small head.
 
-=================  ==================================  ===========================  ===========================
-name               paper                               head                         score
-=================  ==================================  ===========================  ===========================
-imagereward        ImageReward (2304.05977)            five linear layers           per view, about -2.3 to 2
-reward3d           DreamReward (2403.14613), Scorer    128 features of four views   per group, about -2 to 2
-reward3d-fusion    its CrossViewFusion                 attention over four views    per group, about -0.5 to 0.5
-=================  ==================================  ===========================  ===========================
+| name | paper | head | score |
+|---|---|---|---|
+| imagereward | ImageReward (2304.05977) | five linear layers | per view, about -2.3 to 2 |
+| reward3d | DreamReward (2403.14613), Scorer | 128 features of four views | per group, about -2 to 2 |
+| reward3d-fusion | its CrossViewFusion | attention over four views | per group, about -0.5 to 0.5 |
 
 The published files are the state dicts of the authors' own modules (the ``image-reward`` package
 1.5, which no longer imports beside a current transformers); they are read here key by key into

@@ -1,14 +1,12 @@
 """Rewards that are a CLIP: similarity of an image's and a prompt's embedding.
 
-=========  ==========  =================================  ==================  ====================================
-name       network     trained on                         image               score (range on renders)
-=========  ==========  =================================  ==================  ====================================
-clip       ViT-L/14    web pairs (2103.00020)             shorter side, crop  cosine (0.2 to 0.3)
-hpsv1      ViT-L/14    Discord choices (2303.14420)       shorter side, crop  cosine (0.18 to 0.22)
-hpsv2      ViT-H/14    HPD v2 (2306.09341)                longer side, pad    cosine (0.23 to 0.28)
-hpsv2.1    ViT-H/14    HPD v2, cleaned                    longer side, pad    cosine (0.14 to 0.31)
-pickscore  ViT-H/14    Pick-a-Pic (2305.01569)            shorter side, crop  cosine times exp(logit scale) (18-23)
-=========  ==========  =================================  ==================  ====================================
+| name | network | trained on | image | score (range on renders) |
+|---|---|---|---|---|
+| clip | ViT-L/14 | web pairs (2103.00020) | shorter side, crop | cosine (0.2 to 0.3) |
+| hpsv1 | ViT-L/14 | Discord choices (2303.14420) | shorter side, crop | cosine (0.18 to 0.22) |
+| hpsv2 | ViT-H/14 | HPD v2 (2306.09341) | longer side, pad | cosine (0.23 to 0.28) |
+| hpsv2.1 | ViT-H/14 | HPD v2, cleaned | longer side, pad | cosine (0.14 to 0.31) |
+| pickscore | ViT-H/14 | Pick-a-Pic (2305.01569) | shorter side, crop | cosine times exp(logit scale) (18 to 23) |
 
 Scores of two models are not comparable, nor of one model at two prompts.
 """
