@@ -20,10 +20,18 @@ from psd_gs.gaussians import Gaussians, random_ball, rgb_to_sh0
 from psd_gs.guidance.guide import Guidance
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.render import render
+from psd_gs.rewards.base import CallableReward
 from psd_gs.testing import PixelPrior
 from psd_gs.trainer import Trainer
 
 RED = (0.9, 0.1, 0.1)
+
+
+def bright(name: str = "bright") -> CallableReward:
+    """A judge: how bright the pictures are."""
+    judge = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), name)
+    judge.render_size = RedReward.render_size
+    return judge
 
 
 def red_ball() -> Gaussians:
@@ -70,6 +78,7 @@ class RedReward:
 
     name = "red"
     differentiable = True
+    render_size = 64
 
     def score(self, images: Tensor, prompts: list[str], cameras: Cameras | None = None) -> Tensor:
         assert len(prompts) == len(images)

@@ -19,7 +19,7 @@ import torch
 import trimesh
 import yaml
 from batch_workers import Clock
-from painted import PaintedPrior, RedReward, assert_same, tiny_config
+from painted import PaintedPrior, RedReward, assert_same, bright, tiny_config
 from program import psd_gs
 from test_generate import FILES
 
@@ -31,7 +31,6 @@ from psd_gs.export.ply import read_ply_metadata, write_ply
 from psd_gs.gaussians import random_ball
 from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.render import choose_renderer
-from psd_gs.rewards.base import CallableReward
 
 STEPS = 10
 
@@ -127,8 +126,7 @@ def command(tmp_path, monkeypatch, capsys, quick_files, one_thread):
     file.write_text(yaml.safe_dump({**options, "backgrounds": "white", "steps": STEPS, "solid_steps": 2}))
 
     def load(prior="auto", *, reward="auto", judge="auto", device="auto", **options):
-        bright = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "mini-judge")
-        made = TextTo3DPipeline(PaintedPrior(), RedReward(), bright)
+        made = TextTo3DPipeline(PaintedPrior(), RedReward(), bright("mini-judge"))
         made.reward.name = "mini"
         return made
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from painted import PaintedPrior, RedReward, tiny_config
+from painted import PaintedPrior, RedReward, bright, tiny_config
 
 from psd_gs import TextTo3DPipeline, trainer
 from psd_gs.cli import main
@@ -28,7 +28,6 @@ from psd_gs.rewards.base import CallableReward
 from psd_gs.trainer import Trainer
 
 ITEMS = [Item("a red ball", ("a blue ball",), "balls"), Item("a red box", ("a blue box",), "boxes")]
-BRIGHT = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "bright")
 
 
 def options(**more) -> dict:
@@ -45,7 +44,7 @@ def plan_of(*arms: str, **more) -> Plan:
 
 
 def sweep_of(folder, *arms: str, prior=None, **more) -> Sweep:
-    pipeline = TextTo3DPipeline(prior or PaintedPrior(), RedReward(), BRIGHT)
+    pipeline = TextTo3DPipeline(prior or PaintedPrior(), RedReward(), bright())
     return Sweep(pipeline, plan_of(*arms, **more), folder)
 
 

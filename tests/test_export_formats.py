@@ -144,7 +144,13 @@ def test_signs_of_the_harmonics(tmp_path, extension):
 # --- independent readers ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("extension", "version"), [(".ply", 3), (".compressed.ply", 3), (".spz", 3), (".spz", 4)])
+@pytest.mark.parametrize(
+    ("extension", "version"),
+    [  # gsply compiles its readers for seconds
+        (".ply", 3),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in [(".compressed.ply", 3), (".spz", 3), (".spz", 4)]),
+    ],
+)
 def test_gsply_reads_it(tmp_path, extension, version):
     import gsply
 

@@ -143,7 +143,7 @@ def damage(tmp_path, cases: int) -> float:
 
 
 def test_damaged_files(tmp_path):
-    assert damage(tmp_path, 8) > 0.25
+    assert damage(tmp_path, 4) > 0.25
 
 
 @pytest.mark.full

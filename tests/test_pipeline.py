@@ -9,7 +9,7 @@ import pytest
 import torch
 import trimesh
 import yaml
-from painted import PaintedPrior, RedReward, red_ball, tiny_config
+from painted import PaintedPrior, RedReward, bright, red_ball, tiny_config
 from PIL import Image
 
 from psd_gs import TextTo3DPipeline, job, models
@@ -51,8 +51,7 @@ def options(**more) -> dict:
 
 @pytest.fixture
 def painted() -> TextTo3DPipeline:
-    bright = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "bright")
-    return TextTo3DPipeline(PaintedPrior(), RedReward(), bright)
+    return TextTo3DPipeline(PaintedPrior(), RedReward(), bright())
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
@@ -248,7 +247,7 @@ def test_evaluation_views():
 
 def test_scores_are_means_over_the_evaluation_views():
     asset, judge = red_ball(), RedReward()
-    images = evaluation_images(asset, 256)
+    images = evaluation_images(asset, judge.render_size)
     expected = float((images[:, :, 0] - images[:, :, 1]).mean())
     assert score_asset(asset, "a ball", judge) == pytest.approx(expected, abs=1e-6)
     seen = []

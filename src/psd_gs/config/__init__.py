@@ -14,6 +14,7 @@ import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -452,11 +453,12 @@ def preset(name: str, family: str) -> dict[str, Any]:
     return merged({"preset": name}, *sections, *own)
 
 
-def _with_bases(path: Path) -> list[dict[str, Any]]:
-    """A file of options, after the one beside it that its ``base`` names."""
+@cache
+def _with_bases(path: Path) -> tuple[dict[str, Any], ...]:
+    """A file of options, after the one beside it that its ``base`` names; read once, and not to be changed."""
     data = read_yaml(path)
     base = data.get("base")
-    return [*(_with_bases(path.with_name(f"{base}.yaml")) if base else []), data]
+    return (*(_with_bases(path.with_name(f"{base}.yaml")) if base else ()), data)
 
 
 def config_sha256(config: Config) -> str:

@@ -100,6 +100,7 @@ class PageServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = CONNECTIONS
     allow_reuse_address = os.name != "nt"  # elsewhere it only means not to wait after the last server
 
     def __init__(
