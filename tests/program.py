@@ -12,4 +12,4 @@ def psd_gs(*arguments: str, cwd: Path | None = None, **environment: str) -> subp
     """What ``psd-gs ARGUMENTS`` says and how it ends; ``environment`` is added to ours."""
     command = [sys.executable, "-c", "import sys; from psd_gs.cli import main; main(sys.argv[1:])", *arguments]
     env = {**os.environ, "PYTHONUTF8": "1", **environment}
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, env=env, cwd=cwd)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, env=env, cwd=cwd)

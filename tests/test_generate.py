@@ -62,7 +62,7 @@ def test_generated_files_open(real):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert max(row.get("negative_shift", 0) for row in rows) > 0
-    assert sum("reward_win" in row for row in rows) >= 6
+    assert sum("reward_win" in row for row in rows) >= 3
     assert rows[-1]["gaussians"] >= len(splat) > 500
     preview = Image.open(folder / "preview.png")
     assert preview.width == 4 * preview.height
@@ -96,7 +96,7 @@ def test_pair_and_refinement_act_in_the_default_preset(corgi):
     assert [event.step for event in events] == list(range(1, STEPS + 1))
     assert {event.steps for event in events} == {STEPS}
     judged = [event for event in events if "reward_win" in event.logs]
-    assert len(judged) >= 6
+    assert len(judged) >= 3
     assert all(
         (event.step - 1) / STEPS <= result.config.guidance.psd.end < 1 for event in judged
     )  # the base ends the run
