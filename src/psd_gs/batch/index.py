@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 FILES = ("turntable.mp4", "splat.ply", "mesh.glb", "report.html", "config.yaml")
 SECONDS = 30.0
-"""Between two versions of the page while the batch runs."""
+"""Seconds between two versions of the page while the batch runs."""
 THUMBNAILS = ".thumbnails"
 """Folder in the results with small versions of the previews."""
 SIZE = (1000, 100)

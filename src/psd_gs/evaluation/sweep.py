@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 Facts = dict[str, Any]
 SCORES, COST, BUDGET = "eval.json", "cost.json", "budget.json"
 SEED_STRIDE = 1000
-"""Between the seeds of one arm's several runs."""
+"""Distance between the seeds of one arm's several runs."""
 
 
 class _Scored(TypedDict, total=False):
@@ -414,7 +414,7 @@ class Memory:
 
 
 def resident_memory() -> float | None:
-    """Of this process, GB; None where the system does not tell (other than Linux)."""
+    """Memory that this process holds, GB; None where the system does not tell (other than Linux)."""
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 / 1e9 for line in file if line.startswith("VmRSS"))

@@ -27,7 +27,7 @@ from psd_gs.gaussians import Gaussians
 MOST = 8
 """Assets on one page; browsers draw on at most 8 to 16 canvases at a time."""
 LIVE_RADIUS = 0.7
-"""Of the ball that a live page shows, world units."""
+"""Radius of the ball that a live page shows, world units."""
 _OUT = 16.0  # radii from the origin, beyond which an asset is moved before it becomes an SPZ
 
 

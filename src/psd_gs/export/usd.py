@@ -34,7 +34,7 @@ from psd_gs.files import atomic_path, loads
 from psd_gs.gaussians import Gaussians, RenderMode
 
 _DATE = 946_728_000
-"""Of the member of a ``.usdz``, seconds: fixed, so that the same asset gives the same bytes."""
+"""Date of the member of a ``.usdz``, seconds since 1970: fixed, so that the same asset gives the same bytes."""
 
 
 def write_usd(

@@ -22,7 +22,7 @@ from psd_gs.mesh.scene import PLAIN, Part, Scene, kept, parsing
 logger = logging.getLogger(__name__)
 
 RADIUS = 0.5
-"""Of the ball around the origin that the points are fitted into, world units."""
+"""Radius of the ball around the origin that the points are fitted into, world units."""
 
 _CORE = 0.9
 """Share of the points that is never stray."""

@@ -34,7 +34,7 @@ from psd_gs.rewards.images import fit_crop, normalize
 Head = Literal["image", "scorer", "fusion"]
 
 VIEWS = 4
-"""That Reward3D judges together."""
+"""Views that Reward3D judges together."""
 VOCABULARY = 30522
 """Entries of bert-base-uncased; two unused ones follow in the embedding."""
 
