@@ -36,5 +36,5 @@ def paint(slow: bool = True) -> None:
     prior = SlowPrior if slow else PaintedPrior
     TextTo3DPipeline.from_pretrained = classmethod(lambda cls, *names, **options: cls(prior(), RedReward()))
     pictures.preview_png = partial(pictures.preview_png, size=48)
-    pictures.turntable_video = partial(pictures.turntable_video, frames=4, size=48)
+    pictures.turntable_film = partial(pictures.turntable_film, frames=4, size=48)
     extract.extract_mesh = partial(extract.extract_mesh, options=extract.MeshOptions(resolution=32, views=6, faces=500))

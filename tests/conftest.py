@@ -58,14 +58,6 @@ def mini_pipeline():
     return TextTo3DPipeline.from_pretrained("mini", device="cpu")
 
 
-@pytest.fixture(scope="session")
-def corgi(mini_pipeline):
-    """A short run of the default preset on the embedded models, long enough for several pairs, and its logs."""
-    events = []
-    result = mini_pipeline("a corgi", seed=0, steps=60, on_step=events.append)
-    return result, events
-
-
 @pytest.fixture
 def quick_files(monkeypatch):
     """Small pictures and coarse meshes, for tests that are about something else."""
@@ -73,7 +65,7 @@ def quick_files(monkeypatch):
     from psd_gs.mesh import extract
 
     monkeypatch.setattr(pictures, "preview_png", partial(pictures.preview_png, size=48))
-    monkeypatch.setattr(pictures, "turntable_video", partial(pictures.turntable_video, frames=4, size=48))
+    monkeypatch.setattr(pictures, "turntable_film", partial(pictures.turntable_film, frames=4, size=48))
     monkeypatch.setattr(pictures, "picture_png", partial(pictures.picture_png, size=32))
     coarse = extract.MeshOptions(resolution=32, views=6, faces=500)
     monkeypatch.setattr(extract, "extract_mesh", partial(extract.extract_mesh, options=coarse))

@@ -20,9 +20,18 @@ from psd_gs.gaussians import Gaussians, random_ball, rgb_to_sh0
 from psd_gs.guidance.guide import Guidance
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.render import render
+from psd_gs.rewards.base import CallableReward
+from psd_gs.testing import PixelPrior
 from psd_gs.trainer import Trainer
 
 RED = (0.9, 0.1, 0.1)
+
+
+def bright(name: str = "bright") -> CallableReward:
+    """A judge: how bright the pictures are."""
+    judge = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), name)
+    judge.render_size = RedReward.render_size
+    return judge
 
 
 def red_ball() -> Gaussians:
@@ -30,7 +39,7 @@ def red_ball() -> Gaussians:
     return replace(ball, sh0=rgb_to_sh0(torch.tensor(RED)).expand(150, 1, 3).clone())
 
 
-class PaintedPrior:
+class PaintedPrior(PixelPrior):
     """Implements ``Prior``; ``broken`` holds the numbers of the calls that answer NaN."""
 
     name = "painted"
@@ -45,20 +54,6 @@ class PaintedPrior:
 
     def embed(self, prompts: list[str]) -> TextEmbedding:
         return TextEmbedding(torch.stack([torch.full((2, 3), 0.1 + 0.01 * len(prompt)) for prompt in prompts]))
-
-    def encode(self, images: Tensor) -> Tensor:
-        return 2 * images - 1
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return (0.5 * x0 + 0.5).clamp(0, 1)
-
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        angle = t.view(-1, 1, 1, 1, 1) * (math.pi / 2)
-        return angle.cos(), angle.sin()
-
-    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = self.alpha_sigma(t)
-        return alpha * x0 + sigma * noise
 
     def paint(self, cameras: Cameras) -> Tensor:
         """The target's views ``[G V 3 H W]`` on white, as latents."""
@@ -83,6 +78,7 @@ class RedReward:
 
     name = "red"
     differentiable = True
+    render_size = 64
 
     def score(self, images: Tensor, prompts: list[str], cameras: Cameras | None = None) -> Tensor:
         assert len(prompts) == len(images)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from painted import PaintedPrior, RedReward, tiny_config
+from painted import PaintedPrior, RedReward, bright, tiny_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
@@ -25,7 +25,6 @@ from psd_gs.evaluation.suites import load_suite
 from psd_gs.export.ply import read_ply
 from psd_gs.gaussians import from_points, random_ball
 from psd_gs.pipeline import TextTo3DPipeline
-from psd_gs.rewards.base import CallableReward
 from psd_gs.scoring import evaluation_cameras
 
 # --- measures --------------------------------------------------------------------------------------------------------
@@ -123,8 +122,7 @@ def arguments_of(folder: Path) -> list[str]:
 @pytest.fixture
 def painted(monkeypatch):
     """Benchmarks with a prior, reward and judge that take no time."""
-    judge = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "bright")
-    monkeypatch.setattr(common, "load_pipeline", lambda *_: TextTo3DPipeline(PaintedPrior(), RedReward(), judge))
+    monkeypatch.setattr(common, "load_pipeline", lambda *_: TextTo3DPipeline(PaintedPrior(), RedReward(), bright()))
 
 
 @pytest.mark.usefixtures("one_thread", "painted")

@@ -1,4 +1,4 @@
-"""The command line: the main command for real once, and all its ways on a prior that takes milliseconds."""
+"""The command line in all its ways, on a prior that takes milliseconds; for real it runs in ``test_generate.py``."""
 
 from __future__ import annotations
 
@@ -10,99 +10,29 @@ import signal
 import subprocess
 import sys
 import time
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import trimesh
 import yaml
 from batch_workers import Clock
-from painted import PaintedPrior, RedReward, assert_same, tiny_config
-from PIL import Image
+from painted import PaintedPrior, RedReward, assert_same, bright, tiny_config
+from program import psd_gs
+from test_generate import FILES
 
 from psd_gs import cli, pipeline, result, runs, trainer
 from psd_gs.cli import making
 from psd_gs.config import Config, from_dict, to_dict
 from psd_gs.errors import OutputError
-from psd_gs.export.ply import read_ply, read_ply_metadata, write_ply
+from psd_gs.export.ply import read_ply_metadata, write_ply
 from psd_gs.gaussians import random_ball
 from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.render import choose_renderer
-from psd_gs.rewards.base import CallableReward
 
-FILES = {"splat.ply", "mesh.glb", "turntable.mp4", "preview.png", "config.yaml", "metrics.jsonl", "psd_gs.json"}
-FILES |= {"report.html", "progress.png", "progress"}
 STEPS = 10
-
-
-def psd_gs(*arguments: str, **options) -> subprocess.CompletedProcess:
-    """The installed program in a process of its own."""
-    command = [sys.executable, "-c", "import sys; from psd_gs.cli import main; main(sys.argv[1:])", *arguments]
-    environment = {**os.environ, "PYTHONUTF8": "1"}
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, env=environment, **options)
-
-
-# --- the main command for real ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """``psd-gs generate "a corgi"`` with few steps, everything else as a user gets it."""
-    folder = tmp_path_factory.mktemp("real")
-    done = psd_gs("generate", "a corgi", "--steps", "60", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "outputs" / "a-corgi-0", done
-
-
-def test_generate_writes_everything(real):
-    folder, done = real
-    assert {path.name for path in folder.iterdir()} == FILES | {"checkpoints", "negative.safetensors"}
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["latest.safetensors"]
-    assert "Traceback" not in done.stderr
-    assert "warning" not in done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("prior mini · reward mini · judge mini-judge · cpu · preset default, 60 steps")
-    assert any(line.startswith("step 60/60  ") and "Gaussians" in line and "reward" in line for line in lines)
-    assert lines[-1].startswith(f"{Path('outputs') / 'a-corgi-0'}  (mini ")
-
-
-def test_generated_files_open(real):
-    folder, _ = real
-    splat = read_ply(folder / "splat.ply")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 61))
-    assert max(row.get("negative_shift", 0) for row in rows) > 0
-    assert sum("reward_win" in row for row in rows) >= 6
-    assert rows[-1]["gaussians"] >= len(splat) > 500
-    preview = Image.open(folder / "preview.png")
-    assert preview.width == 4 * preview.height
-    (mesh,) = trimesh.load_scene(folder / "mesh.glb", process=False).geometry.values()
-    assert 100 < len(mesh.faces) <= 20_000
-    _, uses = np.unique(mesh.edges_sorted, axis=0, return_counts=True)
-    assert (uses % 2 == 0).all(), "the surface is not closed"
-    assert (folder / "turntable.mp4").stat().st_size > 10_000
-    config = from_dict(Config, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), "config")
-    assert (config.prompt, config.steps, config.prior, config.judge) == ("a corgi", 60, "mini", "mini-judge")
-    metadata = read_ply_metadata(folder / "splat.ply")
-    record = json.loads((folder / "psd_gs.json").read_text())
-    files = record.pop("files")
-    assert metadata == record
-    assert files["splat.ply"] == sha256((folder / "splat.ply").read_bytes()).hexdigest()
-    assert files.keys() == {"splat.ply", "preview.png", "turntable.mp4", "progress.png", "mesh.glb"}
-    assert metadata["scores"].keys() == {"mini", "mini-judge"}
-
-
-def test_the_python_api_makes_the_same_asset(real, corgi):
-    (folder, _), (result, _) = real, corgi
-    splat = read_ply(folder / "splat.ply")
-    for name in ("means", "scales", "opacities", "sh0"):
-        assert torch.equal(getattr(splat, name), getattr(result.gaussians, name)), name
-    scores = json.loads((folder / "psd_gs.json").read_text())["scores"]
-    assert scores == {name: round(score, 4) for name, score in result.scores.items()}
 
 
 def cpu_seconds(code: str) -> tuple[float, str]:
@@ -196,8 +126,7 @@ def command(tmp_path, monkeypatch, capsys, quick_files, one_thread):
     file.write_text(yaml.safe_dump({**options, "backgrounds": "white", "steps": STEPS, "solid_steps": 2}))
 
     def load(prior="auto", *, reward="auto", judge="auto", device="auto", **options):
-        bright = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "mini-judge")
-        made = TextTo3DPipeline(PaintedPrior(), RedReward(), bright)
+        made = TextTo3DPipeline(PaintedPrior(), RedReward(), bright("mini-judge"))
         made.reward.name = "mini"
         return made
 

@@ -80,6 +80,15 @@ def test_a_result_has_its_command_machine_and_date(page):
     assert len(text.splitlines()) <= 110
 
 
+def test_included_files_exist():
+    """What is between the marks of an inclusion is a file, and no formatter has touched the marks."""
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md")}
+    assert not [name for name, text in pages.items() if re.search(r"--8\s+<|<\s+--\"", text)]
+    included = [file for text in pages.values() for file in re.findall(r'^--8<-- "(.+)"$', text, re.MULTILINE)]
+    assert included == ["examples/first_asset.py"]
+    assert (ROOT / included[0]).exists()
+
+
 def test_documents_hold_no_raw_lines():
     assert {path.suffix for path in (ROOT / "docs").rglob("*") if path.is_file()} <= {".md", ".png", ".py"}
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from painted import PaintedPrior, RedReward, tiny_config
+from painted import PaintedPrior, RedReward, bright, tiny_config
 
 from psd_gs import TextTo3DPipeline, trainer
 from psd_gs.cli import main
@@ -28,7 +28,6 @@ from psd_gs.rewards.base import CallableReward
 from psd_gs.trainer import Trainer
 
 ITEMS = [Item("a red ball", ("a blue ball",), "balls"), Item("a red box", ("a blue box",), "boxes")]
-BRIGHT = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "bright")
 
 
 def options(**more) -> dict:
@@ -45,7 +44,7 @@ def plan_of(*arms: str, **more) -> Plan:
 
 
 def sweep_of(folder, *arms: str, prior=None, **more) -> Sweep:
-    pipeline = TextTo3DPipeline(prior or PaintedPrior(), RedReward(), BRIGHT)
+    pipeline = TextTo3DPipeline(prior or PaintedPrior(), RedReward(), bright())
     return Sweep(pipeline, plan_of(*arms, **more), folder)
 
 
@@ -393,7 +392,7 @@ def test_what_the_command_line_refuses(tmp_path, capsys):
         (["run", "smoke-5", "--shard", "1"], "--shard"),
         (["run", "smoke-5", "--views", "5"], "even"),
         (["run", "smoke-5", "--recipe", "psd", "--preset", "draft"], "received both"),
-        (["report", str(tmp_path)], "found none"),
+        (["report", str(tmp_path)], "received none"),
     ):
         with pytest.raises(SystemExit):
             main(["eval", *arguments])

@@ -187,7 +187,7 @@ def test_arms_as_they_are_written(tmp_path):
     [
         ("PSD2", "expected one of"),
         ("psd*0", "1 run"),
-        ("a b", "expected NAME"),
+        ("a b", "such as NAME"),
         ("x:seed=1", "same for all"),
         ("x:seed", "key=value"),
         ("x:steps=[", "not YAML"),

@@ -114,7 +114,7 @@ def test_other_files(tmp_path):
     stage = Usd.Stage.CreateNew(str(tmp_path / "cube.usdc"))
     UsdGeom.Cube.Define(stage, "/cube")
     stage.Save()
-    with pytest.raises(FormatError, match="has no splats"):
+    with pytest.raises(FormatError, match="expected a ParticleField3DGaussianSplat, received none"):
         load(tmp_path / "cube.usdc")
     with pytest.raises(InputError, match="cannot read"):
         load(tmp_path / "nothing.usdz")
@@ -143,7 +143,7 @@ def damage(tmp_path, cases: int) -> float:
 
 
 def test_damaged_files(tmp_path):
-    assert damage(tmp_path, 8) > 0.25
+    assert damage(tmp_path, 4) > 0.25
 
 
 @pytest.mark.full

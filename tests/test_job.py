@@ -178,7 +178,7 @@ def held(tmp_path):
 def test_a_second_process_is_kept_out_until_the_first_is_gone(held):
     folder, process = held
     assert is_claimed(folder)
-    with pytest.raises(OutputError, match=r"a-red-ball-0: expected a folder in which nobody works"):
+    with pytest.raises(OutputError, match=r"a-red-ball-0: expected a folder that nobody is working in"):
         Job.open(folder, CONFIG)
     with Job.find(folder.parent, CONFIG) as second, Job.find(folder.parent, CONFIG) as third:
         assert [second.folder.name, third.folder.name] == ["a-red-ball-0-2", "a-red-ball-0-3"]

@@ -212,7 +212,7 @@ def test_command_without_metadata(command, tmp_path):
     [
         (("nothing.ply", "b.glb"), ["cannot read nothing.ply"]),
         (("a.ply", "b.fbx"), ["b.fbx: expected a mesh file", "Blender"]),
-        (("a.ply", "no/b.glb"), ["cannot write no/b.glb"]),
+        (("a.ply", "no/b.glb"), ["no/b.glb: expected the name of a file"]),
         (("a.ply", "a.ply"), ["expected another file"]),
         (("text.ply", "b.glb"), ["text.ply is not a PLY file"]),
         (("a.txt", "b.glb"), ["a.txt: expected a splat file"]),

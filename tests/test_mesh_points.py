@@ -122,7 +122,7 @@ def test_gaussian_ply_is_recognised(tmp_path):
         ("a.ply", b"not", "is not a PLY file"),
         ("a.glb", b"glTF", "this GLB file"),
         ("a.obj", b"hello\n", "this OBJ file"),
-        ("c.obj", b"v 1 1 1\nv 1 1 1\n", "not all in one place"),
+        ("c.obj", b"v 1 1 1\nv 1 1 1\n", "received one place"),
         ("a.stl", b"", "this STL file"),
         ("b.obj", b"v 0 0 0\nv 0 0 0\nv 0 0 0\nf 1 2 3\n", "no finite area"),
     ],

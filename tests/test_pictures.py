@@ -15,7 +15,6 @@ from psd_gs.export.pictures import (
     preview_png,
     progress_strip,
     turntable_film,
-    turntable_video,
 )
 from psd_gs.gaussians import Gaussians, from_points
 
@@ -35,7 +34,7 @@ def sphere() -> Gaussians:
 
 def test_turntable(sphere, tmp_path):
     path = tmp_path / "turntable.mp4"
-    turntable_video(sphere, path, frames=16, size=64, fps=8, elevation=0, metadata={"prompt": "a ball, läuft"})
+    turntable_film(sphere, path, frames=16, size=64, fps=8, elevation=0, metadata={"prompt": "a ball, läuft"})
     frames = read_frames(str(path))
     info = next(frames)
     pictures = [np.frombuffer(frame, np.uint8).reshape(64, 64, 3) for frame in frames]
@@ -60,14 +59,14 @@ def test_turntable(sphere, tmp_path):
 
 def test_turntable_refuses_odd_sizes(sphere, tmp_path):
     with pytest.raises(InputError, match="received 65; use 66"):
-        turntable_video(sphere, tmp_path / "a.mp4", size=65)
+        turntable_film(sphere, tmp_path / "a.mp4", size=65)
 
 
 def test_unwritable_folder(sphere, tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
         preview_png(sphere, tmp_path / "nowhere" / "a.png", views=1, size=16)
     with pytest.raises(OutputError, match="cannot write"):
-        turntable_video(sphere, tmp_path / "nowhere" / "a.mp4", frames=2, size=16)
+        turntable_film(sphere, tmp_path / "nowhere" / "a.mp4", frames=2, size=16)
 
 
 def test_preview(sphere, tmp_path):

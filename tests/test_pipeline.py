@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 import trimesh
 import yaml
-from painted import PaintedPrior, RedReward, red_ball, tiny_config
+from painted import PaintedPrior, RedReward, bright, red_ball, tiny_config
 from PIL import Image
 
-import psd_gs
 from psd_gs import TextTo3DPipeline, job, models
 from psd_gs.config import (
     MAX_PROMPT,
@@ -53,46 +51,7 @@ def options(**more) -> dict:
 
 @pytest.fixture
 def painted() -> TextTo3DPipeline:
-    bright = CallableReward(lambda images, prompts: images.mean((1, 2, 3)), "bright")
-    return TextTo3DPipeline(PaintedPrior(), RedReward(), bright)
-
-
-# --- the embedded models ---------------------------------------------------------------------------------------------
-
-
-def test_pair_and_refinement_act_in_the_default_preset(corgi):
-    result, events = corgi
-    assert [event.step for event in events] == list(range(1, 61))
-    assert {event.steps for event in events} == {60}
-    judged = [event for event in events if "reward_win" in event.logs]
-    assert len(judged) >= 6
-    assert all((event.step - 1) / 60 <= result.config.guidance.psd.end < 1 for event in judged)  # the base ends the run
-    assert all(event.logs["reward_win"] >= event.logs["reward_lose"] for event in judged)
-    assert any(event.logs["gap"] > 0 and event.logs["pair_share"] > 0 for event in judged)
-    assert max(event.logs.get("negative_shift", 0) for event in events) > 0
-    unrefined = psd_gs.pipeline.load_prior("mini").embed([""]).sequence
-    assert not torch.equal(result.negative.sequence, unrefined)
-    assert all(math.isfinite(value) for event in events for value in event.logs.values())
-    assert sum(event.logs.get("grown", 0) for event in events) > 0
-
-
-def test_a_result_knows_what_it_is(corgi):
-    result, _ = corgi
-    assert len(result.gaussians) > 500
-    assert not any(p.requires_grad for p in result.gaussians.params().values())
-    assert result.config.prompt == "a corgi"
-    assert (result.config.prior, result.config.reward, result.config.judge) == ("mini", "mini", "mini-judge")
-    assert set(result.scores) == {"mini", "mini-judge"}
-    metadata = result.metadata
-    assert metadata["prompt"] == "a corgi"
-    assert metadata["n_splats"] == len(result.gaussians)
-    assert metadata["psd_gs_version"] == psd_gs.__version__
-    assert metadata["ai_generated"] is True
-    assert metadata["steps_done"] == metadata["steps"] == 60
-    embedded = {"repository": "embedded", "licence": "Apache-2.0"}
-    models = {"prior": "mini", "reward": "mini", "judge": "mini-judge"}
-    assert metadata["models"] == {role: [{"name": name, **embedded}] for role, name in models.items()}
-    assert json.loads(json.dumps(metadata)) == metadata
+    return TextTo3DPipeline(PaintedPrior(), RedReward(), bright())
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
@@ -240,7 +199,7 @@ def test_a_product_that_fails_is_noted_and_made_later(result, tmp_path, monkeypa
         raise ValueError("no film today")
 
     with monkeypatch.context() as patch:
-        patch.setattr("psd_gs.export.pictures.turntable_video", fail)
+        patch.setattr("psd_gs.export.pictures.turntable_film", fail)
         result.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"turntable.mp4"}
     assert json.loads((tmp_path / "psd_gs.json").read_text())["failed"] == {"turntable.mp4": "no film today"}
@@ -258,7 +217,9 @@ def test_a_saved_result_can_be_loaded(result, tmp_path, quick_files):
     assert again.config == result.config
     assert again.metadata == result.metadata
     assert torch.equal(again.negative.sequence, result.negative.sequence)
-    with pytest.raises(InputError, match=r"expected the folder of a finished run, with splat.ply and psd_gs.json"):
+    with pytest.raises(
+        InputError, match=r"expected the folder of a finished run, received one without splat.ply or psd_gs.json"
+    ):
         Result.load(tmp_path / "nowhere")
     (tmp_path / "psd_gs.json").write_text('{"scores": 3}')
     with pytest.raises(InputError, match=r"psd_gs\.json: 'scores': expected fields by name, received 3"):
@@ -297,7 +258,7 @@ def test_evaluation_views():
 
 def test_scores_are_means_over_the_evaluation_views():
     asset, judge = red_ball(), RedReward()
-    images = evaluation_images(asset, 256)
+    images = evaluation_images(asset, judge.render_size)
     expected = float((images[:, :, 0] - images[:, :, 1]).mean())
     assert score_asset(asset, "a ball", judge) == pytest.approx(expected, abs=1e-6)
     seen = []

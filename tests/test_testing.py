@@ -154,8 +154,8 @@ class Vague(Preference):
     def residual(self, step):
         return None, {"verdict": torch.tensor(math.nan)}
 
-    def loss(self, images, *rest):
-        return images.detach().sum(), {}
+    def loss(self, views):
+        return views.images.detach().sum(), {}
 
 
 @pytest.mark.parametrize(

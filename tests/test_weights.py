@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +14,7 @@ import pytest
 import tiny_models
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
+from program import psd_gs
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -455,14 +453,8 @@ def test_text_encoders_and_sd3_have_the_published_numbers():
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def psd_gs(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "import sys; from psd_gs.cli import main; main(sys.argv[1:])", *arguments]
-    env = {**os.environ, "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1", **environment}
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, env=env)
-
-
 def test_doctor(tmp_path):
-    done = psd_gs("doctor", HF_HOME=str(tmp_path))
+    done = psd_gs("doctor", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     for what in ("python", "torch", "disk", "hub", "weights", "renderer", "prior"):
@@ -474,7 +466,7 @@ def test_doctor(tmp_path):
 
 
 def test_models_commands(tmp_path, saved):
-    listed = psd_gs("models", "list", HF_HOME=str(tmp_path))
+    listed = psd_gs("models", "list", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert listed.returncode == 0, listed.stderr
     names = {line.split()[0] for line in listed.stdout.splitlines()[1:]}
     assert names == {"mini", *WEIGHTS}
@@ -485,12 +477,12 @@ def test_models_commands(tmp_path, saved):
         (("pull", "nope"), "unknown model 'nope'"),
         (("verify", "sd15"), "no weights for sd15"),
     ):
-        done = psd_gs("models", *arguments, HF_HOME=str(tmp_path))
+        done = psd_gs("models", *arguments, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
         assert part in done.stderr
-    whole = psd_gs("models", "verify", str(saved), HF_HOME=str(tmp_path))
+    whole = psd_gs("models", "verify", str(saved), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert (whole.returncode, whole.stdout) == (0, f"{saved}: whole\n")
 
 

@@ -7,8 +7,6 @@ not bounded, so that everything stays linear.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from psd_gs.cameras import Cameras, turntable
 from psd_gs.config.guidance import GuidanceConfig
 from psd_gs.guidance.preference import Setup, preference_class
 from psd_gs.priors.base import TextEmbedding
+from psd_gs.testing import PixelPrior
 
 SIZE = 8
 DIM = SIZE * SIZE
@@ -51,7 +50,7 @@ def gain(alpha: Tensor, sigma: Tensor, variance: float) -> Tensor:
     return alpha * variance / (alpha**2 * variance + sigma**2)
 
 
-class ToyPrior:
+class ToyPrior(PixelPrior):
     """Implements ``Prior`` with ``alpha = cos(pi t / 2)``; the first token of an embedding is the data's mean."""
 
     name = "toy"
@@ -76,12 +75,7 @@ class ToyPrior:
         return x0.expand(-1, -1, 3, -1, -1)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        angle = t.double().view(-1, 1, 1, 1, 1) * math.pi / 2
-        return angle.cos(), angle.sin()
-
-    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = self.alpha_sigma(t)
-        return alpha * x0 + sigma * noise
+        return super().alpha_sigma(t.double())
 
     def predict(
         self, x_t: Tensor, t: Tensor, text: TextEmbedding, negative: TextEmbedding, cameras: Cameras

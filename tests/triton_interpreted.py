@@ -71,7 +71,7 @@ def test_batches_of_a_gpu():
 
 
 @pytest.mark.usefixtures("large_batches")
-@pytest.mark.parametrize("sh_degree", [0, 1, 2, 3])
+@pytest.mark.parametrize("sh_degree", [0, *(pytest.param(n, marks=pytest.mark.full) for n in (1, 2)), 3])
 def test_degrees(sh_degree):
     compare(random_scene(sh_degree, n=16, sh_degree=sh_degree), odd_cameras(19, 13)[1:], antialiased=sh_degree % 2 == 1)
 

@@ -22,7 +22,7 @@ from psd_gs.mesh.points import read_points
 from psd_gs.runs import ASSET
 
 RADIUS = 0.62
-"""Of the ball that an asset is fitted into, world units: it fills nine tenths of an evaluation view."""
+"""Radius of the ball that an asset is fitted into, world units: it fills nine tenths of an evaluation view."""
 
 POINTS = 40_000
 """Samples of a mesh's surface."""

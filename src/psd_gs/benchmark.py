@@ -28,11 +28,11 @@ class Timing:
     """One line.
 
     Attributes:
-        what: was timed.
+        what: what was timed.
         shape: views and their side in pixels.
-        gaussians: how many.
-        milliseconds: median; None if it could not be.
-        note: why not, or what it is.
+        gaussians: how many were drawn.
+        milliseconds: median; None if it could not be timed.
+        note: why it could not, or what it is.
     """
 
     what: str
@@ -101,7 +101,7 @@ def step_times(pipeline: TextTo3DPipeline, count: int, repeats: int) -> Iterator
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median time of a call, the device waited for."""
+    """Median time of a call, until the device has finished."""
     times = []
     wait = getattr(torch, device.type).synchronize
     for i in range(WARM + repeats):

@@ -438,8 +438,8 @@ def _claim(folder: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise OutputError(
-            f"{folder}: expected a folder in which nobody works, but another process does. Wait for it, or choose "
-            "another --output-dir or --seed."
+            f"{folder}: expected a folder that nobody is working in, received one that another process holds. Wait for "
+            "it, or choose another --output-dir or --seed."
         ) from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -1,15 +1,12 @@
 """The asset in a browser while it is optimized, with curves, pause and stop-and-keep; on this machine only.
 
-======  ====================  ======================================================================
-method  path                  answer
-======  ====================  ======================================================================
-GET     ``/TOKEN/``           the page
-GET     ``/TOKEN/state``      JSON: title, status, curves (HTML), whether it is paused, and a number that
-                              grows with every version of the splats
-GET     ``/TOKEN/splats``     the last version, as ``.splat`` in glTF's axes
-POST    ``/TOKEN/pause``      hold the optimization; ``/TOKEN/go`` goes on
-POST    ``/TOKEN/keep``       end it and keep what there is
-======  ====================  ======================================================================
+| method | path | answer |
+|---|---|---|
+| GET | ``/TOKEN/`` | the page |
+| GET | ``/TOKEN/state`` | JSON: title, status, curves (HTML), whether it is paused, the number of the splats' version |
+| GET | ``/TOKEN/splats`` | the last version, as ``.splat`` in glTF's axes |
+| POST | ``/TOKEN/pause`` | hold the optimization; ``/TOKEN/go`` goes on |
+| POST | ``/TOKEN/keep`` | end it and keep what there is |
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ logger = logging.getLogger(__name__)
 INTERVAL = 0.5
 """Shortest time between two updates, seconds."""
 SHARE = 0.02
-"""Of the time, the most that updates may take; the pause after one is as long as its cost demands."""
+"""Largest share of the time that updates may take; the pause after one is as long as its cost demands."""
 MOST = 50_000
 """Gaussians that are sent; of more, those that cover most."""
 LOOKS = 5.0
@@ -49,7 +46,7 @@ LOOKS = 5.0
 POINTS = 300
 """Most points of a curve."""
 PORTS = 100
-"""How many are tried."""
+"""How many ports are tried."""
 
 CURVES = {
     "reward": {"reward_win": "win", "reward_lose": "lose"},

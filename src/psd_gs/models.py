@@ -141,7 +141,7 @@ def fetch(config: Config, on_fetch: Callable[[Weights], None] = lambda entry: No
 
 
 def missing(config: Config) -> list[Weights]:
-    """Which published weights of a run are not on this machine yet."""
+    """Which published weights a run needs that are not on this machine yet."""
     starts = [WEIGHTS["shap-e"]] if config.init.source == "shap-e" else []
     return [
         *downloads(config.prior, config.reward, config.judge),

@@ -1,9 +1,11 @@
 """The whole job as a Python API: a sentence in, Gaussians, a mesh and scores out.
 
+```python
 from psd_gs import TextTo3DPipeline
 
 result = TextTo3DPipeline.from_pretrained("mini")("a corgi", seed=0)
 result.save("outputs/corgi")
+```
 """
 
 from __future__ import annotations

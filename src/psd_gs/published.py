@@ -38,7 +38,7 @@ _SD21_SHA256 = {
     "text_encoder/model.safetensors": "cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c",
     "vae/diffusion_pytorch_model.safetensors": "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
 }
-"""From the repository that its owner has removed; mirrors must agree."""
+"""Digests of the repository that its owner has removed; mirrors must agree."""
 
 _HPS = "697403c78157020a1ae59d23f111aa58ced35b0a"
 _PICKSCORE = "a4e4367c6dfa7288a00c550414478f865b875800"

@@ -189,7 +189,7 @@ def _located(asset: Path) -> Path:
     """
     path = asset / SPLAT if asset.is_dir() else asset
     if asset.is_dir() and not path.is_file():
-        raise InputError(f"{asset}: expected a splat file or a run folder with {SPLAT}. Name a file in it.")
+        raise InputError(f"{asset}: expected a run folder with {SPLAT}, received one without. Name a file in it.")
     format_of(path)  # refuses what is none
     return path.resolve()
 

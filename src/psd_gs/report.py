@@ -1,6 +1,8 @@
 """Building blocks of self-contained HTML reports: page, tables, pictures and inline SVG charts; no script, no network.
 
-    page("A run", {"Scores": bar_chart([Bar("mini", 0.7, 0.6, 0.8)]), "Curves": line_chart({"reward": ys})})
+```python
+page("A run", {"Scores": bar_chart([Bar("mini", 0.7, 0.6, 0.8)]), "Curves": line_chart({"reward": ys})})
+```
 
 Every function returns HTML as text. Text that is given is escaped, except for the bodies of sections.
 """
@@ -19,7 +21,7 @@ from psd_gs.errors import FormatError, InputError
 from psd_gs.files import PICTURE_BYTES, read_bounded
 
 COLOURS = ("#2f6fde", "#d9542b", "#2a9d5c", "#9b4fc4", "#b8860b", "#0f8b9d", "#c2387a", "#6b7280")
-"""Of the series, in order; told apart by most kinds of colour blindness and readable on white and near black."""
+"""Of the series, in order; which most kinds of colour blindness can tell apart, readable on white and near black."""
 
 _WIDTH, _HEIGHT = 480, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 40

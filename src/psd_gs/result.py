@@ -96,7 +96,10 @@ class Result:
 
         folder = Path(folder)
         if not runs.is_finished(folder):
-            raise InputError(f"{folder}: expected the folder of a finished run, with {runs.ASSET} and {runs.RECORD}.")
+            raise InputError(
+                f"{folder}: expected the folder of a finished run, received one without {runs.ASSET} or {runs.RECORD}. "
+                "Name another, or finish the run with --resume."
+            )
         record = runs.read_record(folder, "scores", "steps_done", "created")
         return cls(
             read_ply(folder / runs.ASSET),
@@ -222,9 +225,9 @@ def _preview(result: Result, path: Path) -> None:
 
 
 def _turntable(result: Result, path: Path) -> None:
-    from psd_gs.export.pictures import turntable_video
+    from psd_gs.export.pictures import turntable_film
 
-    turntable_video(result.gaussians, path, metadata=result.metadata)
+    turntable_film(result.gaussians, path, metadata=result.metadata)
 
 
 def _progress(result: Result, path: Path) -> None:

@@ -25,7 +25,7 @@ CURVES: tuple[tuple[str, dict[str, str], bool], ...] = (
 """Title, names in the log and how they are called, and whether the axis is logarithmic."""
 
 PARTS = ("render", "guidance", "backward")
-"""Laps of a step; the rest goes to optimizers, growing and pruning."""
+"""Timed parts of a step; the rest goes to optimizers, growing and pruning."""
 
 
 def write_report(folder: Path) -> Path:
@@ -43,7 +43,9 @@ def write_report(folder: Path) -> Path:
 def run_report(folder: Path) -> str:
     """The page that :func:`write_report` writes."""
     if not runs.has_begun(folder):
-        raise InputError(f"{folder}: expected the folder of a run, with its config.yaml. Pass outputs/NAME.")
+        raise InputError(
+            f"{folder}: expected the folder of a run, received one without config.yaml. Pass outputs/NAME."
+        )
     metadata: Record = runs.read_record(folder) if (folder / runs.RECORD).exists() else {}
     rows = runs.read_log(folder / "metrics.jsonl")
     options = read_bounded(folder / "config.yaml", YAML_BYTES).decode(errors="replace")

@@ -17,7 +17,7 @@ ASSET = "splat.ply"
 """The first thing that a finished optimization leaves."""
 
 RECORD = "psd_gs.json"
-"""Written after all that is made of the asset: a folder that holds both is finished."""
+"""Written after everything that is made of the asset: a folder that holds both is finished."""
 
 OPTIONS = "config.yaml"
 """Written after the first checkpoint: a folder that holds it has begun, and can always go on."""

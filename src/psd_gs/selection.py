@@ -19,8 +19,8 @@ Region = Callable[[Float[Tensor, "N 3"]], Bool[Tensor, " N"]]
 """Which points lie in it."""
 
 SAME = 1e-4
-"""Distance up to which two files mean the same Gaussian, in units of the asset's largest extent: what quantized
-formats lose."""
+"""Two Gaussians of two files are the same up to this distance, in units of the asset's largest extent: what
+quantized formats lose."""
 
 
 def box(lower: Float[Tensor, " 3"], upper: Float[Tensor, " 3"]) -> Region:

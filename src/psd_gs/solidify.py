@@ -2,7 +2,8 @@
 
 Score distillation leaves fog: Gaussians of low opacity whose alpha differs from view to view, so that no closed
 surface has the outlines of all views. Here the same Gaussians, made small and opaque, are fitted to their old renders
-with the fog decided: what is more than half opaque becomes opaque, the rest vanishes. No diffusion model takes part.
+in which fog is resolved: what is more than half opaque becomes opaque, the rest vanishes. No diffusion model takes
+part.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _HARDER = 6.0
 _SMALLER = 0.5
 """Factor on the standard deviations at the start."""
 _BAND = 0.2
-"""Range of alpha around one half that is stretched instead of decided."""
+"""Range of alpha around one half that is stretched instead of rounded to 0 or 1."""
 _TRANSPARENT = 0.1
 """Gaussians below this opacity are dropped at the end."""
 _FINE = 0.5

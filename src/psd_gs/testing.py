@@ -259,16 +259,9 @@ def _run(guidance: Guidance, says: str, steps: range, images: Tensor | None = No
     return images.detach()
 
 
-class _Blob:
-    """A prior in closed form: pixels around one grey, of variance 1; ``alpha = cos(pi t / 2)``."""
-
-    name, image_size, device = "closed form", 8, torch.device("cpu")
-
-    def __init__(self, views: int) -> None:
-        self.views = views
-
-    def embed(self, prompts: list[str]) -> TextEmbedding:
-        return TextEmbedding(torch.stack([torch.full((1, 1), 0.5 + 0.01 * len(prompt)) for prompt in prompts]))
+class PixelPrior:
+    """The part of a :class:`~psd_gs.priors.base.Prior` that priors in closed form share: latents are pixels in [-1, 1],
+    and ``x_t = cos(pi t / 2) x0 + sin(pi t / 2) noise``."""
 
     def encode(self, images: Tensor) -> Tensor:
         return 2 * images - 1
@@ -283,6 +276,18 @@ class _Blob:
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.alpha_sigma(t)
         return alpha * x0 + sigma * noise
+
+
+class _Blob(PixelPrior):
+    """A prior in closed form: pixels around one grey, of variance 1."""
+
+    name, image_size, device = "closed form", 8, torch.device("cpu")
+
+    def __init__(self, views: int) -> None:
+        self.views = views
+
+    def embed(self, prompts: list[str]) -> TextEmbedding:
+        return TextEmbedding(torch.stack([torch.full((1, 1), 0.5 + 0.01 * len(prompt)) for prompt in prompts]))
 
     def predict(
         self, x_t: Tensor, t: Tensor, text: TextEmbedding, negative: TextEmbedding, cameras: Cameras

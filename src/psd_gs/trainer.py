@@ -43,7 +43,7 @@ CHECKPOINTS = ("latest.safetensors", "previous.safetensors")
 """The last state and the one before it, in case the last one is damaged."""
 
 STREAMS = ("cameras", "background", "densify", "guidance", "init")
-"""Consumers of randomness, each with a generator of its own."""
+"""Consumers of randomness, each of which has a generator of its own."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Trainer:
 
     @property
     def scene(self) -> Gaussians:
-        """Everything that is rendered: what is optimized, and what stands around it."""
+        """Everything that is rendered: what is optimized and what stands around it."""
         return self.refinement.scene(self.gaussians) if self.refinement else self.gaussians
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise FormatError(f"{path} is not a complete safetensors file ({error}).") from error
     if digest is not None and json.loads(digest) != digest_of(state):
-        raise FormatError(f"{path} is damaged: its content has another checksum than when it was written.")
+        raise FormatError(f"{path} is damaged: expected the checksum that was written with it, received another.")
     return state
 
 

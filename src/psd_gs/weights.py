@@ -19,7 +19,7 @@ from psd_gs.files import loads
 from psd_gs.published import EMBEDDED, WEIGHTS, Weights
 
 SHOWN = 5
-"""Keys that an error names."""
+"""Most keys that an error names."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -175,11 +175,14 @@ def test_pages_hold_every_size(tmp_path, factor, place):
     assert np.exp(np.median(scales)) / described["radius"] == pytest.approx(0.037, rel=0.1)
 
 
-def test_meshes_of_every_size(tmp_path):
+@pytest.mark.parametrize(
+    "names", [["2 mm", "UTM"], pytest.param([*SIZES], marks=pytest.mark.full)], ids=["some", "all"]
+)
+def test_meshes_of_every_size(tmp_path, names):
     columns = ball(700, size=0.05)
     options = BuildOptions(MeshOptions(resolution=32, views=8, faces=300), texture_size=0)
     boxes = {}
-    for name, (factor, place) in {"metre": (1.0, (0, 0, 0)), **SIZES}.items():
+    for name, (factor, place) in {"metre": (1.0, (0, 0, 0)), **{name: SIZES[name] for name in names}}.items():
         write_ply(tmp_path / "a.ply", resized(columns, factor, place), types=dict.fromkeys("xyz", "double"))
         built = build(load(tmp_path / "a.ply"), options)
         vertices = built.levels[0].vertices

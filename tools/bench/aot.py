@@ -17,6 +17,7 @@ from triton.compiler import ASTSource
 from psd_gs.cameras import turntable
 from psd_gs.gaussians import random_ball
 from psd_gs.render import triton as backend
+from psd_gs.render.backend import Settings
 
 TARGETS = {
     **{f"sm_{capability}": GPUTarget("cuda", capability, 32) for capability in (75, 80, 90, 120)},
@@ -46,10 +47,9 @@ def launches(sh_degree: int = 0, antialiased: bool = False, median_depth: bool =
 
     gaussians = random_ball(3, 0.5, scale=0.1, opacity=0.5, sh_degree=sh_degree).map(lambda p: p.requires_grad_())
     with mock.patch.object(backend, "_launch", record):
-        rgb, *_ = backend.rasterize(
-            gaussians, turntable(1, size=20), torch.zeros(1, 3), sh_degree, antialiased, median_depth, True
-        )
-        rgb.sum().backward()
+        settings = Settings(sh_degree, antialiased, median_depth, absgrad=True)
+        drawn = backend.rasterize(gaussians, turntable(1, size=20), torch.zeros(1, 3), settings)
+        drawn.rgb.sum().backward()
     return calls
 
 

@@ -38,7 +38,9 @@ class RayPool:
         try:
             import ray
         except ImportError as error:
-            raise ConfigError('--ray needs Ray: pip install "psd-gs[ray]".') from error
+            raise ConfigError(
+                '--ray: expected the package ray, received none. Install it with pip install "psd-gs[ray]".'
+            ) from error
         self._ray, self._prepare = ray, prepare
         local = address == "local"
         try:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 FILES = ("turntable.mp4", "splat.ply", "mesh.glb", "report.html", "config.yaml")
 SECONDS = 30.0
-"""Between two versions of the page while the batch runs."""
+"""Seconds between two versions of the page while the batch runs."""
 THUMBNAILS = ".thumbnails"
 """Folder in the results with small versions of the previews."""
 SIZE = (1000, 100)
@@ -33,7 +33,7 @@ _BYTES = 1 << 20
 class Index:
     """``index.html`` of a folder of runs; pictures are embedded, links are relative.
 
-    What is shown of a finished run is kept until its folder changes, and its thumbnail on the disk.
+    What is shown of a finished run is kept in memory until its folder changes, its thumbnail on the disk.
 
     Args:
         root: of all runs.
@@ -68,7 +68,7 @@ class Index:
             return self.root / "index.html"
 
     def refresh(self, failed: Mapping[Path, str]) -> None:
-        """Have the page written beside the queue, if the last version is old enough."""
+        """Write the page in a thread beside the queue, if the last version is old enough."""
         if time.monotonic() - self._last < SECONDS or (self._thread and self._thread.is_alive()):
             return
         self._last = time.monotonic()

@@ -15,7 +15,7 @@ from psd_gs.batch.tasks import Outcome, Task, Worker
 class LocalPool:
     """A :class:`~psd_gs.batch.queue.Pool` of processes, each behind a pipe of its own.
 
-    A queue that all share would be left locked by a worker that is killed over it.
+    A queue that all share would stay locked if a worker were killed while it held it.
 
     Args:
         devices: one worker each.

@@ -14,7 +14,7 @@ from psd_gs.errors import BackendError
 from psd_gs.files import writing
 
 TRIES = 3
-"""How often a task may take its worker down with it."""
+"""How many workers a task may cost before it counts as failed."""
 
 
 class Pool(Protocol):

@@ -28,15 +28,15 @@ class Batch(RunOptions):
 
     One run folder per prompt, and index.html over all. On GPUs one worker each; on a CPU --workers, which share
     its threads. The same command goes on where it stopped: finished runs are left alone, others go on from
-    their checkpoints. A prompt that fails is told at the end and does not stop the others.
+    their checkpoints. A prompt that fails is reported at the end and does not stop the others.
     """
 
     prompts: Annotated[Positional[Path], arg(metavar="PROMPTS.txt")]
     """One prompt per line, lines that begin with # left out; or - for standard input."""
     workers: Annotated[int, arg(metavar="N")] = 0
-    """Processes: one per GPU, or 1 on a CPU, unless told."""
+    """Worker processes. Default: one per GPU, or one on a CPU."""
     shard: Text = None
-    """i/n: only every n-th prompt, from the i-th (0 to n-1) on, for job arrays that share --output-dir."""
+    """i/n: every n-th prompt only, starting with the i-th (0 to n-1); for job arrays that share --output-dir."""
     ray: Annotated[str | None, arg(metavar="ADDRESS", help_behavior_hint="")] = None
     """Take the workers from a Ray cluster (auto, HOST:6379, ray://HOST:10001), or from a new one here (local)."""
     output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs/batch")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Bench:
     """Time the renderers of this machine, and the steps of a prior whose weights are here.
 
-    Prints a Markdown table that can be pasted into an issue. Nothing is downloaded and nothing is written. Close what
-    else computes; a run takes about a minute on a GPU, more on a CPU.
+    Prints a Markdown table that can be pasted into an issue. Nothing is downloaded and nothing is written. Close other
+    programs that compute; it takes about a minute on a GPU, more on a CPU.
     """
 
     prior: str = "auto"

@@ -70,7 +70,7 @@ def python() -> Iterator[Finding]:
         yield Finding(
             "torchvision",
             "problem",
-            f"installed, but does not import ({str(error).splitlines()[0]}); transformers then fails too",
+            f"installed, but does not import ({str(error).splitlines()[0]}), and then neither does transformers",
             "pip uninstall torchvision (psd-gs does not need it)",
         )
 

@@ -43,24 +43,24 @@ class Run(SharedOptions):
     seeds: Annotated[int, arg(metavar="K")] = 1
     """Seeds 0 to K-1 of each prompt."""
     prompts: Number = None
-    """Only so many of the suite's prompts, evenly spread."""
+    """Take only this many of the suite's prompts, evenly spread."""
     budget: Literal["equal-steps", "equal-time"] = "equal-steps"
     """equal-steps: the preset's, shared out among the runs of best-of-N. equal-time: as many steps as fit into the
     time of --time-of, which is measured first, on this machine."""
     time_of: Annotated[str, arg(metavar="ARM")] = "slowest"
     """With equal-time: the arm whose time all may take, or slowest."""
     calibrate: Annotated[int, arg(metavar="N")] = 2
-    """With equal-time: prompts on which it is measured."""
+    """With equal-time: number of prompts on which the time is measured."""
     preset: Annotated[Preset | None, arg(help_behavior_hint="")] = None
     """Tier of quality against time (configs/*.yaml), under all arms. Default: draft."""
     judges: Names = ""
     """Further held-out models."""
     views: Annotated[int, arg(metavar="N")] = 12
-    """Of the ring around each asset that scores by view are taken from; even."""
+    """Views of the ring around each asset that scores by view are taken from; an even number."""
     size: Annotated[int | None, arg(metavar="PX", help_behavior_hint="")] = None
-    """Of the views. Default: 128 for the embedded models, else the prior's, at least 256."""
+    """Side of the views. Default: 128 for the embedded models, else the prior's, at least 256."""
     shard: Annotated[str, arg(metavar="I/N")] = "0/1"
-    """Every N-th prompt from the I-th only; all shards share the folder."""
+    """Every N-th prompt only, starting with the I-th (0 to N-1); all shards share the folder."""
     against: Names = ""
     """Arms that all others are compared with in the report. Default: see --arms."""
     output_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -175,9 +175,9 @@ class Score:
     """Leave splats where they are and as large as they are, as in a run's own scores. Default: all are fitted into
     one ball."""
     views: Annotated[int, arg(metavar="N")] = 12
-    """Of the ring around each asset; even."""
+    """Views of the ring around each asset; an even number."""
     size: Annotated[int | None, arg(metavar="PX", help_behavior_hint="")] = None
-    """Of the views. Default: 128 for the embedded models, else 256."""
+    """Side of the views. Default: 128 for the embedded models, else 256."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     json: bool = False
@@ -262,7 +262,7 @@ def load_models(wanted: list[str], device: Any) -> dict[str, Reward]:
 
 
 def describe(row: Facts) -> str:
-    """What is worth a line."""
+    """Seconds, Gaussians and scores of a row, in one line."""
     scores = ", ".join(f"{n} {s['mean']:+.2f}" for n, s in row["scores"].items() if s["mean"] is not None)
     return f"{row['seconds']:.0f} s, {row['gaussians']} Gaussians, {scores}" + (
         f", {row['error']}" if row["error"] else ""

@@ -33,7 +33,7 @@ class Export:
     to: Annotated[tuple[str, ...], arg(metavar="EXT [EXT ...]", help_behavior_hint="")] = ()
     """Write each file that is read in these formats, such as .spz .sog, beside it; or what - is (default .ply)."""
     output_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """With --to: write below this folder, in the folders that the files have below their common one."""
+    """With --to: write below this folder, keeping the folders that the files have below their common one."""
     suffix: Annotated[str, arg(metavar="EXT")] = ".ply"
     """With --to: which files of a folder are read."""
     sh_degree: Annotated[int | None, arg(metavar="0-3", help_behavior_hint="")] = None
@@ -55,7 +55,7 @@ class Export:
     no_metadata: bool = False
     """Write the splats alone: no prompt, no seed, no FILE.json."""
     large: bool = False
-    """Read a compressed file also if it becomes a hundred times as large in memory, or more than 8 GiB."""
+    """Read a compressed file even if it becomes a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 

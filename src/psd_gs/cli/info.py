@@ -20,7 +20,7 @@ class Info:
     json: bool = False
     """Print one JSON object instead."""
     large: bool = False
-    """Read a compressed file also if it becomes a hundred times as large in memory, or more than 8 GiB."""
+    """Read a compressed file even if it becomes a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -61,7 +61,7 @@ class Info:
 
 
 def _form(low: float, high: float) -> str:
-    """Millimetres, or three digits of what is smaller than a centimetre."""
+    """A length to the millimetre, or to three digits below a centimetre."""
     return ".3f" if max(abs(low), abs(high)) >= 0.01 else ".3g"
 
 

@@ -37,7 +37,7 @@ class Making(RunOptions):
     output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
     """Folder of all runs."""
     resume: bool = False
-    """Go on with an interrupted run of this prompt and seed, or make what is missing of a finished one."""
+    """Go on with an interrupted run of this prompt and seed, or make the files that a finished one lacks."""
     overwrite: bool = False
     """Delete a run of this prompt and seed and start anew."""
     dry_run: bool = False
@@ -95,7 +95,8 @@ class Making(RunOptions):
         jobs = [stack.enter_context(Job.find(self.output_dir, config, **options)) for config in configs]
         if self.resume and not any(job.has_begun for job in jobs):
             raise OutputError(
-                f"nothing to resume in {jobs[0].folder}: expected a run of this prompt and seed. Leave --resume out."
+                f"nothing to resume in {jobs[0].folder}: expected a run of this prompt and seed, received none. "
+                "Leave --resume out."
             )
         return jobs
 

@@ -33,15 +33,15 @@ class Mesh:
     """Write a mesh of each file that is read beside it, as .glb, .obj, .ply or .stl: mesh.glb of splat.ply, a.glb of
     a.ply."""
     output_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """With --to: write below this folder, in the folders that the files have below their common one."""
+    """With --to: write below this folder, keeping the folders that the files have below their common one."""
     suffix: Annotated[str, arg(metavar="END")] = "splat.ply"
     """With --to: which files of a folder are read."""
     overwrite: bool = False
-    """With --to: make also what is made already."""
+    """With --to: make meshes that are there already anew."""
     preset: Literal["mobile", "game", "hero", "film"] = "game"
     """Triangles and texels: mobile 5 k / 512, game 20 k / 1024, hero 50 k / 2048, film 200 k / 4096."""
     faces: Number = None
-    """At most so many triangles, instead of the preset's."""
+    """Most triangles, instead of the preset's."""
     texture_size: Number = None
     """Side of the textures, a power of two; 0 makes vertex colours. Default: the preset's."""
     resolution: Number = None
@@ -53,7 +53,7 @@ class Mesh:
     height: Annotated[float | None, arg(metavar="METRES", help_behavior_hint="")] = None
     """Scale the mesh to this height. Default: as large as the splat, about one metre."""
     pivot: Literal["base", "center", "keep"] = "base"
-    """What lies at the origin: the middle of the base, the middle of the box, or what did in the splat."""
+    """What lies at the origin: the middle of the base, the middle of the box, or the splat's own origin."""
     unlit: bool = False
     """Show the colours as they are, without light (KHR_materials_unlit); the light of the splat is in them."""
     lods: Annotated[int, arg(metavar="N")] = 0
@@ -67,7 +67,7 @@ class Mesh:
     no_metadata: bool = False
     """Write the mesh alone: no prompt, no seed, no FILE.json."""
     large: bool = False
-    """Read a compressed file also if it becomes a hundred times as large in memory, or more than 8 GiB."""
+    """Read a compressed file even if it becomes a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -129,7 +129,9 @@ class Mesh:
         if target.resolve() == source.resolve():
             raise InputError(f"expected another file to write than the one that is read, received {target} twice.")
         if self.collision != "none" and suffix in (".ply", ".stl"):
-            raise InputError(f"{target}: expected .glb or .obj for --collision, since {suffix} holds one mesh.")
+            raise InputError(
+                f"{target}: expected .glb or .obj for --collision, received {suffix}, which holds one mesh."
+            )
         quality = PRESETS[self.preset]
         textured = suffix in (".glb", ".obj")
         options = BuildOptions(
@@ -174,7 +176,7 @@ class Mesh:
 
 
 def _origin(asset: Asset) -> dict[str, Any]:
-    """Where the asset came from, without the facts of its splat file but its place in the world."""
+    """Where the asset came from, and its place in the world, without the other facts of its splat file."""
     own = ("bounds", "frame", "format", "sha256", "scale", "offset", "render_mode")
     kept = {name: value for name, value in asset.metadata.items() if name not in own}
     return kept | ({"offset": list(asset.gaussians.origin)} if any(asset.gaussians.origin) else {})

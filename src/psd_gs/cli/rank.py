@@ -29,7 +29,7 @@ class Rank:
     repeats: Annotated[int, arg(metavar="N")] = 0
     """Ask N pairs a second time with sides exchanged, to see how steady the answers are."""
     seed: Annotated[int, arg(metavar="N")] = 0
-    """Of order and sides."""
+    """Seed of the order of the pairs and of their sides."""
     port: Annotated[int, arg(metavar="N")] = 0
     """0 takes a free one."""
     no_browser: bool = False

@@ -28,7 +28,7 @@ class Report:
         from psd_gs.run_report import write_report
 
         if not self.runs:
-            raise InputError("expected the folder of a run, such as outputs/a-corgi-0.")
+            raise InputError("expected the folder of a run, received none. Name one, such as outputs/a-corgi-0.")
         console = Console(highlight=False, markup=False)
         for folder in self.runs:
             path = write_report(folder)

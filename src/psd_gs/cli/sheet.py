@@ -24,7 +24,7 @@ class Sheet:
     size: Annotated[int, arg(metavar="PIXELS")] = 256
     """Width and height of each."""
     large: bool = False
-    """Read compressed files also if they become a hundred times as large in memory, or more than 8 GiB."""
+    """Read compressed files even if they become a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from psd_gs.trainer import StepEvent
 
 PLAIN_SECONDS = 10.0
-"""Between two progress lines when the output is not a terminal."""
+"""Seconds between two progress lines where the output is not a terminal."""
 
 
 def silence_libraries() -> None:

@@ -29,11 +29,11 @@ class Turntable:
     fps: Annotated[int, arg(metavar="N")] = 24
     """Frames per second."""
     elevation: Annotated[float, arg(metavar="DEGREES")] = 15.0
-    """Of the camera above the horizon."""
+    """Angle of the camera above the horizon."""
     background: Annotated[str, arg(metavar="COLOUR")] = "auto"
     """A colour such as white, black or "#204060", or transparent. Default: white for mp4, else transparent."""
     large: bool = False
-    """Read a compressed file also if it becomes a hundred times as large in memory, or more than 8 GiB."""
+    """Read a compressed file even if it becomes a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 

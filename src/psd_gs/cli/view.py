@@ -27,7 +27,7 @@ class View:
     no_open: bool = False
     """Do not open the browser."""
     large: bool = False
-    """Read compressed files also if they become a hundred times as large in memory, or more than 8 GiB."""
+    """Read compressed files even if they become a hundred times as large in memory, or more than 8 GiB."""
     debug: bool = False
     """Show tracebacks."""
 

@@ -25,7 +25,7 @@ class Words:
     sheet: Annotated[Path | None, arg(metavar="FILE.png")] = None
     """Also paint each of them with the prior, as four views, into this picture."""
     seed: Annotated[int, arg(metavar="N")] = 0
-    """Of the noise that the sheet is painted from."""
+    """Seed of the noise that the sheet is painted from."""
     debug: bool = False
     """Show tracebacks."""
 

@@ -14,6 +14,7 @@ import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -61,11 +62,11 @@ class InitConfig:
     count: int = 1500
     """Number of Gaussians (at most, for files)."""
     radius: float = 0.5
-    """Of the ball, world units."""
+    """Radius of the ball, world units."""
     scale: float = 0.05
     """Standard deviation of each Gaussian, world units."""
     opacity: float = 0.12
-    """Of each Gaussian."""
+    """Opacity of each Gaussian."""
 
     def __post_init__(self) -> None:
         check_range(self, 1, 10_000_000, "count")
@@ -78,13 +79,13 @@ class CameraConfig:
     """Where the training views are taken from: orthogonal azimuths, one elevation, distance and field of view."""
 
     elevation: tuple[float, float] = (-15.0, 60.0)
-    """Degrees above the horizon."""
+    """Lowest and highest elevation, degrees above the horizon."""
     fov: tuple[float, float] = (30.0, 50.0)
-    """Vertical, degrees."""
+    """Smallest and largest vertical field of view, degrees."""
     distance: tuple[float, float] = (0.95, 1.12)
-    """Factor on the distance at which a ball of ``radius`` just fills the image."""
+    """Nearest and farthest, as a factor on the distance at which a ball of ``radius`` just fills the image."""
     radius: float = 0.66
-    """World units."""
+    """Radius of that ball, world units."""
     size: tuple[int, int] = (64, 64)
     """Image side at the start and from ``size_at`` on, pixels."""
     size_at: float = 0.5
@@ -106,14 +107,19 @@ class OptimizerConfig:
     """Adam per parameter; rates fall exponentially from the first to the second value."""
 
     means: tuple[float, float] = (5e-3, 5e-4)
+    """Rates of the positions."""
     scales: tuple[float, float] = (1e-2, 2e-3)
-    """Of the logarithms."""
+    """Rates of the logarithms of the standard deviations."""
     quats: tuple[float, float] = (1e-2, 2e-3)
+    """Rates of the quaternions."""
     opacities: tuple[float, float] = (5e-2, 1e-2)
-    """Of the logits."""
+    """Rates of the logits of the opacities."""
     sh0: tuple[float, float] = (2e-2, 4e-3)
+    """Rates of the colours; those of higher harmonics are a twentieth."""
     betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's decay of the first and the second moment."""
     eps: float = 1e-15
+    """Adam's epsilon."""
     opacity_weight: float = 1e-3
     """Weight of the mean opacity, against haze."""
     scale_weight: float = 1e-2
@@ -130,6 +136,7 @@ class DensifyConfig:
     """Growing where the guidance pulls hardest, and pruning what does not show."""
 
     enabled: bool = True
+    """Grow and prune at all."""
     start: float = 0.2
     """Fraction of the run at which growing begins."""
     stop: float = 0.7
@@ -139,7 +146,7 @@ class DensifyConfig:
     grow: float = 0.12
     """Share of the Gaussians, those with the largest mean screen-space gradient, that is doubled per round."""
     cap: int = 6000
-    """Most Gaussians."""
+    """Most Gaussians that growth leads to."""
     split_scale: float = 0.03
     """Larger Gaussians (world units) are split in two, smaller ones cloned."""
     prune_opacity: float = 0.06
@@ -166,13 +173,13 @@ class RefineConfig:
     asset: str | None = None
     """A splat file, or with ``texture_size`` a mesh; with it, ``init`` does not count."""
     sha256: str = ""
-    """Of the file."""
+    """SHA-256 of that file."""
     only: Literal["all", "shape", "colour"] = "all"
     """shape: places, sizes, rotations and opacities; colour: colours and harmonics."""
     box: tuple[float, float, float, float, float, float] | None = None
     """x0, y0, z0, x1, y1, z1: only Gaussians with their centres inside change, and new ones grow only there."""
     sphere: tuple[float, float, float, float] | None = None
-    """x, y, z, radius: likewise."""
+    """x, y, z, radius: likewise, in a ball."""
     mask: str | None = None
     """A splat file of those that may change; new ones grow where no other one is nearer."""
     keep: float = 0.0
@@ -214,16 +221,20 @@ class Config:
 
     prompt: str = ""
     seed: int = 0
+    """Seed of everything random."""
     preset: str = "default"
     prior: str = "auto"
+    """Diffusion model that is distilled: a name, a hub id or a folder; auto: what the device has room for."""
     reward: str = "auto"
+    """What ranks the noise pairs: a name or a weighted sum; auto: the one that belongs to the prior."""
     judge: str = "auto"
+    """What scores the finished asset and is never optimized; auto: the one that belongs to the prior."""
     device: str = "auto"
-    """Of the networks: auto, cuda, cuda:0, xpu, mps or cpu."""
+    """Where the networks run: auto, cuda, cuda:0, xpu, mps or cpu."""
     renderer: Literal["auto", "gsplat", "triton", "cpu"] = "auto"
     """What draws the Gaussians, which live on its device; auto: the fastest that runs beside the networks at once."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Of the prior's weights; auto: what the device computes fastest."""
+    """Type of the prior's weights; auto: what the device computes fastest."""
     vram: Literal[0, 8, 12, 24] = 0
     """GPU memory to fit into, GB; 0: as much as there is."""
     prior_size: int = 0
@@ -231,8 +242,9 @@ class Config:
     weights: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the files that were loaded, recorded by the run."""
     steps: int = 300
+    """Optimization steps; the schedule stretches with them."""
     backgrounds: Literal["augment", "white"] = "augment"
-    """augment: white, mid-grey or dark grey, sometimes a colour, drawn in every step; white: always white."""
+    """augment: white, mid-grey, dark grey or sometimes a colour, drawn anew in every step; white: always white."""
     negative_embedding: str | None = None
     """File of a refined negative embedding to start from."""
     solid_steps: int = 0
@@ -441,11 +453,12 @@ def preset(name: str, family: str) -> dict[str, Any]:
     return merged({"preset": name}, *sections, *own)
 
 
-def _with_bases(path: Path) -> list[dict[str, Any]]:
-    """A file of options, after the one beside it that its ``base`` names."""
+@cache
+def _with_bases(path: Path) -> tuple[dict[str, Any], ...]:
+    """A file of options, after the one beside it that its ``base`` names; read once, and not to be changed."""
     data = read_yaml(path)
     base = data.get("base")
-    return [*(_with_bases(path.with_name(f"{base}.yaml")) if base else []), data]
+    return (*(_with_bases(path.with_name(f"{base}.yaml")) if base else ()), data)
 
 
 def config_sha256(config: Config) -> str:

@@ -50,9 +50,9 @@ class TimestepConfig:
     """Which diffusion times are drawn over the run (fractions: 0 clean, 1 pure noise)."""
 
     schedule: Schedule = "mvdream"
-    """mvdream: uniform between two annealed bounds; uniform: between t-min-end and t-max-start throughout; step:
-    uniform, the upper bound drops at anneal-end; linear, sqrt, dreamtime: one time falling from t-max-start to
-    t-min-end, evenly, fast at first, or slowest where dreamtime's weight is high."""
+    """mvdream: uniform between two annealed bounds; uniform: between t_min_end and t_max_start throughout; step:
+    uniform, the upper bound drops at anneal_end; linear, sqrt, dreamtime: one time falling from t_max_start to
+    t_min_end, evenly, fast at first, or slowest where dreamtime's weight is high."""
     t_max_start: float = 0.98
     """Upper bound at the start."""
     t_max_end: float = 0.5
@@ -90,7 +90,7 @@ class ISMConfig:
     delta: tuple[float, float] = (0.1, 0.08)
     """Interval between the two compared times, at the start and once the timesteps are annealed."""
     stride: float = 0.2
-    """Of the DDIM inversion below the interval."""
+    """Stride of the DDIM inversion below the interval, in diffusion time."""
 
     def __post_init__(self) -> None:
         check_range(self, 1e-3, 1, "delta", "stride")
@@ -101,7 +101,7 @@ class VSDConfig:
     """Variational score distillation (method vsd): the LoRA copy of the prior that learns the renders' score."""
 
     rank: int = 4
-    """Of the LoRA matrices on the attention layers."""
+    """Rank of the LoRA matrices on the attention layers."""
     lr: float = 1e-4
     """Learning rate of AdamW."""
 
@@ -271,9 +271,9 @@ class NegativeConfig:
     lr: float = 1e-3
     """Learning rate of AdamW."""
     every: int = 10
-    """At least this many steps lie between two updates."""
+    """Fewest steps between two updates."""
     start: float = 0.3
-    """Fraction of the run from which the embedding is refined, when a shape exists."""
+    """Fraction of the run from which the embedding is refined; a shape should exist by then."""
     t_max: float = 0.5
     """Refine at diffusion times up to this only, where the clean estimate is sharp enough."""
     radius: float = 0.1
@@ -311,7 +311,7 @@ class GuidanceConfig:
     """Share of the negative prompt, at the start and at the end, in what method csd subtracts; the rest is the empty
     prompt."""
     asd_shift: float = 0.1
-    """Largest shift of the later time, relative to the time above t-min-end (method asd)."""
+    """Largest shift of the later time, relative to the time above t_min_end (method asd)."""
     space: Space = "latent"
     """Where the render is pulled: latent, through the gradient of the image encoder; or image, toward the decoded clean
     estimate (HiFA, 2305.18766), which needs no graph of the encoder."""

@@ -1,9 +1,11 @@
 """Arms of a comparison: options over a preset, by name.
 
-``psd``, ``dreamdpo``, ``rewardsds``, ``dreamfl``, ``none``   the preset with this preference score
-``NAME*N``, ``best-of-N``                                     N seeds of it (of ``none``), of which the reward picks one
-``NAME:KEY=VALUE,KEY=VALUE``                                  options over the preset, or over the preference NAME
-``NAME=FILE.yaml``                                            the same from a file
+| arm | is |
+|---|---|
+| ``psd``, ``dreamdpo``, ``rewardsds``, ``dreamfl``, ``none`` | the preset with this preference score |
+| ``NAME*N``, ``best-of-N`` | N seeds of it (of ``none``), of which the reward picks one |
+| ``NAME:KEY=VALUE,KEY=VALUE`` | options over the preset, or over the preference NAME |
+| ``NAME=FILE.yaml`` | the same from a file |
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ def parse_arm(text: str) -> Arm:
     match = re.fullmatch(r"([\w.+-]+)(?:\*(\d+))?(?:([=:])(.+))?", text.strip())
     if not match:
         raise ConfigError(
-            f"arm {text!r}: expected NAME, NAME*N, best-of-N, NAME:KEY=VALUE,KEY=VALUE or NAME=FILE.yaml."
+            "expected an arm such as NAME, NAME*N, best-of-N, NAME:KEY=VALUE,KEY=VALUE or NAME=FILE.yaml, "
+            f"received {text!r}."
         )
     name, number, mark, rest = match.groups()
     runs = int(number or 1)
@@ -65,7 +68,9 @@ def parse_arm(text: str) -> Arm:
         options = {"guidance": {"preference": BASE if best else name}}
     elif not rest:
         known = ", ".join([*get_args(Preference), "best-of-N"])
-        raise ConfigError(f"arm {text!r}: expected one of {known}, or options such as {name}:guidance.psd.weight=3.")
+        raise ConfigError(
+            f"arm: expected one of {known}, or options such as {name}:guidance.psd.weight=3, received {text!r}."
+        )
     if rest:
         given = read_yaml(rest) if mark == "=" else parse_overrides(split_pairs(rest))
         if shared := [key for key in given if key in SHARED]:
@@ -88,5 +93,5 @@ def parse_arms(texts: Iterable[str]) -> list[Arm]:
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"arms: expected different names, received {', '.join(double)} more than once.")
     if not arms:
-        raise ConfigError("arms: expected one or more, such as psd,none.")
+        raise ConfigError("arms: expected one or more, such as psd,none, received none.")
     return arms

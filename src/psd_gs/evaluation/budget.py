@@ -76,7 +76,7 @@ def equal_time(
         time_of = max(costs, key=lambda name: costs[name] * own[name])
     if seconds is None:
         if time_of not in costs:
-            raise ConfigError(f"time of {time_of!r}: expected {SLOWEST} or one of the arms {', '.join(costs)}.")
+            raise ConfigError(f"time of an arm: expected {SLOWEST} or one of {', '.join(costs)}, received {time_of!r}.")
         seconds = costs[time_of] * own[time_of]
     steps = {arm.name: max(1, int(seconds / (costs[arm.name] * arm.runs) + 1e-9)) for arm in arms}
     return Budget("equal-time", steps, time_of, seconds, costs, dict(measured_on))

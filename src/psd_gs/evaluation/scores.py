@@ -29,12 +29,12 @@ Models = Mapping[str, Reward]
 """By name."""
 
 FILM_SIZE = 128
-"""Of the pictures that reports show, pixels."""
+"""Side of the pictures that reports show, pixels."""
 
 
 @dataclass(frozen=True)
 class Viewing:
-    """From where an asset is looked at.
+    """Where an asset is looked at from.
 
     Attributes:
         views: of the ring at 15 degrees above the horizon, evenly around from the front; even.
@@ -51,7 +51,7 @@ class Viewing:
             raise ConfigError(f"size: expected 16 pixels or more, received {self.size}.")
 
     def size_for(self, model: Reward, prior_size: int = 0) -> int:
-        """Of what a model is shown of an asset of a prior whose images have ``prior_size``."""
+        """Side of what a model is shown of an asset whose prior makes images of ``prior_size``, pixels."""
         return self.size or render_size(model, prior_size)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 LEVEL = 0.95
-"""Of every interval."""
+"""Confidence level of every interval."""
 
 
 def bootstrap(

@@ -19,9 +19,9 @@ SUITES = ("mini-40", "mini-dev-8", "smoke-5", "dreamfusion-style", "t3bench-styl
 """Those that ship with the package."""
 
 SUITE_BYTES = 4 << 20
-"""Largest file of one's own."""
+"""Bytes of the largest file of one's own."""
 WRONG = 10
-"""Wrong captions of a prompt that names none."""
+"""Number of wrong captions for a prompt that names none."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ def parse_suite(text: str, where: str = "suite") -> list[Item]:
             except InputError as error:
                 raise InputError(f"{where}, line {number}: {error}") from error
             if any(prompt == item.prompt for item in items):
-                raise InputError(f"{where}, line {number}: {prompt!r} is there already. Leave one of them out.")
+                raise InputError(
+                    f"{where}, line {number}: expected different prompts, received {prompt!r} again. Leave it out."
+                )
             items.append(Item(prompt, tuple(filter(None, wrong)), group))
     if not items:
         raise InputError(f"{where}: expected one prompt per line, received none.")
@@ -95,7 +97,7 @@ def _read(suite: str) -> str:
         return (resources.files("psd_gs") / "assets" / "suites" / f"{suite}.txt").read_text(encoding="utf-8")
     path = Path(suite)
     if not path.suffix and not path.exists():
-        raise InputError(f"unknown suite {suite!r}; expected a text file or one of them.{suggestion(suite, SUITES)}")
+        raise InputError(f"unknown suite {suite!r}: expected a suite or a text file.{suggestion(suite, SUITES)}")
     try:
         return read_given(path, SUITE_BYTES).decode()
     except UnicodeDecodeError as error:

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 Facts = dict[str, Any]
 SCORES, COST, BUDGET = "eval.json", "cost.json", "budget.json"
 SEED_STRIDE = 1000
-"""Between the seeds of one arm's several runs."""
+"""Distance between the seeds of one arm's several runs."""
 
 
 class _Scored(TypedDict, total=False):
@@ -97,7 +97,7 @@ class Plan:
 
 
 class Sweep:
-    """Makes, scores and remembers.
+    """Makes and scores the runs of a plan, and leaves finished ones alone.
 
     Args:
         pipeline: prior, reward and judge; the reward is what arms optimize and pick by.
@@ -156,7 +156,8 @@ class Sweep:
         kept = read_json(path, Budget) if path.exists() else None
         if kept and (kept.kind != plan.budget or plan.time_of not in ("slowest", kept.time_of)):
             raise OutputError(
-                f"{path} is of {kept.kind} {kept.time_of}, not of {plan.budget}. Choose another --output-dir."
+                f"{path}: expected a budget of {plan.budget}, received one of {kept.kind} {kept.time_of}. "
+                "Choose another --output-dir."
             )
         if plan.budget == "equal-steps":
             budget = equal_steps(plan.arms, own)
@@ -177,8 +178,8 @@ class Sweep:
         missing = [arm for arm in self.plan.arms if firsts[arm.name] == arm.name and arm.name not in known]
         if missing and self.plan.shard[0] > 0:
             raise OutputError(
-                f"expected {self.folder / BUDGET} with the times of {', '.join(arm.name for arm in missing)}, which "
-                "shard 0 measures. Start the others once it is there."
+                f"{self.folder / BUDGET}: expected the times of {', '.join(arm.name for arm in missing)}, which shard "
+                "0 measures, received none. Start the other shards once they are there."
             )
         known |= self.measure(missing)
         return {name: known[first] for name, first in firsts.items()}
@@ -389,7 +390,7 @@ def collect(folder: Path) -> list[Row]:
         except InputError as error:
             logger.warning("left out: %s", error)
     if not rows:
-        raise InputError(f"{folder}: expected finished runs of `psd-gs eval run`, found none. Check the path.")
+        raise InputError(f"{folder}: expected finished runs of `psd-gs eval run`, received none. Check the path.")
     return rows
 
 
@@ -413,7 +414,7 @@ class Memory:
 
 
 def resident_memory() -> float | None:
-    """Of this process, GB; None where the system does not tell (other than Linux)."""
+    """Memory that this process holds, GB; None where the system does not tell (other than Linux)."""
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 / 1e9 for line in file if line.startswith("VmRSS"))

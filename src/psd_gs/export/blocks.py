@@ -1,7 +1,7 @@
 """What all splat formats share: what is a value and what damage, and Gaussians in blocks on their way to files.
 
-Infinite opacities are opaque or invisible and a log scale of minus infinity is flat: values. NaN anywhere, an infinite
-position, size or colour, and a rotation of zero are damage. Both readers and writers come here for it.
+Infinite opacities (opaque or invisible) and log scales of minus infinity (flat) are values. NaN anywhere, an infinite
+position, size or colour, and a rotation of zero are damage. Readers and writers share this rule.
 
 A block is small enough for the cache, so a few million splats with all their harmonics are converted
 without a second copy of them in memory.
@@ -223,8 +223,9 @@ def check_unpacked(path: str | os.PathLike[str], count: int, degree: int, packed
     size = count * 4 * (11 + 3 * (min(degree, 3) + 1) ** 2)
     if not large and size > min(max(SMALL, RATIO * packed), LARGEST):
         raise FormatError(
-            f"{path}: it promises {count} Gaussians in {packed} bytes, expected at most {RATIO} times its size and "
-            f"{LARGEST >> 30} GiB of memory. It is damaged or made to fill the memory; if you trust it, pass --large."
+            f"{path}: expected a file that fills at most {RATIO} times its size and {LARGEST >> 30} GiB of memory, "
+            f"received {count} Gaussians in {packed} bytes. It is damaged or made to fill the memory; if you trust it, "
+            "pass --large."
         )
 
 

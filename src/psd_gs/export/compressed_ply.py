@@ -52,17 +52,9 @@ _REACH = 4.0  # half the asset's extent, that a stray may be away, or it would s
 def write_compressed_ply(
     gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
 ) -> None:
-    """Write a compressed PLY.
+    """Write a compressed PLY; the header has the metadata as one comment of less than 1 kB, long texts shortened.
 
-    Args:
-        gaussians: what to write, in the world frame.
-        path: of the file; replaced in one step.
-        frame: axes of the file.
-        metadata: goes into the header as one comment of less than 1 kB, long texts shortened.
-
-    Raises:
-        InputError: no usable Gaussian is left.
-        OutputError: the file cannot be written.
+    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
     """
     rows = usable_rows(gaussians, path)
     rows = rows[morton_order(gaussians.means.detach()[rows])]
@@ -102,15 +94,7 @@ def read_compressed_ply(
 ) -> Gaussians:
     """Read a compressed PLY, also the early kind whose colours have no bounds.
 
-    Args:
-        path: of the file.
-        frame: axes of the file.
-        lenient: leave out broken rows, and log how many, instead of refusing the file.
-        large: read it whatever it becomes in memory.
-
-    Raises:
-        FormatError: another kind of file, a truncated one, or one with broken rows.
-        InputError: the file cannot be opened.
+    Arguments and errors are those of :func:`psd_gs.export.formats.load`.
     """
     header = read_ply_header(path)
     elements = header.elements
@@ -126,8 +110,8 @@ def read_compressed_ply(
         or len(rest) not in (0, 9, 24, 45)
     ):
         raise FormatError(
-            f"{path} is not a compressed PLY: expected elements chunk, vertex and sh of the PlayCanvas layout. "
-            "Export it again, or name a 3DGS PLY .ply."
+            f"{path} is not a compressed PLY: expected the elements chunk, vertex and sh of the PlayCanvas layout, "
+            "received others. Export it again, or name a 3DGS PLY .ply."
         )
     check_unpacked(path, count, round((len(rest) / 3 + 1) ** 0.5) - 1, os.path.getsize(path), large)
     names = [name for name in _BOUNDS if bounds.get(name) == "f4"]

@@ -60,7 +60,9 @@ def apply(edit: Edit, gaussians: Gaussians) -> Gaussians:
     if edit.max_splats is not None and edit.max_splats < len(gaussians):
         gaussians = gaussians.select(area(gaussians).topk(edit.max_splats).indices.sort().values)
     if len(gaussians) == 0:
-        raise InputError("no Gaussian is left after pruning; expected a lower --min-opacity or no --prune.")
+        raise InputError(
+            "expected Gaussians that outlast pruning, received none. Lower --min-opacity or leave --prune out."
+        )
     return gaussians
 
 

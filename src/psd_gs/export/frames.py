@@ -19,7 +19,7 @@ VISIBLE = 0.05
 """Gaussians below this opacity do not count when an asset is measured."""
 
 STRAY = 16.0
-"""How many times farther out than nine tenths of an asset something is that does not count as part of it."""
+"""What lies this many times farther out than nine tenths of the asset does not count as part of it."""
 
 _X180_SH = (1, -1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1)
 """Parity of the 16 real spherical harmonics under (x, y, z) -> (x, -y, -z)."""
@@ -50,8 +50,8 @@ def transform(gaussians: Gaussians, matrix: Float[Tensor, "4 4"]) -> Gaussians:
     """The Gaussians moved by a rotation, with or without a mirror, a uniform scale and a translation.
 
     The coefficients of the turned colours follow from the old ones by least squares over directions,
-    exactly, since the harmonics up to a degree are closed under rotations and mirrors. A mirror leaves an
-    ellipsoid as the rotation does that it is after a point reflection, which maps each ellipsoid onto itself.
+    exactly, since the harmonics up to a degree are closed under rotations and mirrors. A mirror acts on an
+    ellipsoid like the rotation that a point reflection makes of it, since that maps each ellipsoid onto itself.
 
     Returns:
         The Gaussians; ``means`` keep their precision, the arithmetic is double.

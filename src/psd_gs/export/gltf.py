@@ -65,15 +65,8 @@ def write_gltf(
 ) -> None:
     """Write a ``.glb`` with one node, one mesh, one primitive of points.
 
-    Args:
-        gaussians: what to write, in the world frame.
-        path: of the file; replaced in one step.
-        frame: axes of the file.
-        metadata: goes into ``extras.psd_gs`` of the asset and, because some importers keep only that, of the node.
-
-    Raises:
-        InputError: no usable Gaussian is left, or more than a GLB of 4 GiB holds.
-        OutputError: the file cannot be written.
+    Arguments and errors are those of :func:`psd_gs.export.formats.save`; more than 4 GiB are an :class:`InputError`.
+    Metadata goes into ``extras.psd_gs`` of the asset and, because some importers keep only that, of the node.
     """
     rows = usable_rows(gaussians, path)
     attributes = next(_attributes(g) for g in blocks(gaussians, rows[:1], frame))
@@ -160,15 +153,7 @@ def read_gltf(
     """Read all splats of a ``.glb`` or ``.gltf``, with the transforms of their nodes; those of linear colours become
     sRGB.
 
-    Args:
-        path: of the file.
-        frame: axes of the file.
-        lenient: leave out broken rows, and log how many, instead of refusing the file.
-        large: read it whatever it becomes in memory.
-
-    Raises:
-        FormatError: another kind of file, a damaged or truncated one, one without splats, or with broken rows.
-        InputError: the file cannot be opened.
+    Arguments and errors are those of :func:`psd_gs.export.formats.load`.
     """
     with _sound(path):
         file = GltfFile(path)

@@ -101,7 +101,9 @@ def on_disk(path: str | os.PathLike[str]) -> Iterator[Path]:
     if path.is_dir():
         path = path / SPLAT
         if not path.is_file():
-            raise InputError(f"{path.parent}: expected a run folder with {SPLAT}. Name a file in it.")
+            raise InputError(
+                f"{path.parent}: expected a run folder with {SPLAT}, received one without. Name a file in it."
+            )
     stream = str(path) == STREAM or (path.exists() and not path.is_file())
     if not stream and (is_known(path) or not path.exists()):
         yield path

@@ -27,7 +27,7 @@ from psd_gs.gaussians import Gaussians
 MOST = 8
 """Assets on one page; browsers draw on at most 8 to 16 canvases at a time."""
 LIVE_RADIUS = 0.7
-"""Of the ball that a live page shows, world units."""
+"""Radius of the ball that a live page shows, world units."""
 _OUT = 16.0  # radii from the origin, beyond which an asset is moved before it becomes an SPZ
 
 
@@ -102,17 +102,9 @@ def _page(described: list[dict[str, Any]], title: str, scripts: list[str]) -> st
 def write_page(
     gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "gltf", metadata: Metadata | None = None
 ) -> None:
-    """Write a page that shows one asset.
+    """Write a page that shows one asset, upright whatever the ``frame``, and its metadata in the info panel.
 
-    Args:
-        gaussians: what to show, in the world frame.
-        path: of the file; replaced in one step.
-        frame: ignored, because a page is always upright.
-        metadata: shown by the info panel.
-
-    Raises:
-        InputError: no usable Gaussian is left.
-        OutputError: the file cannot be written.
+    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
     """
     name = Path(path).stem
     write_atomic(path, make_page([Pane(name, gaussians, facts=metadata or {})], name))

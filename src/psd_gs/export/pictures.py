@@ -61,7 +61,7 @@ def turntable_film(
         elevation: degrees above the horizon.
         background: sRGB in [0, 1]; None is transparent (in a gif wholly or not at all) or, for ``.mp4``, white.
         kind: what it shows.
-        metadata: goes into mp4's and gif's comment and webp's EXIF description as JSON.
+        metadata: goes into mp4's and gif's comment (8 kB at most in mp4) and webp's EXIF description as JSON.
 
     Raises:
         InputError: another extension, an odd size of an mp4, or numbers that make no film.
@@ -75,22 +75,15 @@ def turntable_film(
             "expected at least 1 frame of at least 16 pixels at 1 to 50 per second, "
             f"received {frames} of {size} at {fps}."
         )
+    if suffix == ".mp4" and background is None:
+        background = WHITE
+    turn = _turn(gaussians, frames, size, elevation, background, kind)
     if suffix == ".mp4":
-        turntable_video(
-            gaussians,
-            path,
-            frames=frames,
-            size=size,
-            fps=fps,
-            elevation=elevation,
-            background=WHITE if background is None else background,
-            kind=kind,
-            metadata=metadata,
-        )
+        _write_mp4(turn, path, size, fps, metadata)
         return
     from PIL import Image
 
-    pictures = [Image.fromarray(picture) for picture in _turn(gaussians, frames, size, elevation, background, kind)]
+    pictures = [Image.fromarray(picture) for picture in turn]
     text = None if metadata is None else to_json(metadata)
     more: dict[str, Any] = {"save_all": True, "duration": round(1000 / fps), "loop": 0}
     if suffix == ".webp":
@@ -106,34 +99,13 @@ def turntable_film(
         pictures[0].save(temporary, append_images=pictures[1:], **more)
 
 
-def turntable_video(
-    gaussians: Gaussians,
-    path: str | os.PathLike[str],
-    *,
-    frames: int = 72,
-    size: int = 320,
-    fps: int = 24,
-    elevation: float = 15.0,
-    background: Sequence[float] = WHITE,
-    kind: Kind = "rgb",
-    metadata: Metadata | None = None,
+def _write_mp4(
+    pictures: Iterator[np.ndarray], path: str | os.PathLike[str], size: int, fps: int, metadata: Metadata | None
 ) -> None:
-    """One turn around the asset as an H.264 film (yuv420p, BT.709, faststart) that loops seamlessly.
-
-    Args:
-        gaussians: the asset, world frame.
-        path: of the ``.mp4``; replaced in one step.
-        frames: of the whole turn; the last one is a step short of the first.
-        size: width and height, even, pixels.
-        fps: frames per second.
-        elevation: degrees above the horizon.
-        background: sRGB in [0, 1].
-        kind: what it shows.
-        metadata: goes into the ``comment`` tag as JSON.
+    """An H.264 film (yuv420p, BT.709, faststart).
 
     Raises:
         InputError: an odd size, which yuv420p cannot hold.
-        OutputError: the file cannot be written.
     """
     from imageio_ffmpeg import write_frames
 
@@ -156,7 +128,7 @@ def turntable_video(
         )
         with closing(writer):
             writer.send(None)  # starts the encoder
-            for picture in _turn(gaussians, frames, size, elevation, background, kind):
+            for picture in pictures:
                 writer.send(picture.tobytes())
 
 
@@ -191,7 +163,7 @@ def preview_png(
 
 
 def three_quarter_view(gaussians: Gaussians, size: int) -> Float[Tensor, "H W 3"]:
-    """From between front and side and 20 degrees above, of the place where assets grow, on white; sRGB in [0, 1].
+    """The place where assets grow, seen from between front and side and 20 degrees above, on white; sRGB in [0, 1].
 
     The camera does not follow the asset, so that pictures of several steps can be compared.
     """

@@ -162,8 +162,8 @@ def read_ply(
     missing = [name for name in needed if name not in kinds]
     if not _is_splat(kinds):
         raise FormatError(
-            f"{path} is a PLY but not a 3D Gaussian one: expected the properties of a splat, rot_0 to rot_3 and "
-            "scale_0 to scale_2 missing. Pass a splat.ply; a point cloud or mesh can start a run with --init."
+            f"{path} is a PLY but not a 3D Gaussian one: expected the properties of a splat, received neither rot_0 to "
+            "rot_3 nor scale_0 to scale_2. Pass a splat.ply; a point cloud or mesh can start a run with --init."
         )
     if missing or scales != list(_SCALES[: len(scales)]):
         raise FormatError(

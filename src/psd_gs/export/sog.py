@@ -65,18 +65,11 @@ _UNREADABLE = (
 def write_sog(
     gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
 ) -> None:
-    """Write a SOG.
+    """Write a SOG; metadata goes into ``asset.psd_gs`` of ``meta.json``.
 
-    Args:
-        gaussians: what to write, in the world frame. Up to 65536 of them keep their own harmonics; of more, similar
-            ones share.
-        path: of the file; replaced in one step.
-        frame: axes of the file.
-        metadata: goes into ``asset.psd_gs`` of ``meta.json``.
+    Up to 65536 Gaussians keep their own harmonics; of more, similar ones share.
 
-    Raises:
-        InputError: no usable Gaussian is left.
-        OutputError: the file cannot be written.
+    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
     """
     rows = usable_rows(gaussians, path)
     rows = rows[morton_order(gaussians.means.detach()[rows])]
@@ -159,15 +152,7 @@ def read_sog(
 ) -> Gaussians:
     """Read a SOG of version 1 or 2: a zip, whose members may lie in a folder, or a ``meta.json`` beside its pictures.
 
-    Args:
-        path: of the file.
-        frame: axes of the file.
-        lenient: leave out broken rows, and log how many, instead of refusing the file.
-        large: read it whatever it becomes in memory.
-
-    Raises:
-        FormatError: another kind of file, a damaged or truncated one, or one with broken rows.
-        InputError: the file cannot be opened.
+    Arguments and errors are those of :func:`psd_gs.export.formats.load`.
     """
     try:
         meta, member, size = _opened(path)

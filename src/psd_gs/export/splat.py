@@ -24,17 +24,9 @@ _RECORD = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgb", "u1", 3), (
 def write_splat(
     gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
 ) -> None:
-    """Write a ``.splat``; harmonics above degree 0 are lost.
+    """Write a ``.splat``; harmonics above degree 0 and metadata are lost.
 
-    Args:
-        gaussians: what to write, in the world frame.
-        path: of the file; replaced in one step.
-        frame: axes of the file.
-        metadata: ignored, the format has no place for it.
-
-    Raises:
-        InputError: no usable Gaussian is left.
-        OutputError: the file cannot be written.
+    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
     """
     rows = usable_rows(gaussians, path)
     weight = gaussians.scales.detach()[rows].sum(1) + torch.nn.functional.logsigmoid(gaussians.opacities.detach()[rows])
@@ -55,15 +47,7 @@ def read_splat(
 ) -> Gaussians:
     """Read a ``.splat``.
 
-    Args:
-        path: of the file.
-        frame: axes of the file.
-        lenient: leave out broken rows, and log how many, instead of refusing the file.
-        large: no difference; a ``.splat`` is not compressed.
-
-    Raises:
-        FormatError: a size that is no multiple of 32 bytes, or broken rows.
-        InputError: the file cannot be opened.
+    Arguments and errors are those of :func:`psd_gs.export.formats.load`; ``large`` makes no difference.
     """
     data = read_bytes(path)
     if not data or len(data) % _RECORD.itemsize:

@@ -148,8 +148,8 @@ def spz_parts(
 
 
 def spz_unit(gaussians: Gaussians) -> float:
-    """Of an SPZ of this asset, in units of the asset: a power of 16, and 1 wherever the format can hold the sizes and
-    positions as they are.
+    """The unit of an SPZ of this asset, in units of the asset: a power of 16, and 1 wherever the format can hold the
+    sizes and positions as they are.
 
     It does not if the second axis of the median Gaussian is near e^-10 units or the largest of every tenth beyond
     e^5.9, the limits of the format, or if the asset is wider than 8 million units.
@@ -168,8 +168,8 @@ def spz_unit(gaussians: Gaussians) -> float:
 
 
 def _fraction_bits(means: Float[Tensor, "N 3"], centre: Float[Tensor, " 3"], half: float, reach: float) -> int:
-    """As many as hold the asset and its strays where :func:`held` leaves them; 18 for assets of usual size, more for
-    small ones. Lengths are in units of the file."""
+    """As many bits below the point as hold the asset and its strays where :func:`held` leaves them; 18 for
+    assets of usual size, more for small ones. Lengths are in units of the file."""
     inside = (means - centre).abs().amax(1) <= reach
     far = float(means[inside].abs().max())
     if not inside.all():
@@ -207,15 +207,8 @@ def read_spz(
 ) -> Gaussians:
     """Read an SPZ of version 1 to 4; harmonics above degree 3 and unknown extensions are left out.
 
-    Args:
-        path: of the file.
-        frame: axes of the file; None: as its record of the coordinate system says, else ``rdf``.
-        lenient: leave out broken rows, and log how many, instead of refusing the file.
-        large: read it whatever it becomes in memory.
-
-    Raises:
-        FormatError: another kind of file, a damaged or truncated one, or one with broken rows.
-        InputError: the file cannot be opened.
+    Arguments and errors are those of :func:`psd_gs.export.formats.load`; without a ``frame`` the file's record of its
+    coordinate system counts, else ``rdf``.
     """
     unpacked = unpack_spz(read_bytes(path), path, large)
     if frame is None and unpacked.world is not None:
@@ -264,7 +257,7 @@ class Unpacked:
 
 
 def unpack_spz(data: bytes, path: str | os.PathLike[str], large: bool = False) -> Unpacked:
-    """Decompress an SPZ; what is in it, is decoded by :meth:`Unpacked.blocks`.
+    """Decompress an SPZ; :meth:`Unpacked.blocks` decodes what is in it.
 
     Args:
         data: of the file.

@@ -34,24 +34,15 @@ from psd_gs.files import atomic_path, loads
 from psd_gs.gaussians import Gaussians, RenderMode
 
 _DATE = 946_728_000
-"""Of the member of a ``.usdz``, seconds: fixed, so that the same asset gives the same bytes."""
+"""Date of the member of a ``.usdz``, seconds since 1970: fixed, so that the same asset gives the same bytes."""
 
 
 def write_usd(
     gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "gltf", metadata: Metadata | None = None
 ) -> None:
-    """Write a ``.usdc`` or ``.usdz``.
+    """Write a ``.usdc`` or ``.usdz``; metadata goes into the layer's ``customLayerData`` as JSON.
 
-    Args:
-        gaussians: what to write, in the world frame.
-        path: of the file; replaced in one step.
-        frame: axes of the file.
-        metadata: goes into the layer's ``customLayerData`` as JSON.
-
-    Raises:
-        InputError: no usable Gaussian is left.
-        OutputError: the file cannot be written.
-        BackendError: usd-core is not installed.
+    Arguments and errors are those of :func:`psd_gs.export.formats.save`, and :class:`BackendError` without usd-core.
     """
     require_usd()
     from pxr import Gf, Sdf, Usd, UsdGeom, UsdUtils, UsdVol, Vt
@@ -102,16 +93,7 @@ def read_usd(
 ) -> Gaussians:
     """Read the Gaussian particle fields of a ``.usdc`` or ``.usdz``, with the transforms of their prims.
 
-    Args:
-        path: of the file.
-        frame: axes of the file.
-        lenient: leave out broken rows, and log how many, instead of refusing the file.
-        large: read it whatever it becomes in memory.
-
-    Raises:
-        FormatError: another kind of file, a damaged or truncated one, one without splats, or with broken rows.
-        InputError: the file cannot be opened.
-        BackendError: usd-core is not installed.
+    Arguments and errors are those of :func:`psd_gs.export.formats.load`, and :class:`BackendError` without usd-core.
     """
     require_usd()
     open_file(path).close()
@@ -131,7 +113,7 @@ def read_usd(
     except ValueError as error:
         raise damaged(path, f"no sound USD ({' '.join(str(error).split())[-100:]})") from error
     if not fields:
-        raise FormatError(f"{path} has no splats: expected a ParticleField3DGaussianSplat. Export the asset again.")
+        raise FormatError(f"{path}: expected a ParticleField3DGaussianSplat, received none. Export the asset again.")
     count = sum(len(arrays[0]) for arrays, _ in fields)
     check_unpacked(path, count, 3, os.path.getsize(path), large)
     most = max(arrays[4].shape[1] for arrays, _ in fields)

@@ -14,8 +14,7 @@ from torch import Tensor
 from psd_gs.config.guidance import DreamFLConfig
 from psd_gs.errors import ConfigError
 from psd_gs.guidance.base_scores import rescale_guidance
-from psd_gs.guidance.denoiser import Denoiser, Prediction
-from psd_gs.guidance.preference import Preference, Setup, judge
+from psd_gs.guidance.preference import Preference, Setup, Views, judge
 
 
 def judged_images(
@@ -69,20 +68,12 @@ class DreamFL(Preference):
                 f"the black box {self.black_box}. Choose psd, dreamdpo or rewardsds, which only rank."
             )
 
-    def loss(
-        self,
-        images: Float[Tensor, "G V 3 H W"],
-        renders: Float[Tensor, "G V 3 H W"],
-        base: Float[Tensor, ""],
-        prediction: Prediction,
-        denoiser: Denoiser,
-        judged: Bool[Tensor, " G"],
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        clean, estimates = denoiser.t <= self.options.estimate_t_max, None
+    def loss(self, views: Views) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        clean, estimates = views.denoiser.t <= self.options.estimate_t_max, None
         if clean.any():
             with torch.no_grad():
-                guided = prediction.guided(self.config.guidance_scale)
-                estimates = self.prior.decode(rescale_guidance(guided, prediction.cond, self.config.rescale)[0])
-        seen = judged_images(renders, estimates, clean)
-        scores = judge(self.rewards[0], seen, self.prompt, denoiser.cameras, self.options)
-        return reward_loss(images, base, scores, judged, self.options)
+                guided = views.prediction.guided(self.config.guidance_scale)
+                estimates = self.prior.decode(rescale_guidance(guided, views.prediction.cond, self.config.rescale)[0])
+        seen = judged_images(views.renders, estimates, clean)
+        scores = judge(self.rewards[0], seen, self.prompt, views.denoiser.cameras, self.options)
+        return reward_loss(views.images, views.base, scores, views.judged, self.options)

@@ -17,7 +17,7 @@ from psd_gs.guidance.base_scores import WEIGHTINGS, base_score, score_loss
 from psd_gs.guidance.denoiser import Denoiser
 from psd_gs.guidance.negative import NegativeEmbedding
 from psd_gs.guidance.perp_neg import prompts_of_views
-from psd_gs.guidance.preference import Preference, Setup, Step, group_norm, preference_class, sample_noise
+from psd_gs.guidance.preference import Preference, Setup, Step, Views, group_norm, preference_class, sample_noise
 from psd_gs.guidance.prompts import directed, direction_index
 from psd_gs.guidance.timesteps import SCHEDULES
 from psd_gs.guidance.vsd import Lora
@@ -163,7 +163,7 @@ class Guidance:
                 picture = self.prior.decode(x0 - gradient)
             loss = score_loss(renders, renders.detach() - picture)
         if judged.any():
-            loss, said = self.preference.loss(images, renders, loss, prediction, denoiser, judged)
+            loss, said = self.preference.loss(Views(images, renders, loss, prediction, denoiser, judged))
             logs |= said
         return GuidanceOutput(loss, {"t": float(t.mean()), **_to_floats(logs)})
 
@@ -242,8 +242,8 @@ def check_combination(config: GuidanceConfig) -> None:
     preference_class(config.preference).check(config)
     if config.perp_neg and not config.view_prompts:
         raise ConfigError(
-            "GuidanceConfig.perp_neg: expected view_prompts too, for it removes one view's prompt from another's. "
-            "Set view_prompts to true or leave perp_neg out."
+            "GuidanceConfig.perp_neg: expected view_prompts too, for it removes one view's prompt from another's, "
+            "received view_prompts: false. Set it to true or leave perp_neg out."
         )
 
 

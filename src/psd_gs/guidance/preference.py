@@ -75,6 +75,27 @@ class Step:
         return self.noised or self.denoiser.noised(self.latents, self.noise)
 
 
+@dataclass(frozen=True)
+class Views:
+    """What a preference score sees of an optimization step on the pixels: all G groups.
+
+    Attributes:
+        images: renders, with gradient.
+        renders: the same at the prior's size.
+        base: loss of the residual, differentiable in ``images``.
+        prediction: what the base score saw.
+        denoiser: the prior at this step.
+        judged: what :meth:`Preference.acts` said.
+    """
+
+    images: Float[Tensor, "G V 3 H W"]
+    renders: Float[Tensor, "G V 3 H W"]
+    base: Float[Tensor, ""]
+    prediction: Prediction
+    denoiser: Denoiser
+    judged: Bool[Tensor, " G"]
+
+
 class Preference:
     """What a preference score does in a run; as it stands it adds nothing.
 
@@ -140,26 +161,9 @@ class Preference:
         """What to add to the mean of the base score's residuals, if anything, and scalars for the log."""
         return None, {}
 
-    def loss(
-        self,
-        images: Float[Tensor, "G V 3 H W"],
-        renders: Float[Tensor, "G V 3 H W"],
-        base: Float[Tensor, ""],
-        prediction: Prediction,
-        denoiser: Denoiser,
-        judged: Bool[Tensor, " G"],
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """A loss in place of ``base``, whose gradient on ``images`` counts, and scalars for the log.
-
-        Args:
-            images: renders, with gradient.
-            renders: the same at the prior's size.
-            base: loss of the residual, differentiable in ``images``.
-            prediction: what the base score saw, of all groups.
-            denoiser: the prior at this step.
-            judged: what :meth:`acts` said.
-        """
-        return base, {}
+    def loss(self, views: Views) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """A loss in place of ``views.base``, whose gradient on ``views.images`` counts, and scalars for the log."""
+        return views.base, {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next step depends on besides ``negative``: flat, tensors only, copies."""

@@ -1,4 +1,4 @@
-"""Which diffusion times are drawn as the run progresses."""
+"""Schedules: which diffusion times are drawn as the run progresses."""
 
 from __future__ import annotations
 

@@ -136,8 +136,8 @@ def _network(prior: Prior) -> Any:
         )
     if find_spec("peft") is None:
         raise ConfigError(
-            'method vsd: expected the package peft, which is not installed. Install it with pip install "psd-gs[vsd]", '
-            "or choose method asd."
+            'method vsd: expected the package peft, received none. Install it with pip install "psd-gs[vsd]", or '
+            "choose method asd."
         )
     return network
 

@@ -60,9 +60,9 @@ class BuildOptions:
     normal_map: bool = True
     """Keep the relief of the surface before decimation in a texture."""
     height: float | None = None
-    """Of the finished mesh, metres; None keeps the size of the splat."""
+    """Height of the finished mesh, metres; None keeps the size of the splat."""
     pivot: Pivot = "keep"
-    """What lies at the origin: the middle of the base, the middle of the box, or what did in the splat."""
+    """What lies at the origin: the middle of the base, the middle of the box, or the splat's own origin."""
     lods: int = 0
     """Coarser levels beside the finest, each with half the triangles and half the texture size, at most 6."""
     collision: Collision = "none"

@@ -50,7 +50,7 @@ def describe_mesh(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     shown = [part for part in meshes if not _COLLISION.match(part.name)] or scene.clouds
     vertices, faces = joined(shown)
     if not len(vertices):
-        raise FormatError(f"{path}: expected more than collision shapes, found nothing else in it. Export it again.")
+        raise FormatError(f"{path}: expected a mesh or points, received collision shapes alone. Export it again.")
     materials = [_described(part.material) for part in shown if part.material.name]
     faceted: dict[str, Any] = {}
     if len(faces):

@@ -50,11 +50,11 @@ class MeshOptions:
     resolution: int = 256
     """Samples of the distance field along the longest side of the asset, 32 to 1024."""
     faces: int = 20_000
-    """At most so many triangles."""
+    """Most triangles of the finished mesh."""
     views: int = 48
     """Rendered depth maps, spread evenly over all directions, at least 6."""
     image_size: int = 0
-    """Of the depth maps, pixels; 0 is one and a half times the resolution."""
+    """Side of the depth maps, pixels; 0 is one and a half times the resolution."""
     smoothing: float = 1.0
     """Standard deviation of the blur of the distance field, voxels: it takes the steps of pixels and voxels out."""
     smallest_part: float = SMALLEST_PART

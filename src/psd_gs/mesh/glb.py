@@ -127,7 +127,11 @@ def check_mesh(mesh: Mesh | TexturedMesh, path: str | os.PathLike[str]) -> None:
         InputError: no faces, or values that are not finite.
     """
     if len(mesh.faces) == 0 or not np.isfinite(mesh.vertices).all():
-        raise InputError(f"cannot write {path}: expected a mesh with finite vertices and at least one face.")
+        bad = int((~np.isfinite(mesh.vertices)).any(1).sum())
+        raise InputError(
+            f"cannot write {path}: expected a mesh with finite vertices and at least one face, received "
+            f"{len(mesh.faces)} faces and {bad} vertices that are not finite. Extract it again."
+        )
 
 
 def png_bytes(image: np.ndarray) -> bytes:

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from psd_gs.errors import FormatError, UnsupportedError
 
 MAX_PIXELS = 1 << 26
-"""Of one picture: 8192 x 8192."""
+"""Most pixels of one picture: 8192 x 8192."""
 MAX_SIDE = 4096
 """Larger pictures are halved until they fit: no sample is finer than that."""
 

@@ -274,7 +274,7 @@ def _pictures(path: Path, header: PlyHeader, notes: list[str]) -> list[Picture |
 
 
 def _used(part: Part) -> Part:
-    """Without the vertices that no face of it has."""
+    """The part without the vertices that none of its faces has."""
     used = np.zeros(len(part.positions), bool)
     used[part.faces] = True
     return kept(part, used)

@@ -22,7 +22,7 @@ from psd_gs.mesh.scene import PLAIN, Part, Scene, kept, parsing
 logger = logging.getLogger(__name__)
 
 RADIUS = 0.5
-"""Of the ball around the origin that the points are fitted into, world units."""
+"""Radius of the ball around the origin that the points are fitted into, world units."""
 
 _CORE = 0.9
 """Share of the points that is never stray."""
@@ -70,7 +70,9 @@ def read_points(
     points = points - (lower + upper) / 2
     reach = np.linalg.norm(points, axis=1).max()
     if not (np.isfinite(reach) and reach > 0):
-        raise FormatError(f"{path}: expected finite points that are not all in one place. Export the file again.")
+        raise FormatError(
+            f"{path}: expected finite points in several places, received one place. Export the file again."
+        )
     points *= RADIUS / reach
     return torch.from_numpy(points.astype(np.float32)), torch.from_numpy(rgb.clip(0, 1).astype(np.float32))
 

@@ -32,7 +32,10 @@ def check_target(path: str | os.PathLike[str]) -> str:
         hint = " FBX: import the .glb into Blender and export it there." if suffix == ".fbx" else ""
         raise InputError(f"{path}: expected a mesh file, one of {', '.join(EXTENSIONS)}, received {suffix!r}.{hint}")
     if not target.parent.is_dir() or target.is_dir():
-        raise InputError(f"cannot write {path}: expected a file in a folder that exists. Create {target.parent} first.")
+        raise InputError(
+            f"{path}: expected the name of a file in a folder that exists, received "
+            f"{'a folder. Name a file in it.' if target.is_dir() else f'none. Create {target.parent} first.'}"
+        )
     return suffix
 
 
@@ -68,7 +71,7 @@ def save_mesh(
     suffix = check_target(path)
     check_mesh(mesh, path)
     if collision and suffix in (".ply", ".stl"):
-        raise InputError(f"{path}: expected .glb or .obj for --collision, since {suffix} holds one mesh.")
+        raise InputError(f"{path}: expected .glb or .obj for --collision, received {suffix}, which holds one mesh.")
     target = Path(path)
     written = [target]
     if suffix == ".glb":

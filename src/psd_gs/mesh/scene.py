@@ -51,7 +51,7 @@ class Material:
 
 
 PLAIN = Material(color=(*GREY, 1))
-"""Of what has neither material nor colours."""
+"""The material of what has neither material nor colours."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Scene:
 
 @contextlib.contextmanager
 def parsing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What goes wrong in here, while ``path`` is parsed as a point cloud or mesh, becomes one of our errors.
+    """Turn whatever goes wrong while ``path`` is parsed as a point cloud or mesh into one of our errors.
 
     Raises:
         FormatError: a file that its parser stumbles over.

@@ -14,7 +14,7 @@ from psd_gs.mesh.surface import Triangles
 Collision = Literal["none", "hull", "coacd"]
 
 HULL_FACES = 255
-"""Of a hull at most; physics engines refuse or thin out larger ones (256 in PhysX)."""
+"""Most faces of a hull; physics engines refuse or thin out larger ones (256 in PhysX)."""
 _COACD_FACES = 3000
 _FLAT = 1e-10  # variance across, as a share of the largest one
 

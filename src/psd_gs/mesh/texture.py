@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 65536
 VIEWS = 24
-"""Of the Gaussians, from which a texture is corrected."""
+"""Number of views of the Gaussians from which a texture is corrected."""
 _PRIOR = 0.1  # weight of the field's colour beside that of a view that looks straight at the texel
 _GRAZING = 0.1  # cosine below which a view says nothing of the colour
 

@@ -11,7 +11,7 @@ from psd_gs.errors import BackendError
 from psd_gs.mesh.raster import Pixels, located, rasterize
 
 PADDING = 4
-"""Texels between two charts at 1024; as many times more as the atlas is larger."""
+"""Texels between two charts of an atlas of 1024; in proportion for other sizes."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def load_prior(
 
 
 def needed(name: str) -> list[str]:
-    """What :func:`load_prior` fetches if it is not here: the name itself, or nothing."""
+    """What :func:`load_prior` fetches if it is not on this machine: the name itself, or nothing."""
     return [name] if name not in PRIORS or PRIORS[name].weights else []
 
 

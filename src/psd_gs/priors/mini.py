@@ -51,7 +51,7 @@ def folder(part: str) -> Path:
 
 
 def load(_: None, *, dtype: torch.dtype | None, device: torch.device | str, **options: Any) -> Prior:
-    """The embedded prior; float32 on a GPU unless told, for it is so small that nothing is gained.
+    """The embedded prior; float32 on a GPU unless told otherwise: it is so small that half precision gains nothing.
 
     Raises:
         ModelError: the package is damaged.

@@ -3,13 +3,11 @@
 Each answer is a difference of features, ``d = f(right) - f(left)``, and a degree y in {-2, ..., 2}.
 With ``z = w . d`` the loss of one answer is, turned so that y >= 0,
 
-======  ==========================================================================================
-bt      ``-(1 - e) log sigmoid(z - m) - e log sigmoid(m - z)``, Bradley-Terry with the margin
-        ``m = MARGIN * y / 2`` (Llama 2, arXiv 2307.09288, eq. 2) and smoothed labels (e = SMOOTHING),
-        so that the best z is finite; a tie counts half for either side
-ipo     ``(z - y / 2 / (2 BETA))^2``, a bounded target (Azar et al., arXiv 2310.12036, eq. 17), here
-        growing with the degree
-======  ==========================================================================================
+- bt: ``-(1 - e) log sigmoid(z - m) - e log sigmoid(m - z)``, Bradley-Terry with the margin ``m = MARGIN * y / 2``
+  (Llama 2, arXiv 2307.09288, eq. 2) and smoothed labels (e = SMOOTHING), so that the best z is finite; a tie counts
+  half for either side;
+- ipo: ``(z - y / 2 / (2 BETA))^2``, a bounded target (Azar et al., arXiv 2310.12036, eq. 17), here growing with the
+  degree.
 
 Ties weigh TIE. The penalty ``l * n * |w|^2`` spares the weight of the base's own score, so without
 evidence the base remains. Both problems are convex and are solved to the end: nothing is random.

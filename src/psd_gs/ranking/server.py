@@ -1,13 +1,11 @@
 """The page that asks: an HTTP server on this machine alone, behind a random token.
 
-======  ==================================  ===================================================
-method  path                                answer
-======  ==================================  ===================================================
-GET     ``/TOKEN/``                         the page
-GET     ``/TOKEN/pair``                     JSON: the next pair, progress, agreement
-GET     ``/TOKEN/film/KEY/left`` | right    a turntable, whole or the asked range
-POST    ``/TOKEN/answer``                   ``{"key", "verdict": "1"-"5" | "skip", "seconds"}``
-======  ==================================  ===================================================
+| method | path | answer, or what is sent |
+|---|---|---|
+| GET | ``/TOKEN/`` | the page |
+| GET | ``/TOKEN/pair`` | JSON: the next pair, progress, agreement |
+| GET | ``/TOKEN/film/KEY/left``, ``right`` | a turntable, whole or the range that is asked for |
+| POST | ``/TOKEN/answer`` | ``{"key": ..., "verdict": "1" to "5" or "skip", "seconds": ...}`` |
 """
 
 from __future__ import annotations

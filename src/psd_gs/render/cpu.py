@@ -19,6 +19,7 @@ from psd_gs.render._constants import SPLAT, TILE
 from psd_gs.render._lists import ROW, count_tiles, fill_tiles, offsets_of, sort_by_depth
 from psd_gs.render._project import project_backward, project_forward
 from psd_gs.render._raster import GRAD, rasterize_backward, rasterize_forward, sum_gradients
+from psd_gs.render.backend import Drawn, Settings
 from psd_gs.render.threads import parallel
 
 
@@ -141,20 +142,12 @@ def _tile_lists(means2d: np.ndarray, splats: np.ndarray, width: int, height: int
     return _TileLists(order, count, rows.reshape(C * N, ROW), starts, ids, slots, first_slot)
 
 
-def rasterize(
-    gaussians: Gaussians,
-    cameras: Cameras,
-    background: Tensor,
-    degree: int,
-    antialiased: bool,
-    median_depth: bool,
-    absgrad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
-    """rgb, alpha, expected depth, median depth and meta; see ``psd_gs.render.render``."""
-    options = (cameras.width, cameras.height, degree, antialiased)
+def rasterize(gaussians: Gaussians, cameras: Cameras, background: Tensor, settings: Settings) -> Drawn:
+    """The backend's part of :func:`psd_gs.render.render`, on the CPU."""
+    width, height = cameras.width, cameras.height
+    options = (width, height, settings.degree, settings.antialiased)
     means2d, splats, radii = _Project.apply(
         *gaussians.params().values(), cameras.viewmats, cameras.Ks, cameras.positions, options
     )
-    rgb, alpha, depth, median = _Rasterize.apply(means2d, splats, background, cameras.width, cameras.height, absgrad)
-    meta = {"means2d": means2d, "radii": radii, "depths": splats[..., 7]}
-    return rgb, alpha, depth, median if median_depth else None, meta
+    rgb, alpha, depth, median = _Rasterize.apply(means2d, splats, background, width, height, settings.absgrad)
+    return Drawn(rgb, alpha, depth, median, means2d, radii, splats[..., 7])

@@ -18,6 +18,7 @@ from torch import Tensor
 from psd_gs.cameras import Cameras
 from psd_gs.errors import BackendError
 from psd_gs.gaussians import Gaussians
+from psd_gs.render.backend import Drawn, Settings
 
 _ALL_BATCHES = 1 << 30
 """More batches of Gaussians than any tile has: walk the whole list in one call."""
@@ -75,21 +76,13 @@ def _run_smallest_kernel(device: torch.device) -> None:
     quat_scale_to_covar_preci(torch.ones(1, 4, device=device), torch.ones(1, 3, device=device))
 
 
-def rasterize(
-    gaussians: Gaussians,
-    cameras: Cameras,
-    background: Tensor,
-    degree: int,
-    antialiased: bool,
-    median_depth: bool,
-    absgrad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
-    """rgb, alpha, expected depth, median depth and meta; see ``psd_gs.render.render``."""
+def rasterize(gaussians: Gaussians, cameras: Cameras, background: Tensor, settings: Settings) -> Drawn:
+    """The backend's part of :func:`psd_gs.render.render`, by gsplat's kernels."""
     require_gsplat(gaussians.device)
     from gsplat import rasterization
 
     if len(gaussians) == 0:
-        return _empty(cameras, background, median_depth)
+        return _empty(cameras, background)
     images, alpha, info = rasterization(
         gaussians.means,
         gaussians.quats,
@@ -100,30 +93,25 @@ def rasterize(
         cameras.Ks,
         cameras.width,
         cameras.height,
-        sh_degree=degree,
+        sh_degree=settings.degree,
         packed=False,
         render_mode="RGB+ED",
-        absgrad=absgrad,
-        rasterize_mode="antialiased" if antialiased else "classic",
+        absgrad=settings.absgrad,
+        rasterize_mode="antialiased" if settings.antialiased else "classic",
     )
     rgb = images[..., :3] + (1 - alpha) * background[:, None, None, :]
-    median = _median_depth(info) if median_depth else None
-    return rgb, alpha, images[..., 3:], median, {key: info[key] for key in ("means2d", "radii", "depths")}
+    median = _median_depth(info) if settings.median_depth else None
+    return Drawn(rgb, alpha, images[..., 3:], median, info["means2d"], info["radii"], info["depths"])
 
 
-def _empty(
-    cameras: Cameras, background: Tensor, median_depth: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
+def _empty(cameras: Cameras, background: Tensor) -> Drawn:
     """No Gaussians, which gsplat's kernels do not accept."""
     C = len(cameras)
     zeros = background.new_zeros(C, cameras.height, cameras.width, 1)
     rgb = background[:, None, None, :].expand(-1, cameras.height, cameras.width, -1).clone()
-    meta = {
-        "means2d": background.new_zeros(C, 0, 2),
-        "radii": torch.zeros(C, 0, 2, dtype=torch.int32, device=background.device),
-        "depths": background.new_zeros(C, 0),
-    }
-    return rgb, zeros, zeros.clone(), zeros.clone() if median_depth else None, meta
+    radii = torch.zeros(C, 0, 2, dtype=torch.int32, device=background.device)
+    means2d, depths = background.new_zeros(C, 0, 2), background.new_zeros(C, 0)
+    return Drawn(rgb, zeros, zeros.clone(), zeros.clone(), means2d, radii, depths)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor
 from psd_gs.cameras import Cameras
 from psd_gs.errors import BackendError, ConfigError, InputError
 from psd_gs.gaussians import Gaussians
+from psd_gs.render.backend import Settings
 from psd_gs.render.choose import Backend, choose_renderer, require_triton
 
 
@@ -106,8 +107,7 @@ def render(
         antialiased = gaussians.mode == "antialiased"
     gaussians = gaussians.map(torch.Tensor.float)
     cameras = replace(cameras, viewmats=cameras.viewmats.float(), Ks=cameras.Ks.float())
-    rgb, alpha, depth, median, meta = rasterize(
-        gaussians, cameras, background, degree, antialiased, median_depth, absgrad
-    )
+    drawn = rasterize(gaussians, cameras, background, Settings(degree, antialiased, median_depth, absgrad))
+    meta = {name: getattr(drawn, name) for name in ("means2d", "radii", "depths")}
     meta |= {"width": cameras.width, "height": cameras.height, "n_cameras": C, "gaussian_ids": None}
-    return RenderOutput(rgb, alpha, depth, median, meta)
+    return RenderOutput(drawn.rgb, drawn.alpha, drawn.depth, drawn.median_depth if median_depth else None, meta)

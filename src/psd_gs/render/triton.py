@@ -22,6 +22,7 @@ from psd_gs.render._constants import SPLAT, TILE
 from psd_gs.render._triton_lists import count_tiles, fill_tiles
 from psd_gs.render._triton_project import bands_backward, project_backward, project_forward
 from psd_gs.render._triton_raster import GRAD, rasterize_backward, rasterize_forward, sum_gradients
+from psd_gs.render.backend import Drawn, Settings
 
 BLOCK = 128
 """Gaussians of one program of the kernels that work Gaussian by Gaussian."""
@@ -171,25 +172,18 @@ def _tile_lists(means2d: Tensor, splats: Tensor, width: int, height: int) -> _Ti
     return _TileLists(order, counts, ends, starts, rows[slots], slots, image)
 
 
-def rasterize(
-    gaussians: Gaussians,
-    cameras: Cameras,
-    background: Tensor,
-    degree: int,
-    antialiased: bool,
-    median_depth: bool,
-    absgrad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
-    """rgb, alpha, expected depth, median depth and meta; see ``psd_gs.render.render``."""
+def rasterize(gaussians: Gaussians, cameras: Cameras, background: Tensor, settings: Settings) -> Drawn:
+    """The backend's part of :func:`psd_gs.render.render`, by Triton's kernels."""
     width, height = cameras.width, cameras.height
-    bands = {"BANDS": (degree + 1) ** 2, "STORED": gaussians.shN.shape[1] + 1}
-    options = {**bands, "ANTIALIASED": antialiased, "BLOCK": BLOCK}
+    bands = {"BANDS": (settings.degree + 1) ** 2, "STORED": gaussians.shN.shape[1] + 1}
+    options = {**bands, "ANTIALIASED": settings.antialiased, "BLOCK": BLOCK}
     means2d, splats, radii = _Project.apply(
         *gaussians.params().values(), cameras.viewmats, cameras.Ks, cameras.positions, width, height, options
     )
-    rgb, alpha, depth, median = _Rasterize.apply(means2d, splats, background, width, height, median_depth, absgrad)
-    meta = {"means2d": means2d, "radii": radii, "depths": splats[..., 7]}
-    return rgb, alpha, depth, median if median_depth else None, meta
+    rgb, alpha, depth, median = _Rasterize.apply(
+        means2d, splats, background, width, height, settings.median_depth, settings.absgrad
+    )
+    return Drawn(rgb, alpha, depth, median, means2d, radii, splats[..., 7])
 
 
 @torch.inference_mode(False)
@@ -204,9 +198,9 @@ def self_test(device: torch.device) -> str:
         raise BackendError("it compiles for GPUs only")
     gaussians = from_points(torch.zeros(1, 3), torch.full((1, 3), 0.5), scale=0.1, opacity=0.5).to(device)
     gaussians = gaussians.map(lambda parameter: parameter.requires_grad_())
-    rgb, alpha, *_ = rasterize(
-        gaussians, turntable(1, size=3).to(device), torch.zeros(1, 3, device=device), 0, False, False, True
-    )
+    settings = Settings(0, antialiased=False, median_depth=False, absgrad=True)
+    camera, black = turntable(1, size=3).to(device), torch.zeros(1, 3, device=device)
+    rgb, alpha, *_ = rasterize(gaussians, camera, black, settings)
     rgb[0, 1, 1].sum().backward()
     # In the middle alpha is the opacity o = 1/2, and each of three colours of 1/2 has d(o/2)/d(logit) = o (1 - o) / 2.
     assert gaussians.opacities.grad is not None

@@ -170,7 +170,7 @@ def _check_name(name: str) -> None:
             raise ConfigError(f"reward {known}: expected no path, for it brings its own weights, received {path!r}.")
     elif ":" not in name and not _fitted(name):
         raise ConfigError(
-            f"unknown reward {name!r}; expected one of {', '.join(REWARDS)}, a published one with a local copy "
+            f"unknown reward {name!r}: expected one of {', '.join(REWARDS)}, a published one with a local copy "
             "(imagereward=PATH), a folder that `psd-gs fit-reward` wrote, or a function (module:function, "
             "file.py:function)."
         )
@@ -183,7 +183,9 @@ def _load_one(name: str, device: torch.device | str, dtype: torch.dtype | None) 
     if base := _fitted(name):
         below = _load_one(base, device, dtype)
         if not isinstance(below, FeatureReward):
-            raise ModelError(f"the fitted reward {name}: {base} does not tell its features. Fit it again.")
+            raise ModelError(
+                f"the fitted reward {name}: expected a base that tells its features, received {base}. Fit it again."
+            )
         return FittedReward(below, load_head(name), name)
     if not _is_listed(name):
         return CallableReward(_import_function(name), name)

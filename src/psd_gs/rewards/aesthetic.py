@@ -1,11 +1,9 @@
 """LAION's aesthetic predictors: how pleasing an image is, whatever the prompt, on top of CLIP ViT-L/14.
 
-=================  ===============================================  ====================  ==================
-name               file                                             head                  score
-=================  ===============================================  ====================  ==================
-aesthetic-linear   ``sa_0_4_vit_l_14_linear.pth`` (predictor V1)    one linear layer      1 to 10, about 5
-aesthetic          ``sac+logos+ava1-l14-linearMSE.pth`` (V2)        five linear layers    1 to 10, about 5.5
-=================  ===============================================  ====================  ==================
+| name | file | head | score |
+|---|---|---|---|
+| aesthetic-linear | ``sa_0_4_vit_l_14_linear.pth`` (predictor V1) | one linear layer | 1 to 10, about 5 |
+| aesthetic | ``sac+logos+ava1-l14-linearMSE.pth`` (V2) | five linear layers | 1 to 10, about 5.5 |
 
 The head reads the unit vector of the image's embedding (shorter side to 224 pixels, centre crop).
 Neither head has activations, so the score is affine in that vector.

@@ -1,12 +1,10 @@
 """Rewards on BLIP: a vision transformer read by a BERT with cross-attention, and a small head.
 
-=================  ==================================  ===========================  ===========================
-name               paper                               head                         score
-=================  ==================================  ===========================  ===========================
-imagereward        ImageReward (2304.05977)            five linear layers           per view, about -2.3 to 2
-reward3d           DreamReward (2403.14613), Scorer    128 features of four views   per group, about -2 to 2
-reward3d-fusion    its CrossViewFusion                 attention over four views    per group, about -0.5 to 0.5
-=================  ==================================  ===========================  ===========================
+| name | paper | head | score |
+|---|---|---|---|
+| imagereward | ImageReward (2304.05977) | five linear layers | per view, about -2.3 to 2 |
+| reward3d | DreamReward (2403.14613), Scorer | 128 features of four views | per group, about -2 to 2 |
+| reward3d-fusion | its CrossViewFusion | attention over four views | per group, about -0.5 to 0.5 |
 
 The published files are the state dicts of the authors' own modules (the ``image-reward`` package
 1.5, which no longer imports beside a current transformers); they are read here key by key into
@@ -28,15 +26,15 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from psd_gs.cameras import SIDES, Cameras, side_index
-from psd_gs.errors import InputError, ModelError
+from psd_gs.errors import InputError
 from psd_gs.rewards.base import ScoredByFeatures, check_groups
-from psd_gs.rewards.checkpoints import build, find_file, read_tensors
+from psd_gs.rewards.checkpoints import build, checked_tokenizer, find_file, read_tensors, renamed
 from psd_gs.rewards.images import fit_crop, normalize
 
 Head = Literal["image", "scorer", "fusion"]
 
 VIEWS = 4
-"""That Reward3D judges together."""
+"""Views that Reward3D judges together."""
 VOCABULARY = 30522
 """Entries of bert-base-uncased; two unused ones follow in the embedding."""
 
@@ -274,14 +272,7 @@ _UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\..*|blip\.text_encoder\.emb
 
 def from_package(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of the ``image-reward`` package, or of DreamReward, under the names of :class:`BlipNetwork`."""
-    out = {}
-    for key, value in tensors.items():
-        name = key
-        for pattern, replacement in _PACKAGE:
-            name = re.sub(pattern, replacement, name)
-        if not _UNUSED.fullmatch(key):
-            out[name] = value
-    return out
+    return {renamed(key, _PACKAGE): value for key, value in tensors.items() if not _UNUSED.fullmatch(key)}
 
 
 def read_bert_tokenizer(path: str | Path, what: str, vocabulary: int = VOCABULARY) -> BertTokenizer:
@@ -291,17 +282,9 @@ def read_bert_tokenizer(path: str | Path, what: str, vocabulary: int = VOCABULAR
         ModelError: its files are missing, damaged or another tokenizer's.
     """
     file = find_file(path, ("vocab.txt",), f"{what}: tokenizer")
-    try:
-        tokenizer = BertTokenizer(vocab=str(file), do_lower_case=True)
-    except Exception as error:  # tokenizers raises a bare Exception
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{what}: cannot read the tokenizer {file}: {reason}. Download it again.") from error
-    if len(tokenizer) != vocabulary:
-        raise ModelError(
-            f"{what}: expected a tokenizer of {vocabulary} entries, received {len(tokenizer)} in {file}. "
-            "Use the tokenizer of bert-base-uncased."
-        )
-    return tokenizer
+    return checked_tokenizer(
+        lambda: BertTokenizer(vocab=str(file), do_lower_case=True), vocabulary, what, file, "bert-base-uncased"
+    )
 
 
 def load_blip_reward(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from psd_gs.errors import ModelError
 from psd_gs.weights import compare_shapes
 
 Network = TypeVar("Network", bound=nn.Module)
+Tokenizer = TypeVar("Tokenizer", bound=Sized)
 
 
 def find_file(path: str | Path, names: Sequence[str], what: str) -> Path:
@@ -59,6 +61,32 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
+
+
+def renamed(name: str, table: Sequence[tuple[str, str]]) -> str:
+    """``name`` after all substitutions of a table, pattern to replacement, in order."""
+    for pattern, replacement in table:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def checked_tokenizer(make: Callable[[], Tokenizer], vocabulary: int, what: str, path: Path, model: str) -> Tokenizer:
+    """The tokenizer that ``make`` reads from ``path``, if it has ``vocabulary`` entries, as that of ``model`` has.
+
+    Raises:
+        ModelError: its files are damaged or another tokenizer's.
+    """
+    try:
+        tokenizer = make()
+    except Exception as error:  # tokenizers raises a bare Exception
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{what}: cannot read the tokenizer {path}: {reason}. Download it again.") from error
+    if len(tokenizer) != vocabulary:
+        raise ModelError(
+            f"{what}: expected a tokenizer of {vocabulary} entries, received {len(tokenizer)} in {path}. "
+            f"Use the tokenizer of {model}."
+        )
+    return tokenizer
 
 
 def build(

@@ -1,14 +1,12 @@
 """Rewards that are a CLIP: similarity of an image's and a prompt's embedding.
 
-=========  ==========  =================================  ==================  ====================================
-name       network     trained on                         image               score (range on renders)
-=========  ==========  =================================  ==================  ====================================
-clip       ViT-L/14    web pairs (2103.00020)             shorter side, crop  cosine (0.2 to 0.3)
-hpsv1      ViT-L/14    Discord choices (2303.14420)       shorter side, crop  cosine (0.18 to 0.22)
-hpsv2      ViT-H/14    HPD v2 (2306.09341)                longer side, pad    cosine (0.23 to 0.28)
-hpsv2.1    ViT-H/14    HPD v2, cleaned                    longer side, pad    cosine (0.14 to 0.31)
-pickscore  ViT-H/14    Pick-a-Pic (2305.01569)            shorter side, crop  cosine times exp(logit scale) (18-23)
-=========  ==========  =================================  ==================  ====================================
+| name | network | trained on | image | score (range on renders) |
+|---|---|---|---|---|
+| clip | ViT-L/14 | web pairs (2103.00020) | shorter side, crop | cosine (0.2 to 0.3) |
+| hpsv1 | ViT-L/14 | Discord choices (2303.14420) | shorter side, crop | cosine (0.18 to 0.22) |
+| hpsv2 | ViT-H/14 | HPD v2 (2306.09341) | longer side, pad | cosine (0.23 to 0.28) |
+| hpsv2.1 | ViT-H/14 | HPD v2, cleaned | longer side, pad | cosine (0.14 to 0.31) |
+| pickscore | ViT-H/14 | Pick-a-Pic (2305.01569) | shorter side, crop | cosine times exp(logit scale) (18 to 23) |
 
 Scores of two models are not comparable, nor of one model at two prompts.
 """
@@ -32,7 +30,7 @@ from psd_gs.cameras import Cameras
 from psd_gs.errors import ModelError
 from psd_gs.files import loads
 from psd_gs.rewards.base import ScoredByFeatures, check_groups
-from psd_gs.rewards.checkpoints import build, find_file, read_tensors
+from psd_gs.rewards.checkpoints import build, checked_tokenizer, find_file, read_tensors, renamed
 from psd_gs.rewards.images import fit_crop, fit_pad, normalize
 
 Fit = Literal["crop", "pad"]
@@ -164,17 +162,13 @@ def read_tokenizer(path: str | Path, what: str, vocabulary: int = VOCABULARY) ->
         ModelError: its files are missing, damaged or another tokenizer's.
     """
     folder = find_file(path, ("tokenizer.json", "vocab.json"), f"{what}: tokenizer").parent
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # tokenizers raises a bare Exception
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{what}: cannot read the tokenizer in {folder}: {reason}. Download it again.") from error
-    if len(tokenizer) != vocabulary:
-        raise ModelError(
-            f"{what}: expected a tokenizer of {vocabulary} entries, received {len(tokenizer)} in {folder}. "
-            "Use the tokenizer of openai/clip-vit-large-patch14."
-        )
-    return tokenizer
+    return checked_tokenizer(
+        lambda: CLIPTokenizer.from_pretrained(folder, local_files_only=True),
+        vocabulary,
+        what,
+        folder,
+        "openai/clip-vit-large-patch14",
+    )
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -205,9 +199,7 @@ def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of OpenAI's or open_clip's CLIP under the names of transformers' CLIPModel."""
     out = {}
     for key, value in tensors.items():
-        name = key
-        for pattern, replacement in _OPEN_CLIP:
-            name = re.sub(pattern, replacement, name)
+        name = renamed(key, _OPEN_CLIP)
         if match := re.fullmatch(r"(.*)\.attn\.in_proj_(weight|bias)", name):
             for part, piece in zip("qkv", value.chunk(3), strict=True):
                 out[f"{match[1]}.self_attn.{part}_proj.{match[2]}"] = piece

@@ -283,7 +283,7 @@ def word_encoder(config: RewardConfig) -> TextEncoder:
 
 
 class RewardNetwork(nn.Module):
-    """Tower, text encoder, fusion and head; see the module's docstring for the two architectures."""
+    """Tower, text encoder, fusion and head; see the module's docstring for the architectures."""
 
     def __init__(self, config: RewardConfig) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ def panes(paths: Sequence[str | os.PathLike[str]], *, large: bool = False) -> li
 def _folder(path: Path, large: bool) -> Pane:
     splat, mesh = (_file(path / name, large) if (path / name).is_file() else None for name in (SPLAT, MESH))
     if splat is None and mesh is None:
-        raise InputError(f"{path}: expected a run folder with {SPLAT} or {MESH}, found neither. Name a file in it.")
+        raise InputError(f"{path}: expected a run folder with {SPLAT} or {MESH}, received neither. Name a file in it.")
     facts = {**(mesh.facts if mesh else {}), **(splat.facts if splat else {})}
     return Pane(path.resolve().name, splat.gaussians if splat else None, mesh.mesh if mesh else None, facts)
 

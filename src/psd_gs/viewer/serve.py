@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 SECONDS = 10.0
-"""For a whole request to arrive, or for the next one on the same connection."""
+"""Time for a whole request to arrive, or for the next one on the same connection."""
 CONNECTIONS = 32
-"""At a time; more are closed at once."""
+"""Most connections at a time; further ones are closed at once."""
 MOST_BODY = 10_000
-"""Bytes of a request."""
+"""Most bytes of a request's body."""
 _CHUNK = 1 << 20
 _HOSTS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 _HEADERS = {
@@ -70,7 +70,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What it is told."""
+    """What the page gets in return."""
 
     data: bytes
     kind: str = "application/json"
@@ -100,6 +100,7 @@ class PageServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = CONNECTIONS
     allow_reuse_address = os.name != "nt"  # elsewhere it only means not to wait after the last server
 
     def __init__(
