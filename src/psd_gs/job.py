@@ -32,6 +32,7 @@ from psd_gs.config import (
 from psd_gs.errors import ConfigError, FormatError, OutputError, is_out_of_memory
 from psd_gs.files import sweep_parts, writing
 from psd_gs.guidance.guide import check_combination
+from psd_gs.reference import pinned
 
 if TYPE_CHECKING:
     from psd_gs.pipeline import TextTo3DPipeline
@@ -102,6 +103,7 @@ def resolve(request: Request, pipeline: TextTo3DPipeline | None = None) -> Confi
     else:
         family, names = _models(request, name)
         config = make_config(name, family, *given, decided | names, where=request.where)
+        config = replace(config, image=pinned(config.image))
     check_combination(config.guidance)
     return config
 
@@ -134,9 +136,18 @@ def _preset(request: Request) -> str:
 
 
 def differences(saved: Config, config: Config, strict: Collection[str] = ()) -> list[str]:
-    """Names of the options that make ``config`` another run than ``saved``: all but :data:`FREE`, less ``strict``."""
-    one, other = to_dict(saved), to_dict(config)
+    """Names of the options that make ``config`` another run than ``saved``: all but :data:`FREE`, less ``strict``.
+
+    Pictures are told apart by what they hold, wherever they lie.
+    """
+    one, other = to_dict(_elsewhere(saved, config)), to_dict(config)
     return [name for name in one if one[name] != other[name] and (name not in FREE or name in strict)]
+
+
+def _elsewhere(saved: Config, config: Config) -> Config:
+    """``saved`` with its pictures where ``config`` has them, if they are the same."""
+    same = saved.image.sha256 == config.image.sha256
+    return replace(saved, image=replace(saved.image, files=config.image.files)) if same else saved
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
@@ -259,7 +270,7 @@ class Job:
             )
         if on_mismatch == "keep":
             changed: dict[str, Any] = {name: getattr(self.config, name) for name in FREE if name in named}
-            self.config = replace(saved, **changed)
+            self.config = replace(_elsewhere(saved, self.config), **changed)
 
     @property
     def has_begun(self) -> bool:
@@ -476,8 +487,8 @@ def _folders(root: Path, config: Config, beyond: Path | None = None) -> tuple[li
 
 
 def _is_run_of(folder: Path, config: Config, *, strict: bool = False) -> bool:
-    """Whether the run in a folder has the prompt and seed of ``config``, and refines the same asset, if any; one that
-    cannot be read is somebody else's.
+    """Whether the run in a folder has the prompt and seed of ``config``, and refines the same asset or begins with the
+    same pictures, if any; one that cannot be read is somebody else's.
 
     Raises:
         ConfigError: it cannot be read, and ``strict`` is set.
@@ -493,5 +504,5 @@ def _is_run_of(folder: Path, config: Config, *, strict: bool = False) -> bool:
     return _identity(saved) == _identity(config)
 
 
-def _identity(config: Config) -> tuple[str, int, str]:
-    return config.prompt, config.seed, config.refine.sha256
+def _identity(config: Config) -> tuple[str, int, str, tuple[str, ...]]:
+    return config.prompt, config.seed, config.refine.sha256, config.image.sha256

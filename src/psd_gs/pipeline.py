@@ -33,6 +33,7 @@ from psd_gs.models import digests_of, resolve, resolve_device
 from psd_gs.priors import DType, family_of, load_prior
 from psd_gs.priors.base import Prior
 from psd_gs.priors.memory import PRESETS
+from psd_gs.reference import Reference, pinned
 from psd_gs.refine import Original, Refinement, task
 from psd_gs.refined import facts
 from psd_gs.render import choose_renderer, renderer_device
@@ -236,7 +237,8 @@ class TextTo3DPipeline:
             "judge": self.judge.name if self.judge else "none",
             "weights": self.digests,
         }
-        return make_config(preset, family_of(self.prior), *overrides, models, where=where)
+        config = make_config(preset, family_of(self.prior), *overrides, models, where=where)
+        return replace(config, image=pinned(config.image))
 
     def trainer(self, config: Config, folder: Path | None = None) -> Trainer:
         """The optimization of ``config``, ready to run; with a ``folder`` it can be resumed.
@@ -251,6 +253,7 @@ class TextTo3DPipeline:
         renderer, _ = choose_renderer(self.prior.device, config.renderer)
         device = renderer_device(self.prior.device, config.renderer)
         refinement = Refinement(Original.of(config.refine), config, device) if config.refine.asset else None
+        reference = Reference(config.image, device) if config.image.files else None
         generator = torch.Generator().manual_seed(seeds["init"])
         with enough_memory("while the prompt was read"), set_aside(self.reward, self.prior.device):
             guidance = Guidance(
@@ -262,7 +265,7 @@ class TextTo3DPipeline:
                 seed=seeds["guidance"],
             )
             start = refinement.start if refinement else initial_gaussians(config, generator, self.prior.device)
-        trainer = Trainer(config, guidance, start.to(device), folder, renderer, refinement)
+        trainer = Trainer(config, guidance, start.to(device), folder, renderer, refinement, reference)
         trainer.observe = self._observer(config.prompt, folder) if folder else None
         return trainer
 
@@ -315,8 +318,9 @@ class TextTo3DPipeline:
         def scores(asset: Gaussians) -> dict[str, float]:
             return {name: self._score(asset, prompt, model) for name, model in models.items()}
 
+        images = Reference(result.config.image).held(asset) if result.config.image.files else []
         if result.rows is None:
-            return replace(result, scores=scores(asset))
+            return replace(result, scores=scores(asset), images=images)
         original, device = Original.of(result.config.refine), renderer_device(self.prior.device, result.config.renderer)
         before, after = (original.fitted(g).to(device) for g in (original.gaussians, asset))
         known = facts(original, before, after, result.rows) | {"scores_before": rounded(scores(before))}

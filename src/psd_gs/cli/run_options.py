@@ -55,6 +55,13 @@ class SharedOptions:
     """GPU memory to fit into, GB. Default, and 0: as much as there is."""
     init: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Start from a splat, a point cloud (.ply), a mesh (.glb, .obj, .stl), or shap-e, instead of a ball."""
+    image: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="FILE", help_behavior_hint="")] = ()
+    """A picture of the thing, with transparency around it: its view is held, and the prior makes the rest; repeatable,
+    each with an --image-azimuth."""
+    image_azimuth: Annotated[UseAppendAction[tuple[float, ...]], arg(metavar="DEGREES", help_behavior_hint="")] = ()
+    """Where the picture was taken from: 0 in front, which is the default, 90 from the thing's left."""
+    image_elevation: Annotated[UseAppendAction[tuple[float, ...]], arg(metavar="DEGREES", help_behavior_hint="")] = ()
+    """How far above the horizon. Default: 0."""
     for_mesh: bool = False
     """Make the splat itself solid at the end, as its mesh is; the presets of mini always do."""
     config: File = None
@@ -81,6 +88,9 @@ class SharedOptions:
             "negative_embedding": str(self.negative_embedding) if self.negative_embedding else None,
             "init": {"source": self.init} if self.init else None,
         }
+        pictures = {"files": list(map(str, self.image)), "sha256": []} if self.image else {}
+        places = {"azimuth": list(self.image_azimuth), "elevation": list(self.image_elevation)}
+        flags["image"] = pictures | {name: value for name, value in places.items() if value} or None
         flags["guidance"] = given({"method": self.method, "negative_prompt": self.negative_prompt}) or None
         return merged(given(flags), parse_overrides(self.set))
 

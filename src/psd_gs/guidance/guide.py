@@ -34,10 +34,12 @@ class GuidanceOutput:
         loss: differentiable in the images; only its gradient means anything.
         logs: scalars, means over groups. ``t``; ``base_norm``, of the base residual in x0; ``lora_loss``, where a copy
             of the prior is trained; where groups were judged, what the preference score has to say.
+        elements: numbers in the clean latent of one view, over which the loss sums.
     """
 
     loss: Float[Tensor, ""]
     logs: dict[str, float]
+    elements: int
 
 
 class Guidance:
@@ -165,7 +167,7 @@ class Guidance:
         if judged.any():
             loss, said = self.preference.loss(images, renders, loss, prediction, denoiser, judged)
             logs |= said
-        return GuidanceOutput(loss, {"t": float(t.mean()), **_to_floats(logs)})
+        return GuidanceOutput(loss, {"t": float(t.mean()), **_to_floats(logs)}, x0[0, 0].numel())
 
     def _fit(self, images: Tensor, cameras: Cameras) -> tuple[Tensor, Cameras]:
         """Check the number of views and bring the images to the prior's size."""
