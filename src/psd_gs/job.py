@@ -32,7 +32,8 @@ from psd_gs.config import (
 from psd_gs.errors import ConfigError, FormatError, OutputError, is_out_of_memory
 from psd_gs.files import sweep_parts, writing
 from psd_gs.guidance.guide import check_combination
-from psd_gs.reference import pinned
+from psd_gs.priors import prior_entry
+from psd_gs.reference import check_given, pinned
 
 if TYPE_CHECKING:
     from psd_gs.pipeline import TextTo3DPipeline
@@ -63,7 +64,7 @@ class Request:
     """A run as somebody asks for it.
 
     Attributes:
-        prompt: what to make.
+        prompt: what to make; may be empty for a prior that looks at a picture.
         preset: draft, default or quality; None is what ``file`` says, else default.
         recipe: settings of a published method, instead of a preset.
         file: options of a ``--config`` file, over the preset.
@@ -94,7 +95,8 @@ def resolve(request: Request, pipeline: TextTo3DPipeline | None = None) -> Confi
         InputError: not a prompt.
         ModelError: weights that are needed to tell a prior's family cannot be had.
     """
-    check_prompt_text(request.prompt)
+    if request.prompt:
+        check_prompt_text(request.prompt)
     name = _preset(request)
     decided: dict[str, Any] = {"prompt": request.prompt, "preset": name}
     given = request.task, request.file, request.options
@@ -103,6 +105,7 @@ def resolve(request: Request, pipeline: TextTo3DPipeline | None = None) -> Confi
     else:
         family, names = _models(request, name)
         config = make_config(name, family, *given, decided | names, where=request.where)
+        check_given(config, prior_entry(config.prior).pictured)
         config = replace(config, image=pinned(config.image))
     check_combination(config.guidance)
     return config
@@ -473,7 +476,8 @@ def _aside(folder: Path) -> Path:
 
 def _folders(root: Path, config: Config, beyond: Path | None = None) -> tuple[list[Path], Path]:
     """The folders of a run's names in which something was begun, and the first other one (after ``beyond``)."""
-    base = root / runs.run_name(config.prompt, config.seed)
+    shown = Path(config.image.files[0]).stem if config.image.files else ""
+    base = root / runs.run_name(config.prompt or shown, config.seed)
     begun: list[Path] = []
     passed, number = beyond is None, 1
     while True:

@@ -22,7 +22,6 @@ from psd_gs.config import (
     REPAINT_STRENGTH,
     STRENGTH,
     Config,
-    check_prompt_text,
     make_config,
 )
 from psd_gs.errors import InputError, enough_memory
@@ -33,7 +32,7 @@ from psd_gs.models import digests_of, resolve, resolve_device
 from psd_gs.priors import DType, family_of, load_prior
 from psd_gs.priors.base import Prior
 from psd_gs.priors.memory import PRESETS
-from psd_gs.reference import Reference, pinned
+from psd_gs.reference import Reference, check_given, pinned
 from psd_gs.refine import Original, Refinement, task
 from psd_gs.refined import facts
 from psd_gs.render import choose_renderer, renderer_device
@@ -141,7 +140,7 @@ class TextTo3DPipeline:
         """Make one asset in memory.
 
         Args:
-            prompt: what it is.
+            prompt: what it is; may be empty for a prior that looks at a picture.
             seed: of everything random.
             preset: draft, default or quality.
             steps: instead of the preset's.
@@ -247,7 +246,8 @@ class TextTo3DPipeline:
             BackendError: out of memory.
             InputError: an unusable prompt or file.
         """
-        check_prompt_text(config.prompt)
+        pictured = getattr(self.prior, "pictured", False)
+        check_given(config, pictured)
         seeds = stream_seeds(config.seed)
         negative = read_negative(config.negative_embedding) if config.negative_embedding else None
         renderer, _ = choose_renderer(self.prior.device, config.renderer)
@@ -262,6 +262,7 @@ class TextTo3DPipeline:
                 config.guidance,
                 reward=self.reward,
                 negative=negative,
+                picture=reference.first().to(self.prior.device) if reference and pictured else None,
                 seed=seeds["guidance"],
             )
             start = refinement.start if refinement else initial_gaussians(config, generator, self.prior.device)

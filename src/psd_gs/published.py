@@ -84,6 +84,13 @@ WEIGHTS = {
             "CreativeML OpenRAIL-M",
         ),
         Weights(
+            "imagedream",
+            "prior",
+            (("ashawkey/imagedream-ipmv-diffusers", None),),
+            4.0,
+            "CreativeML OpenRAIL-M",
+        ),
+        Weights(
             "sdxl",
             "prior",
             (("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"),),

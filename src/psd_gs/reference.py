@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_gs.cameras import Cameras, joined, turntable
-from psd_gs.config import ImageConfig
-from psd_gs.errors import InputError
+from psd_gs.config import Config, ImageConfig, check_prompt_text
+from psd_gs.errors import ConfigError, InputError
 from psd_gs.export.formats import sha256_of
 from psd_gs.files import read_picture
 from psd_gs.gaussians import Gaussians
@@ -146,6 +146,23 @@ def framed(picture: Image.Image, fill: float, path: str = "the picture") -> Floa
     return out
 
 
+def check_given(config: Config, pictured: bool) -> None:
+    """Refuse a run without a prompt, or without the picture that its prior looks at.
+
+    Args:
+        config: of the run.
+        pictured: whether the prior looks at one.
+
+    Raises:
+        ConfigError: no picture.
+        InputError: no prompt, or none that can be one.
+    """
+    if pictured and not config.image.files:
+        raise ConfigError(f"prior {config.prior}: expected a picture, received none. Give one with --image.")
+    if config.prompt or not pictured:
+        check_prompt_text(config.prompt)
+
+
 # --- holding them ----------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +233,10 @@ class Reference:
         """Mean squared error of premultiplied colour and alpha of the known views."""
         out = render(asset, self.cameras(FINE))
         return (torch.cat([out.rgb, out.alpha], -1) - self.wanted(FINE)).square().mean()
+
+    def first(self) -> Float[Tensor, "3 S S"]:
+        """The first picture, over white."""
+        return over_white(self.wanted(SIZE)[0]).permute(2, 0, 1)
 
     @torch.no_grad()
     def seen(self, asset: Gaussians, size: int = 256) -> Float[Tensor, "R S S 3"]:

@@ -30,7 +30,8 @@ class SharedOptions:
     recipe: Annotated[Recipe | None, arg(help_behavior_hint="")] = None
     """Settings of a published method instead of a preset (configs/recipes/*.yaml), with its prior and reward."""
     prior: Text = None
-    """Diffusion model: auto, mini (embedded), mvdream, sd15, sd21, sdxl, sd3, a hub id or a local folder."""
+    """Diffusion model: auto, mini (embedded), mvdream, imagedream, sd15, sd21, sdxl, sd3, a hub id or a local
+    folder."""
     reward: Text = None
     """What ranks the noise pairs: mini, hpsv2.1, hpsv2, hpsv1, pickscore, imagereward, clip, aesthetic,
     aesthetic-linear, reward3d or reward3d-fusion, NAME=PATH for a local copy, file.py:function for your own,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from psd_gs.guidance.preference import Preference, Setup, Step, group_norm, pref
 from psd_gs.guidance.prompts import directed, direction_index
 from psd_gs.guidance.timesteps import SCHEDULES
 from psd_gs.guidance.vsd import Lora
-from psd_gs.priors.base import Prior, TextEmbedding
+from psd_gs.priors.base import PicturedPrior, Prior, TextEmbedding
 from psd_gs.resize import resized
 from psd_gs.rewards.base import Reward
 
@@ -51,6 +52,7 @@ class Guidance:
         config: options.
         reward: the judge, which most preferences require; several of them where the preference lets them vote.
         negative: a refined negative embedding to start from, instead of the negative prompt's.
+        picture: of the thing, sRGB over white, for a prior that looks at one.
         seed: of the generators that are not given, and of the copy of the prior where one is trained.
         timestep_generator: draws timesteps; on the CPU, so that schedules are decided without waiting for a device.
         noise_generator: draws noise, on any device.
@@ -69,6 +71,7 @@ class Guidance:
         *,
         reward: Reward | Sequence[Reward] | None = None,
         negative: TextEmbedding | None = None,
+        picture: Float[Tensor, "3 H W"] | None = None,
         seed: int = 0,
         timestep_generator: torch.Generator | None = None,
         noise_generator: torch.Generator | None = None,
@@ -89,6 +92,8 @@ class Guidance:
         with torch.no_grad():
             self._directed = config.view_prompts and prior.views == 1
             self.text = prior.embed(directed(prompt) if self._directed else [prompt])
+            if picture is not None:
+                self.text = cast(PicturedPrior, prior).with_picture(self.text, picture)
             self.null = prior.embed([""])
             initial = prior.embed([config.negative_prompt]) if config.negative_prompt else self.null
         if self.base.wants_negative and negative is None and not config.negative_prompt:
