@@ -91,6 +91,7 @@ def test_every_dependency_of_the_main_job_is_a_base_one():
         "peft",  # of the extra vsd
         "pxr",  # of the extra usd
         "coacd",  # of the extra collision
+        "rembg",  # of the extra background
         "ray",  # of the extra ray
         "triton",  # of torch's wheels for GPUs
     }

@@ -416,9 +416,10 @@ def read_picture(
             width, height = picture.size
             if width * height > PICTURE_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are more than {PICTURE_PIXELS:,}")
-            if picture.mode.startswith("I;16"):  # 16 bits of grey, which Pillow would cut off at 255
-                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            return (ImageOps.exif_transpose(picture) if upright else picture).convert(mode)
+            turned: Image.Image = ImageOps.exif_transpose(picture) if upright else picture
+            if turned.mode.startswith("I;16"):  # 16 bits of grey, which Pillow would cut off at 255
+                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+            return turned.convert(mode)
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them into
         reason = " ".join(str(error).split())[:100]
         raise FormatError(f"{name}: expected a sound {', '.join(PICTURES)} file ({reason}). Make it again.") from error

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 REMOVER = "u2net"
-"""Apache-2.0, 176 MB. The default of rembg, which is MIT itself, is not free for all uses."""
+"""Apache-2.0, 176 MB. rembg is MIT; the model that it takes by itself is not free for all uses."""
 
 RADIUS = 0.69
 """Of the ball that a view shows whole, world units, as in an evaluation."""
@@ -72,7 +72,7 @@ def open_picture(path: str) -> Image.Image:
         InputError: it cannot be opened, shows nothing, or has a background that cannot be removed here.
     """
     picture = read_picture(path, "RGBA", upright=True)
-    if picture.getextrema()[3][0] == 255:
+    if _is_opaque(picture):
         if importlib.util.find_spec("rembg") is None:
             raise InputError(
                 f"{path}: expected a picture with transparency around the thing, received one without. Cut the thing "
@@ -90,10 +90,14 @@ def cut_out(path: str) -> Image.Image:
         As :func:`open_picture`.
     """
     picture = open_picture(path)
-    if picture.getextrema()[3][0] == 255:
+    if _is_opaque(picture):
         picture.putalpha(_mask(picture.convert("RGB"), path))
         _box(picture, path)
     return picture
+
+
+def _is_opaque(picture: Image.Image) -> bool:
+    return picture.getchannel("A").getextrema()[0] == 255
 
 
 def _mask(picture: Image.Image, path: str) -> Image.Image:

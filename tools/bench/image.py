@@ -2,10 +2,10 @@
 
     python tools/bench/image.py OUT --kits KITS
 
-The things of ``image.json`` are meshes of the kits, drawn as the prior's training views are, from the first of the
-eight evaluation views. Judged are the other seven: the judge picks among the twelve names. One line of
-``OUT/rows.jsonl`` per thing and arm, and ``OUT/sheet.png``: the picture, four views with it, four of the name alone; a
-thing that has its line is not done again.
+The things of ``image.json`` are meshes of the kits, drawn as the prior's training views are, from one of the
+eight evaluation views, halfway between front and side. Judged are the other seven: the judge picks among the twelve
+names. One line of ``OUT/rows.jsonl`` per thing and arm, and ``OUT/sheet.png``: the picture, four views with it, four of
+the name alone; a thing that has its line is not done again.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from psd_gs.scoring import evaluation_cameras
 Row = dict[str, Any]
 
 LIST = Path(__file__).with_suffix(".json")
-ELEVATION = 15.0
-"""Of the first evaluation view, degrees; it is in front."""
+SHOWN, AZIMUTH, ELEVATION = 4, 45.0, 30.0
+"""Which of the evaluation views the picture is, degrees: from halfway between the front and the thing's left."""
 LIGHT = np.array([0.35, 0.8, 0.5], np.float32)
 SIZE = 256
 
@@ -55,7 +55,7 @@ def picture(mesh: Mesh, path: Path) -> Path:
     normals = crease_normals(mesh.vertices, mesh.triangles, 0.8)
     plain = np.zeros(faces, int), np.ones(faces, np.float32)
     surface = Surface(mesh.vertices, mesh.triangles, normals, mesh.colours, *plain).normalized(RADIUS)
-    camera = turntable(1, elevation=ELEVATION, radius=0.69, size=SIZE)
+    camera = evaluation_cameras(SIZE)[SHOWN : SHOWN + 1]
     rgba = draw(surface, camera.viewmats.numpy(), camera.Ks.numpy(), SIZE, LIGHT)[0, :4].transpose(1, 2, 0)
     rgba[..., :3] /= np.maximum(rgba[..., 3:], 1e-6)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def named(asset: Gaussians, judge: Reward, names: list[str]) -> Float[Tensor, " 
     cameras = evaluation_cameras(128)
     images = render(asset, cameras, torch.ones(3)).rgb.clamp(0, 1).permute(0, 3, 1, 2)
     total = torch.zeros(len(names))
-    for rows in (torch.arange(1, 4), torch.arange(4, 8)):
+    for rows in (torch.arange(SHOWN), torch.arange(SHOWN + 1, 8)):
         sets = images[rows].expand(len(names), -1, -1, -1, -1)
         scores = judge.score(sets, names, cameras[rows.repeat(len(names))])
         total += len(rows) / 7 * group_score(scores).float().cpu()
@@ -99,7 +99,8 @@ def main() -> None:
             done = any((row["entry"], row["arm"]) == (i, arm) for row in rows)
             if done or (arguments.entries is not None and i not in arguments.entries):
                 continue
-            given = {"image": {"files": [str(file)], "elevation": [ELEVATION]}} if arm == "picture" else {}
+            places = {"files": [str(file)], "azimuth": [AZIMUTH], "elevation": [ELEVATION]}
+            given = {"image": places} if arm == "picture" else {}
             result = pipeline(name, preset=arguments.preset, overrides=options_of(arguments) | given)
             write_ply(result.gaussians, arguments.out / f"{i:02d}-{arm}.ply")
             scores = named(result.gaussians, pipeline.judge, names)
@@ -128,7 +129,7 @@ def report(rows: list[Row], out: Path) -> None:
             f"held view: mean {np.mean(psnr):.2f} dB, least {min(psnr):.2f}, {sum(p >= 25 for p in psnr)} at 25 or more"
         )
     pictures, captions = [], []
-    cameras = turntable(4, elevation=ELEVATION, radius=0.69, size=160, start=0.0)
+    cameras = turntable(4, elevation=ELEVATION, radius=0.69, size=160, start=AZIMUTH)
     for i in sorted({row["entry"] for row in rows}):
         by_arm = {row["arm"]: row for row in rows if row["entry"] == i}
         name = next(iter(by_arm.values()))["name"]

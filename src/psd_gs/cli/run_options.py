@@ -77,7 +77,11 @@ class SharedOptions:
         """The options that are given here, nested."""
         from psd_gs.config import merged, parse_overrides
 
-        flags = {
+        pictures: dict[str, Any] = {"files": list(map(str, self.image)), "sha256": []} if self.image else {}
+        places = {"azimuth": list(self.image_azimuth), "elevation": list(self.image_elevation)}
+        pictures |= {name: value for name, value in places.items() if value}
+        flags: dict[str, Any] = {
+            "image": pictures or None,
             "prior": self.prior,
             "reward": self.reward,
             "judge": self.judge,
@@ -89,9 +93,6 @@ class SharedOptions:
             "negative_embedding": str(self.negative_embedding) if self.negative_embedding else None,
             "init": {"source": self.init} if self.init else None,
         }
-        pictures = {"files": list(map(str, self.image)), "sha256": []} if self.image else {}
-        places = {"azimuth": list(self.image_azimuth), "elevation": list(self.image_elevation)}
-        flags["image"] = pictures | {name: value for name, value in places.items() if value} or None
         flags["guidance"] = given({"method": self.method, "negative_prompt": self.negative_prompt}) or None
         return merged(given(flags), parse_overrides(self.set))
 

@@ -22,9 +22,9 @@ class ImageConfig:
     sha256: tuple[str, ...] = ()
     """Of the files, recorded by the run."""
     fill: float = 0.75
-    """Share of an evaluation view that the longer side of the thing takes; measured: the median of things that fill the
-    ball which priors expect (docs/guide/image.md)."""
-    weight: tuple[float, float] = (30.0, 10.0)
+    """Share of an evaluation view that the longer side of what the picture shows takes: less for something long that is
+    seen end on, so that the whole of it fits into the ball that priors expect."""
+    weight: tuple[float, float] = (5.0, 2.0)
     """At the start and at the end; at 1, views that are wrong are pulled back as hard as a clean estimate that differs
     as much would pull them."""
 

@@ -1,9 +1,9 @@
 """ImageDream's published weights (Wang and Shi, arXiv 2312.02201): MVDream's network, shown a picture.
 
-Of the variant with a pixel controller. The picture enters twice: every cross-attention layer also reads 16 tokens that a
-resampler makes of CLIP's features of its patches, and it is a fifth view without noise and without a camera, to which the
-four others attend. What guidance leads away from sees a zero in both places. The resampler, the layers and the text
-beside them are diffusers' own (IP-Adapter Plus, arXiv 2308.06721); the names are the original ones.
+Of the variant with a pixel controller. The picture enters twice: every cross-attention layer also reads 16 tokens that
+a resampler makes of CLIP's features of its patches, and it is a fifth view without noise and without a camera, to which
+the four others attend. What guidance leads away from sees a zero in both places. The resampler and the layers are
+diffusers' own (IP-Adapter Plus, arXiv 2308.06721); the names are the original ones.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _FUSED = ".0.to_kv.weight"
 
 
 class PictureAttnProcessor(IPAdapterAttnProcessor2_0):
-    """Cross-attention to the text, and to the picture by keys and values of its own; the last tokens are the picture's."""
+    """Cross-attention to the text, and by keys and values of their own to the last tokens, which are the picture's."""
 
     def __call__(self, attn, hidden_states, encoder_hidden_states, *args, **kwargs):
         text, picture = encoder_hidden_states.tensor_split([-self.num_tokens[0]], dim=1)
