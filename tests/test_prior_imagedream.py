@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from painted import RedReward, tiny_config
+from PIL import Image
 from torch import Tensor
 
 from psd_gs.cameras import mvdream_cameras, turntable
-from psd_gs.config import Config, ImageConfig, make_config
+from psd_gs.config import Config, ImageConfig, make_config, to_dict
 from psd_gs.errors import ConfigError, InputError, ModelError
 from psd_gs.guidance.guide import Guidance
+from psd_gs.job import Job, Request, resolve
+from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.priors import load_prior, prior_entry
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.priors.imagedream import SD21_4VIEW_IPMV, ImageDreamPrior, ImageDreamUNet, build
@@ -96,6 +100,7 @@ def test_names_at_full_size():
         model = ImageDreamUNet(SD21_4VIEW_IPMV)
     names, state = model.original_names(), model.state_dict()
     assert len(names) == len(state)
+    assert round(2 * sum(tensor.numel() for tensor in state.values()) / 1e9, 2) == 1.88  # GB, as the published file
     theirs = {name: state[ours].shape for ours, name in names.items()}
     assert len(theirs) == len(names) - 4, "keys and values of the resampler's four layers are one tensor each"
     assert sum(name.endswith(("to_k_ip.weight", "to_v_ip.weight")) for name in theirs) == 2 * 16
@@ -194,6 +199,23 @@ def test_the_prompt_sees_the_picture_and_what_it_leads_away_from_does_not(publis
     assert gradient.isfinite().all()
     assert gradient.abs().sum() > 0
     assert out.elements == 4 * 8 * 8
+
+
+def test_a_run_without_a_prompt(published, tmp_path):
+    Image.new("RGBA", (40, 40), "tan").crop((-10, -10, 50, 50)).save(tmp_path / "shiba inu.png")
+    pipeline = TextTo3DPipeline(load_prior(str(published)), RedReward(), RedReward())
+    small = {name: to_dict(tiny_config())[name] for name in ("init", "cameras", "densify")}
+    options = {"steps": 4, "image": {"files": [str(tmp_path / "shiba inu.png")]}, **small}
+    config = resolve(Request("", options=options), pipeline)
+    assert config.prompt == ""
+    with Job.find(tmp_path, config) as job:
+        assert job.folder.name == "shiba-inu-0"
+        trainer = job.begin(pipeline)
+        assert trainer.guidance.text.pooled.any()
+        assert job.run()
+        result = job.finish(products={})
+    assert result.images[0]["file"] == "shiba inu.png"
+    assert trainer.skipped == 0
 
 
 def test_it_wants_a_picture_and_needs_no_prompt():
