@@ -17,7 +17,7 @@ from painted import PaintedPrior, RedReward, assert_same, red_ball, tiny_config
 from PIL import Image
 
 from psd_gs import cli
-from psd_gs.config import ImageConfig, from_dict, make_config, to_dict
+from psd_gs.config import Config, ImageConfig, from_dict, make_config, to_dict
 from psd_gs.errors import ConfigError, InputError, OutputError
 from psd_gs.files import read_picture
 from psd_gs.job import Job, Request, differences, resolve
@@ -41,7 +41,7 @@ def square(path: Path, size: tuple[int, int] = (40, 60), colour=BLUE, **options)
 
 
 def image(*files: Path, **options) -> ImageConfig:
-    return pinned(ImageConfig(files=tuple(map(str, files)), **options))
+    return pinned(Config(image=ImageConfig(files=tuple(map(str, files)), **options))).image
 
 
 def png(depth: int, kind: int, rows: np.ndarray) -> bytes:
@@ -248,7 +248,7 @@ def test_pictures_are_told_apart_by_what_they_hold(tmp_path, monkeypatch):
     other = resolve(Request("a ball", options={"image": {"files": ["b.png"]}}), pipeline)
     assert differences(config, other) == ["image"]
     with pytest.raises(InputError, match=r"b\.png is another picture than when the run began"):
-        pinned(moved.image)
+        pinned(moved)
 
 
 def test_a_run_of_another_picture_gets_a_folder_of_its_own(tmp_path):

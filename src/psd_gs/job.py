@@ -32,8 +32,8 @@ from psd_gs.config import (
 from psd_gs.errors import ConfigError, FormatError, OutputError, is_out_of_memory
 from psd_gs.files import sweep_parts, writing
 from psd_gs.guidance.guide import check_combination
-from psd_gs.priors import prior_entry
-from psd_gs.reference import check_given, pinned
+from psd_gs.priors import prior_entry, prior_family
+from psd_gs.reference import check_given, pinned, relocated, title
 
 if TYPE_CHECKING:
     from psd_gs.pipeline import TextTo3DPipeline
@@ -100,13 +100,12 @@ def resolve(request: Request, pipeline: TextTo3DPipeline | None = None) -> Confi
     name = _preset(request)
     decided: dict[str, Any] = {"prompt": request.prompt, "preset": name}
     given = request.task, request.file, request.options
-    if pipeline is not None:
+    if pipeline:
         config = pipeline.config(name, *given, decided, where=request.where)
     else:
         family, names = _models(request, name)
-        config = make_config(name, family, *given, decided | names, where=request.where)
+        config = pinned(make_config(name, family, *given, decided | names, where=request.where))
         check_given(config, prior_entry(config.prior).pictured)
-        config = replace(config, image=pinned(config.image))
     check_combination(config.guidance)
     return config
 
@@ -115,7 +114,6 @@ def _models(request: Request, name: str) -> tuple[str, dict[str, str]]:
     """The prior's family, and the names of prior, reward and judge."""
     from psd_gs.models import resolve as resolve_models
     from psd_gs.models import resolve_device
-    from psd_gs.priors import prior_family
 
     given = dict(request.file) | dict(request.options)
     asked = str(given.get("prior", preset(name, "").get("prior", "auto")))
@@ -139,18 +137,9 @@ def _preset(request: Request) -> str:
 
 
 def differences(saved: Config, config: Config, strict: Collection[str] = ()) -> list[str]:
-    """Names of the options that make ``config`` another run than ``saved``: all but :data:`FREE`, less ``strict``.
-
-    Pictures are told apart by what they hold, wherever they lie.
-    """
-    one, other = to_dict(_elsewhere(saved, config)), to_dict(config)
+    """Names of the options that make ``config`` another run than ``saved``: all but :data:`FREE`, less ``strict``."""
+    one, other = to_dict(relocated(saved, config)), to_dict(config)
     return [name for name in one if one[name] != other[name] and (name not in FREE or name in strict)]
-
-
-def _elsewhere(saved: Config, config: Config) -> Config:
-    """``saved`` with its pictures where ``config`` has them, if they are the same."""
-    same = saved.image.sha256 == config.image.sha256
-    return replace(saved, image=replace(saved.image, files=config.image.files)) if same else saved
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
@@ -273,7 +262,7 @@ class Job:
             )
         if on_mismatch == "keep":
             changed: dict[str, Any] = {name: getattr(self.config, name) for name in FREE if name in named}
-            self.config = replace(_elsewhere(saved, self.config), **changed)
+            self.config = replace(relocated(saved, self.config), **changed)
 
     @property
     def has_begun(self) -> bool:
@@ -476,8 +465,7 @@ def _aside(folder: Path) -> Path:
 
 def _folders(root: Path, config: Config, beyond: Path | None = None) -> tuple[list[Path], Path]:
     """The folders of a run's names in which something was begun, and the first other one (after ``beyond``)."""
-    shown = Path(config.image.files[0]).stem if config.image.files else ""
-    base = root / runs.run_name(config.prompt or shown, config.seed)
+    base = root / runs.run_name(title(config), config.seed)
     begun: list[Path] = []
     passed, number = beyond is None, 1
     while True:
@@ -491,8 +479,8 @@ def _folders(root: Path, config: Config, beyond: Path | None = None) -> tuple[li
 
 
 def _is_run_of(folder: Path, config: Config, *, strict: bool = False) -> bool:
-    """Whether the run in a folder has the prompt and seed of ``config``, and refines the same asset or begins with the
-    same pictures, if any; one that cannot be read is somebody else's.
+    """Whether the run in a folder has the prompt, seed, pictures and asset, if any, of ``config``; one that cannot be
+    read is somebody else's.
 
     Raises:
         ConfigError: it cannot be read, and ``strict`` is set.

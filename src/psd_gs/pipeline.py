@@ -236,8 +236,7 @@ class TextTo3DPipeline:
             "judge": self.judge.name if self.judge else "none",
             "weights": self.digests,
         }
-        config = make_config(preset, family_of(self.prior), *overrides, models, where=where)
-        return replace(config, image=pinned(config.image))
+        return pinned(make_config(preset, family_of(self.prior), *overrides, models, where=where))
 
     def trainer(self, config: Config, folder: Path | None = None) -> Trainer:
         """The optimization of ``config``, ready to run; with a ``folder`` it can be resumed.

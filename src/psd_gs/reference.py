@@ -23,6 +23,7 @@ from psd_gs.export.formats import sha256_of
 from psd_gs.files import read_picture
 from psd_gs.gaussians import Gaussians
 from psd_gs.render import render
+from psd_gs.resize import resized
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,22 +47,35 @@ LEAST = 16
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def pinned(config: ImageConfig) -> ImageConfig:
-    """The same with whole paths and the digests of the files, each of which was looked at.
+def pinned(config: Config) -> Config:
+    """The same with whole paths and the digests of the pictures, each of which was looked at.
 
     Raises:
         FormatError: a damaged picture, or one of another format.
         InputError: a picture that cannot be used, or is another one than when the run began.
     """
-    for file in config.files:
+    image = config.image
+    for file in image.files:
         open_picture(file)
-    digests = tuple(sha256_of(file) for file in config.files)
-    for file, now, then in zip(config.files, digests, config.sha256, strict=False):
+    digests = tuple(sha256_of(file) for file in image.files)
+    for file, now, then in zip(image.files, digests, image.sha256, strict=False):
         if now != then:
             raise InputError(
                 f"{file} is another picture than when the run began. Bring that one back, or leave image.sha256 out."
             )
-    return replace(config, files=tuple(str(Path(file).resolve()) for file in config.files), sha256=digests)
+    files = tuple(str(Path(file).resolve()) for file in image.files)
+    return replace(config, image=replace(image, files=files, sha256=digests))
+
+
+def relocated(saved: Config, config: Config) -> Config:
+    """``saved`` with its pictures where ``config`` has them, if they are the same."""
+    same = saved.image.sha256 == config.image.sha256
+    return replace(saved, image=replace(saved.image, files=config.image.files)) if same else saved
+
+
+def title(config: Config) -> str:
+    """What a run is called: its prompt, or else its first picture."""
+    return config.prompt or (Path(config.image.files[0]).stem if config.image.files else "")
 
 
 def open_picture(path: str) -> Image.Image:
@@ -199,12 +213,7 @@ class Reference:
 
     def wanted(self, size: int) -> Float[Tensor, "R S S 4"]:
         """The pictures as a renderer would give them: premultiplied sRGB and alpha."""
-        if size == SIZE:
-            return self.pictures.permute(0, 2, 3, 1)
-        resized = torch.nn.functional.interpolate(
-            self.pictures, (size, size), mode="bilinear", antialias=True, align_corners=False
-        )
-        return resized.permute(0, 2, 3, 1)
+        return resized(self.pictures, size, size).permute(0, 2, 3, 1)
 
     def loss(
         self,

@@ -153,5 +153,5 @@ class PicturedPrior(Prior, Protocol):
         ...
 
     def with_picture(self, text: TextEmbedding, picture: Float[Tensor, "3 H W"]) -> TextEmbedding:
-        """Embedded prompts beside a picture, sRGB in [0, 1] over white."""
+        """Embedded prompts beside a square picture, sRGB in [0, 1] over white."""
         ...

@@ -21,6 +21,7 @@ from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from psd_gs.cameras import Cameras
 from psd_gs.priors.base import TextEmbedding
@@ -34,7 +35,7 @@ from psd_gs.priors.mvdream import (
     unet_config,
     variant,
 )
-from psd_gs.rewards.images import fit_crop, normalize
+from psd_gs.resize import resized
 from psd_gs.weights import compare_shapes
 
 FRAMES = 5
@@ -216,17 +217,18 @@ class ImageDreamPrior(MultiViewPrior):
 
         Args:
             text: of :meth:`embed`.
-            picture: sRGB in [0, 1], the thing over white.
+            picture: square, sRGB in [0, 1], the thing over white.
         """
         place = torch.device("cpu") if self.memory.offload else self.device
         self._set_aside()
-        images = normalize(fit_crop(picture[None].to(place), self.image_encoder.config.image_size))
+        side = self.image_encoder.config.image_size
+        mean, std = (torch.tensor(values, device=place).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+        images = (resized(picture[None].to(place), side, side, "bicubic") - mean) / std
         with one_at_a_time([self.image_encoder], place):
             states = self.image_encoder(images.to(self.image_encoder.dtype), output_hidden_states=True).hidden_states
         tokens = self._resampled(states[-2]).to(text.sequence)
-        size = (self.image_size, self.image_size)
-        small = torch.nn.functional.interpolate(picture[None], size, mode="bilinear", antialias=True)
-        latent = self.encode(small[None].to(self.device)).flatten(1)
+        small = resized(picture[None].to(self.device), self.image_size, self.image_size)
+        latent = self.encode(small[None]).flatten(1)
         sequence = torch.cat([text.sequence[:, : -self.tokens], tokens.expand(len(text), -1, -1)], 1)
         return replace(text, sequence=sequence, pooled=latent.expand(len(text), -1))
 
