@@ -175,7 +175,7 @@ def test_the_loss_is_that_of_its_units(tmp_path):
 
 def holding(path: Path, **options):
     """A short run toward a red ball with a blue rectangle in front."""
-    config = tiny_config(image=image(path, elevation=(15.0,)), **options)
+    config = tiny_config(image=image(path, elevation=(15.0,), weight=(30.0, 10.0)), **options)
     return replace(config, backgrounds="augment")
 
 
