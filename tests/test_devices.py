@@ -90,7 +90,7 @@ class Networks:
         assert isinstance(images, There)
         assert isinstance(cameras.viewmats, There)
         loss = images.square().mean()
-        return GuidanceOutput(loss, {"base_norm": math.nan if self.nan else 1.0})
+        return GuidanceOutput(loss, {"base_norm": math.nan if self.nan else 1.0}, 3)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import tyro
+from PIL import Image
 
 import psd_gs
 from psd_gs import cli, config
@@ -211,7 +212,7 @@ def of_the_readme() -> list[list[str]]:
 
 @pytest.fixture
 def beginner(tmp_path, monkeypatch, quick_files):
-    """An empty folder, presets of four steps, coarse meshes, and no browser."""
+    """A folder with a picture and prompts, presets of four steps, coarse meshes, and no browser."""
     folder = tmp_path / "configs"
     shutil.copytree(config.configs_folder(), folder)
     for path in folder.rglob("*.yaml"):
@@ -221,6 +222,7 @@ def beginner(tmp_path, monkeypatch, quick_files):
     monkeypatch.setitem(build.PRESETS, "game", build.Quality(40, 500, 64))
     monkeypatch.setattr(webbrowser, "open", lambda *_: True)
     monkeypatch.chdir(tmp_path)
+    Image.new("RGBA", (64, 64), "tan").crop((-16, -16, 80, 80)).save(tmp_path / "dog.png")
     (tmp_path / "prompts.txt").write_text("a corgi\na red car\n", encoding="utf-8")
     return tmp_path
 

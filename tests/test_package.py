@@ -91,6 +91,7 @@ def test_every_dependency_of_the_main_job_is_a_base_one():
         "peft",  # of the extra vsd
         "pxr",  # of the extra usd
         "coacd",  # of the extra collision
+        "rembg",  # of the extra background
         "ray",  # of the extra ray
         "triton",  # of torch's wheels for GPUs
     }
@@ -145,9 +146,9 @@ LAYERS = {
     "runs": {"errors", "files"},
     "weights": {"errors", "entries", "files", "published"},
     "render": {"errors", "gaussians", "cameras", "kernels"},
-    "priors": {"text_encoder", "errors", "cameras", "files", "weights", "entries", "plugins"},
-    "rewards": {"text_encoder", "errors", "cameras", "files", "weights", "entries", "plugins", "config", "resize"},
-    "guidance": {"adam", "errors", "cameras", "priors", "rewards", "entries", "plugins", "config", "resize"},
+    "priors": {"text_encoder", "errors", "resize", "cameras", "files", "weights", "entries", "plugins"},
+    "rewards": {"text_encoder", "errors", "resize", "cameras", "files", "weights", "entries", "plugins", "config"},
+    "guidance": {"adam", "errors", "resize", "cameras", "priors", "rewards", "entries", "plugins", "config"},
     "testing": {"errors", "cameras", "config", "entries", "plugins", "priors", "rewards", "guidance"},
     "densify": {"errors", "gaussians", "cameras", "config", "render"},
     "export": {"colours", "errors", "files", "gaussians", "cameras", "render", "plugins"},
@@ -185,18 +186,22 @@ LAYERS = {
         "scoring",
         "selection",
     },
+    "reference": {"cameras", "config", "errors", "export", "files", "gaussians", "render", "resize"},
     "models": {"config", "entries", "errors", "priors", "published", "rewards", "weights"},
     "start": {"asset", "colours", "config", "errors", "export", "gaussians", "mesh", "priors", "trainer", "weights"},
     "result": {
         *("errors", "files", "gaussians", "config", "priors", "export", "mesh", "models", "scoring", "start"),
-        *("refined", "run_report", "runs", "trainer"),
+        *("reference", "refined", "run_report", "runs", "trainer"),
     },
     "pipeline": {
         *("errors", "files", "gaussians", "config", "priors", "rewards", "guidance", "export", "models", "render"),
-        *("refine", "refined", "result", "runs", "scoring", "start", "trainer"),
+        *("reference", "refine", "refined", "result", "runs", "scoring", "start", "trainer"),
     },
     "benchmark": {"cameras", "config", "gaussians", "pipeline", "priors", "render"},
-    "job": {"config", "errors", "files", "guidance", "models", "pipeline", "priors", "result", "runs", "trainer"},
+    "job": {
+        *("config", "errors", "files", "guidance", "models", "pipeline", "priors", "reference", "result", "runs"),
+        "trainer",
+    },
     "evaluation": {
         *("errors", "files", "gaussians", "cameras", "weights", "published", "render", "config", "priors", "rewards"),
         *("guidance", "export", "mesh", "report", "runs", "scoring", "trainer", "pipeline", "job", "result"),

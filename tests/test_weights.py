@@ -185,7 +185,7 @@ def test_offline_mode_asks_nobody(hub, monkeypatch, saved):
 
 @pytest.mark.parametrize("name", ["sd15000", "a/b/c", "../nowhere", "-x/y"])
 def test_neither_name_nor_path(hub, name):
-    with pytest.raises(ConfigError, match="expected mini, sd15, sd21, mvdream, sdxl, sd3"):
+    with pytest.raises(ConfigError, match="expected mini, sd15, sd21, mvdream, imagedream, sdxl, sd3"):
         weights.locate(name)
 
 

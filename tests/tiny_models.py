@@ -22,12 +22,15 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
 )
 
 from psd_gs.priors import mini
+from psd_gs.priors.imagedream import ImageDreamUNet
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 from psd_gs.priors.mvdream import SD21_4VIEW, original_names, scheduler, unet_config
 
@@ -63,6 +66,21 @@ def clip(kind=CLIPTextModel, **options):
         **options,
     )
     return kind(config)
+
+
+def clip_vision() -> CLIPVisionModel:
+    torch.manual_seed(0)
+    return CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+            hidden_act="gelu",
+        )
+    )
 
 
 def vae(channels: int = 4, **options) -> AutoencoderKL:
@@ -180,23 +198,41 @@ def mvdream() -> MultiViewPipeline:
 
 def save_mvdream(folder: Path) -> MultiViewPipeline:
     """Lay out ``folder`` as the published diffusers-format repositories are: original names, foreign classes."""
-    from safetensors.torch import save_file
-
     pipeline = mvdream()
-    for part in ("tokenizer", "text_encoder", "vae", "scheduler"):
-        getattr(pipeline, part).save_pretrained(folder / part)
-    (folder / "unet").mkdir()
     names = original_names(pipeline.unet)
     tensors = {names[ours]: tensor.contiguous() for ours, tensor in pipeline.unet.state_dict().items()}
+    _lay_out(folder, pipeline, tensors, LDM)
+    return pipeline
+
+
+def save_imagedream(folder: Path) -> None:
+    """Likewise, with an encoder of pictures, as the published repository of ImageDream is."""
+    torch.manual_seed(0)
+    model = ImageDreamUNet(LDM | {"ip_dim": 16}, WIDTH)
+    tensors: dict[str, torch.Tensor] = {}
+    for ours, theirs in model.original_names().items():  # keys before values
+        tensor = model.state_dict()[ours]
+        tensors[theirs] = torch.cat([tensors[theirs], tensor]) if theirs in tensors else tensor.contiguous()
+    _lay_out(folder, mvdream(), tensors, LDM | {"ip_dim": 16, "ip_weight": 1.0}, clip_vision())
+
+
+def _lay_out(folder: Path, pipeline: MultiViewPipeline, tensors: dict, fields: dict, encoder=None) -> None:
+    from safetensors.torch import save_file
+
+    for part in ("tokenizer", "text_encoder", "vae", "scheduler"):
+        getattr(pipeline, part).save_pretrained(folder / part)
+    if encoder:
+        encoder.save_pretrained(folder / "image_encoder")
+    (folder / "unet").mkdir()
     save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors")
-    fields = {"_class_name": "MultiViewUNetModel", "_diffusers_version": "0.25.0", **LDM}
+    fields = {"_class_name": "MultiViewUNetModel", "_diffusers_version": "0.25.0", **fields}
     (folder / "unet" / "config.json").write_text(json.dumps(fields))
     (folder / "unet" / "mv_unet.py").write_text("raise RuntimeError('remote code was run')\n")
     index = {
         "_class_name": "MVDreamPipeline",
         "_diffusers_version": "0.25.0",
         "feature_extractor": [None, None],
-        "image_encoder": [None, None],
+        "image_encoder": ["transformers", "CLIPVisionModel"] if encoder else [None, None],
         "requires_safety_checker": False,
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -205,7 +241,6 @@ def save_mvdream(folder: Path) -> MultiViewPipeline:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
-    return pipeline
 
 
 PIPELINES = {"sd15": sd, "sd21": lambda: sd("v_prediction"), "sdxl": sdxl, "sd3": sd3, "mvdream": mvdream}

@@ -31,6 +31,7 @@ class PriorEntry:
         judge: what ``--judge auto`` stands for; another model, so that one is never optimized.
         memory: GPU memory in GB that its networks take in half precision.
         weights: what is fetched; None if it brings its own.
+        pictured: whether it looks at a picture, without which it makes nothing; then no prompt is needed.
         presets: options over those of the family, by preset; ``common`` holds for all.
     """
 
@@ -40,6 +41,7 @@ class PriorEntry:
     judge: str = "pickscore"
     memory: float = 0.0
     weights: Weights | None = None
+    pictured: bool = False
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -98,6 +100,7 @@ PRIORS = Registry(
         "sd15": PriorEntry(_FROM_FOLDER, "sd", memory=2.5, weights=WEIGHTS["sd15"]),
         "sd21": PriorEntry(_FROM_FOLDER, "sd", memory=2.5, weights=WEIGHTS["sd21"]),
         "mvdream": PriorEntry(_FROM_FOLDER, "mvdream", memory=3.0, weights=WEIGHTS["mvdream"]),
+        "imagedream": PriorEntry(_FROM_FOLDER, "imagedream", memory=3.2, weights=WEIGHTS["imagedream"], pictured=True),
         "sdxl": PriorEntry(_FROM_FOLDER, "sdxl", memory=8.0, weights=WEIGHTS["sdxl"]),
         "sd3": PriorEntry(_FROM_FOLDER, "sd3", memory=11.0, weights=WEIGHTS["sd3"]),
     },

@@ -392,18 +392,22 @@ def short(value: object) -> str:
     return _REPR.repr(value)
 
 
-def read_picture(source: str | os.PathLike[str] | bytes, mode: Literal["RGB", "RGBA"] = "RGB") -> Image.Image:
+def read_picture(
+    source: str | os.PathLike[str] | bytes, mode: Literal["RGB", "RGBA"] = "RGB", *, upright: bool = False
+) -> Image.Image:
     """A picture, decoded; the first frame of a film.
 
     Args:
         source: a file of one of :data:`PICTURES`, or what it holds.
         mode: of the result.
+        upright: turn it as the camera says that it was held (Exif).
 
     Raises:
         FormatError: no such picture, a damaged one, or one beyond :data:`PICTURE_BYTES` or :data:`PICTURE_PIXELS`.
         InputError: it cannot be opened, or is a folder, device or pipe.
     """
-    from PIL import Image
+    import numpy as np
+    from PIL import Image, ImageOps
 
     name = "the picture" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_bounded(source, PICTURE_BYTES)
@@ -412,7 +416,10 @@ def read_picture(source: str | os.PathLike[str] | bytes, mode: Literal["RGB", "R
             width, height = picture.size
             if width * height > PICTURE_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are more than {PICTURE_PIXELS:,}")
-            return picture.convert(mode)
+            turned: Image.Image = ImageOps.exif_transpose(picture) if upright else picture
+            if turned.mode.startswith("I;16"):  # 16 bits of grey, which Pillow would cut off at 255
+                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+            return turned.convert(mode)
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them into
         reason = " ".join(str(error).split())[:100]
         raise FormatError(f"{name}: expected a sound {', '.join(PICTURES)} file ({reason}). Make it again.") from error

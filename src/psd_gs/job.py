@@ -32,6 +32,8 @@ from psd_gs.config import (
 from psd_gs.errors import ConfigError, FormatError, OutputError, is_out_of_memory
 from psd_gs.files import sweep_parts, writing
 from psd_gs.guidance.guide import check_combination
+from psd_gs.priors import prior_entry, prior_family
+from psd_gs.reference import check_given, pinned, relocated, title
 
 if TYPE_CHECKING:
     from psd_gs.pipeline import TextTo3DPipeline
@@ -62,7 +64,7 @@ class Request:
     """A run as somebody asks for it.
 
     Attributes:
-        prompt: what to make.
+        prompt: what to make; may be empty for a prior that looks at a picture.
         preset: draft, default or quality; None is what ``file`` says, else default.
         recipe: settings of a published method, instead of a preset.
         file: options of a ``--config`` file, over the preset.
@@ -93,15 +95,17 @@ def resolve(request: Request, pipeline: TextTo3DPipeline | None = None) -> Confi
         InputError: not a prompt.
         ModelError: weights that are needed to tell a prior's family cannot be had.
     """
-    check_prompt_text(request.prompt)
+    if request.prompt:
+        check_prompt_text(request.prompt)
     name = _preset(request)
     decided: dict[str, Any] = {"prompt": request.prompt, "preset": name}
     given = request.task, request.file, request.options
-    if pipeline is not None:
+    if pipeline:
         config = pipeline.config(name, *given, decided, where=request.where)
     else:
         family, names = _models(request, name)
-        config = make_config(name, family, *given, decided | names, where=request.where)
+        config = pinned(make_config(name, family, *given, decided | names, where=request.where))
+        check_given(config, prior_entry(config.prior).pictured)
     check_combination(config.guidance)
     return config
 
@@ -110,7 +114,6 @@ def _models(request: Request, name: str) -> tuple[str, dict[str, str]]:
     """The prior's family, and the names of prior, reward and judge."""
     from psd_gs.models import resolve as resolve_models
     from psd_gs.models import resolve_device
-    from psd_gs.priors import prior_family
 
     given = dict(request.file) | dict(request.options)
     asked = str(given.get("prior", preset(name, "").get("prior", "auto")))
@@ -135,7 +138,7 @@ def _preset(request: Request) -> str:
 
 def differences(saved: Config, config: Config, strict: Collection[str] = ()) -> list[str]:
     """Names of the options that make ``config`` another run than ``saved``: all but :data:`FREE`, less ``strict``."""
-    one, other = to_dict(saved), to_dict(config)
+    one, other = to_dict(relocated(saved, config)), to_dict(config)
     return [name for name in one if one[name] != other[name] and (name not in FREE or name in strict)]
 
 
@@ -259,7 +262,7 @@ class Job:
             )
         if on_mismatch == "keep":
             changed: dict[str, Any] = {name: getattr(self.config, name) for name in FREE if name in named}
-            self.config = replace(saved, **changed)
+            self.config = replace(relocated(saved, self.config), **changed)
 
     @property
     def has_begun(self) -> bool:
@@ -462,7 +465,7 @@ def _aside(folder: Path) -> Path:
 
 def _folders(root: Path, config: Config, beyond: Path | None = None) -> tuple[list[Path], Path]:
     """The folders of a run's names in which something was begun, and the first other one (after ``beyond``)."""
-    base = root / runs.run_name(config.prompt, config.seed)
+    base = root / runs.run_name(title(config), config.seed)
     begun: list[Path] = []
     passed, number = beyond is None, 1
     while True:
@@ -476,8 +479,8 @@ def _folders(root: Path, config: Config, beyond: Path | None = None) -> tuple[li
 
 
 def _is_run_of(folder: Path, config: Config, *, strict: bool = False) -> bool:
-    """Whether the run in a folder has the prompt and seed of ``config``, and refines the same asset, if any; one that
-    cannot be read is somebody else's.
+    """Whether the run in a folder has the prompt, seed, pictures and asset, if any, of ``config``; one that cannot be
+    read is somebody else's.
 
     Raises:
         ConfigError: it cannot be read, and ``strict`` is set.
@@ -493,5 +496,5 @@ def _is_run_of(folder: Path, config: Config, *, strict: bool = False) -> bool:
     return _identity(saved) == _identity(config)
 
 
-def _identity(config: Config) -> tuple[str, int, str]:
-    return config.prompt, config.seed, config.refine.sha256
+def _identity(config: Config) -> tuple[str, int, str, tuple[str, ...]]:
+    return config.prompt, config.seed, config.refine.sha256, config.image.sha256

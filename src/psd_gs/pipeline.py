@@ -24,7 +24,6 @@ from psd_gs.config import (
     REPAINT_STRENGTH,
     STRENGTH,
     Config,
-    check_prompt_text,
     make_config,
 )
 from psd_gs.errors import InputError, enough_memory
@@ -35,6 +34,7 @@ from psd_gs.models import digests_of, resolve, resolve_device
 from psd_gs.priors import DType, family_of, load_prior
 from psd_gs.priors.base import Prior
 from psd_gs.priors.memory import PRESETS
+from psd_gs.reference import Reference, check_given, pinned
 from psd_gs.refine import Original, Refinement, task
 from psd_gs.refined import facts
 from psd_gs.render import choose_renderer, renderer_device
@@ -142,7 +142,7 @@ class TextTo3DPipeline:
         """Make one asset in memory.
 
         Args:
-            prompt: what it is.
+            prompt: what it is; may be empty for a prior that looks at a picture.
             seed: of everything random.
             preset: draft, default or quality.
             steps: instead of the preset's.
@@ -238,7 +238,7 @@ class TextTo3DPipeline:
             "judge": self.judge.name if self.judge else "none",
             "weights": self.digests,
         }
-        return make_config(preset, family_of(self.prior), *overrides, models, where=where)
+        return pinned(make_config(preset, family_of(self.prior), *overrides, models, where=where))
 
     def trainer(self, config: Config, folder: Path | None = None) -> Trainer:
         """The optimization of ``config``, ready to run; with a ``folder`` it can be resumed.
@@ -247,12 +247,14 @@ class TextTo3DPipeline:
             BackendError: out of memory.
             InputError: an unusable prompt or file.
         """
-        check_prompt_text(config.prompt)
+        pictured = getattr(self.prior, "pictured", False)
+        check_given(config, pictured)
         seeds = stream_seeds(config.seed)
         negative = read_negative(config.negative_embedding) if config.negative_embedding else None
         renderer, _ = choose_renderer(self.prior.device, config.renderer)
         device = renderer_device(self.prior.device, config.renderer)
         refinement = Refinement(Original.of(config.refine), config, device) if config.refine.asset else None
+        reference = Reference(config.image, device) if config.image.files else None
         generator = torch.Generator().manual_seed(seeds["init"])
         with enough_memory("while the prompt was read"), set_aside(self.reward, self.prior.device):
             guidance = Guidance(
@@ -261,10 +263,11 @@ class TextTo3DPipeline:
                 config.guidance,
                 reward=self.reward,
                 negative=negative,
+                picture=reference.first().to(self.prior.device) if reference and pictured else None,
                 seed=seeds["guidance"],
             )
             start = refinement.start if refinement else initial_gaussians(config, generator, self.prior.device)
-        trainer = Trainer(config, guidance, start.to(device), folder, renderer, refinement)
+        trainer = Trainer(config, guidance, start.to(device), folder, renderer, refinement, reference)
         trainer.observe = self._observer(config.prompt, folder) if folder else None
         return trainer
 
@@ -317,8 +320,9 @@ class TextTo3DPipeline:
         def scores(asset: Gaussians) -> dict[str, float]:
             return {name: self._score(asset, prompt, model) for name, model in models.items()}
 
+        images = Reference(result.config.image).held(asset) if result.config.image.files else []
         if result.rows is None:
-            return replace(result, scores=scores(asset))
+            return replace(result, scores=scores(asset), images=images)
         original, device = Original.of(result.config.refine), renderer_device(self.prior.device, result.config.renderer)
         before, after = (original.fitted(g).to(device) for g in (original.gaussians, asset))
         known = facts(original, before, after, result.rows) | {"scores_before": rounded(scores(before))}

@@ -40,6 +40,7 @@ _SD21_SHA256 = {
 }
 """Digests of the repository that its owner has removed; mirrors must agree."""
 
+_IMAGEDREAM = "73a034178e748421506492e91790cc62d6aefef5"
 _HPS = "697403c78157020a1ae59d23f111aa58ced35b0a"
 _PICKSCORE = "a4e4367c6dfa7288a00c550414478f865b875800"
 _IMAGEREWARD = "5736be03b2652728fb87788c9797b0570450ab72"
@@ -81,6 +82,13 @@ WEIGHTS = {
                 ("dylanebert/multi-view-diffusion", None),
             ),
             2.6,
+            "CreativeML OpenRAIL-M",
+        ),
+        Weights(
+            "imagedream",
+            "prior",
+            (("ashawkey/imagedream-ipmv-diffusers", _IMAGEDREAM),),
+            4.0,
             "CreativeML OpenRAIL-M",
         ),
         Weights(

@@ -48,6 +48,7 @@ class Result:
         failed: what could not be made of it, by name, and why.
         rows: of a refined asset: which Gaussian of the original each one was, -1 for new ones.
         refined: of a refined asset: what changed, see :func:`psd_gs.refined.facts`.
+        images: of an asset made from pictures: how well each is held, see :meth:`psd_gs.reference.Reference.held`.
     """
 
     gaussians: Gaussians
@@ -60,6 +61,7 @@ class Result:
     failed: dict[str, str] = field(default_factory=dict)
     rows: Tensor | None = None
     refined: dict[str, Any] = field(default_factory=dict)
+    images: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class Result:
             "sh_degree": self.gaussians.sh_degree,
             "ai_generated": True,
             **({"refined": self.refined} if self.refined else {}),
+            **({"images": self.images} if self.images else {}),
         }
 
     @classmethod
@@ -111,6 +114,7 @@ class Result:
             failed=dict(record.get("failed", {})),
             rows=read_tensors(folder / ROWS)["rows"] if (folder / ROWS).exists() else None,
             refined=dict(record.get("refined", {})),
+            images=list(record.get("images", [])),
         )
 
     def save_asset(self, folder: str | Path) -> None:
@@ -208,7 +212,7 @@ class Result:
     def _record(self, folder: Path) -> None:
         from psd_gs.export.formats import sha256_of
 
-        names = (runs.ASSET, *(name for name in PRODUCTS if name != REPORT))
+        names = (runs.ASSET, IMAGE, *(name for name in PRODUCTS if name != REPORT))
         files = {name: sha256_of(folder / name) for name in names if (folder / name).exists()}
         failed = {"failed": self.failed} if self.failed else {}
         runs.write_json(folder / runs.RECORD, self.metadata | {"files": files} | failed)
@@ -250,7 +254,19 @@ def _report(result: Result, path: Path) -> None:
     write_report(path.parent)
 
 
-NEGATIVE, REPORT, ROWS = "negative.safetensors", "report.html", "rows.safetensors"
+def _image(result: Result, path: Path) -> None:
+    from psd_gs.export.pictures import contact_sheet
+    from psd_gs.reference import Reference, over_white
+
+    known = Reference(result.config.image)
+    size, rows = 256, known.held(result.gaussians)
+    pairs = zip(over_white(known.wanted(size)), known.seen(result.gaussians, size).cpu(), strict=True)
+    captions = [text for row in rows for text in (row["file"], f"{row['psnr']:.1f} dB")]
+    pictures = [picture for pair in pairs for picture in pair]
+    contact_sheet(pictures, path, captions=captions, columns=2, size=size, metadata=result.metadata)
+
+
+NEGATIVE, REPORT, ROWS, IMAGE = "negative.safetensors", "report.html", "rows.safetensors", "image.png"
 
 PRODUCTS: Mapping[str, Product] = {
     "preview.png": _preview,
@@ -263,7 +279,8 @@ PRODUCTS: Mapping[str, Product] = {
 
 
 def products_of(config: Config) -> Mapping[str, Product]:
-    """What is made of the result of a run: :data:`PRODUCTS`, or those of a refinement."""
+    """What is made of the result of a run: :data:`PRODUCTS`, with pictures beside their views; or those of a
+    refinement."""
     if config.refine.asset is None:
-        return PRODUCTS
+        return {IMAGE: _image, **PRODUCTS} if config.image.files else PRODUCTS
     return refined.products(config.refine) | {name: make for name, make in PRODUCTS.items() if name != "mesh.glb"}

@@ -20,6 +20,7 @@ CURVES: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("Norms of the base score B and the pair δ", {"base_norm": "|B|", "pair_norm": "|δ|"}, True),
     ("Share of the pair in the gradient", {"pair_share": "share"}, False),
     ("|Δn|, how far the negative embedding moved", {"negative_shift": "|Δn|"}, False),
+    ("PSNR of the views that pictures show, dB", {"image_psnr": "dB"}, False),
     ("Gaussians", {"gaussians": "number"}, False),
 )
 """Title, names in the log and how they are called, and whether the axis is logarithmic."""
@@ -74,6 +75,7 @@ def _pictures(folder: Path) -> str:
         "turntable.mp4": "One turn",
         "preview.png": "Front, right, back, left",
         "progress.png": "How it came to be",
+        "image.png": "What was given, and the same view of the asset",
     }
     there = {name: text for name, text in wanted.items() if (folder / name).exists()}
     figures = {name: report.figure(report.image_or_reason(folder / name, text), text) for name, text in there.items()}

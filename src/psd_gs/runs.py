@@ -85,6 +85,7 @@ class Record(TypedDict, total=False):
     scores: dict[str, float | None]
     failed: dict[str, str]
     refined: dict[str, Any]
+    images: list[dict[str, Any]]
     n_splats: int
 
 

@@ -9,6 +9,7 @@ part.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -38,15 +39,19 @@ _FINE = 0.5
 so that fitting them would leave a sieve."""
 
 
-def solidify(gaussians: Gaussians, steps: int) -> Gaussians:
+def solidify(
+    gaussians: Gaussians, steps: int, hold: Callable[[Gaussians], Float[Tensor, ""]] | None = None
+) -> Gaussians:
     """The asset without fog, fitted to its own views with decided alpha; reproducible.
 
-    The loss of each step is the mean squared error of premultiplied colour and alpha over 4 of 48 views.
+    The loss of each step is the mean squared error of premultiplied colour and alpha over 4 of 48 views, and what
+    ``hold`` says of the asset.
 
     Args:
         gaussians: finished. If most are finer than half a pixel of these views, they are a surface, not fog, and
             given back.
         steps: of Adam; 0 gives the asset back.
+        hold: a further loss of the same kind, of views that are known better than by looking at the asset.
     """
     if steps <= 0 or len(gaussians) == 0:
         return gaussians
@@ -55,6 +60,10 @@ def solidify(gaussians: Gaussians, steps: int) -> Gaussians:
         return gaussians
     start = gaussians.detach().map(torch.clone)
     start = replace(start, means=(start.means - centre) / radius, scales=start.scales - math.log(radius))
+
+    def placed(asset: Gaussians) -> Gaussians:
+        return replace(asset, means=asset.means * radius + centre, scales=asset.scales + math.log(radius))
+
     cameras = sphere_of_cameras(_VIEWS, 1.05, _SIZE).to(start.device)
     target = _decided(start, cameras)
     start = replace(start, opacities=start.opacities + _HARDER, scales=start.scales + math.log(_SMALLER))
@@ -65,13 +74,14 @@ def solidify(gaussians: Gaussians, steps: int) -> Gaussians:
         views = views.to(start.device)
         out = render(asset, cameras[views])
         loss = (torch.cat([out.rgb, out.alpha], dim=-1) - target[views]).square().mean()
+        if hold:
+            loss = loss + hold(placed(asset))
         adam.zero_grad()
         loss.backward()
         adam.step()
         adam.rates = [rate * 0.1 ** (1 / steps) for rate in adam.rates]
     done = asset.detach()
-    done = done.select((torch.sigmoid(done.opacities) >= _TRANSPARENT) & usable(done))
-    return replace(done, means=done.means * radius + centre, scales=done.scales + math.log(radius))
+    return placed(done.select((torch.sigmoid(done.opacities) >= _TRANSPARENT) & usable(done)))
 
 
 @torch.no_grad()

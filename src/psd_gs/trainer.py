@@ -29,6 +29,7 @@ from psd_gs.guidance.guide import Guidance
 from psd_gs.render import Backend, render
 
 if TYPE_CHECKING:
+    from psd_gs.reference import Reference
     from psd_gs.refine import Refinement
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Trainer:
         folder: gets ``checkpoints/latest.safetensors`` and ``metrics.jsonl``; None keeps everything in memory.
         renderer: of that device.
         refinement: of an asset of which ``gaussians`` are those that may change.
+        reference: views that are known.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class Trainer:
         folder: Path | None = None,
         renderer: Backend = "auto",
         refinement: Refinement | None = None,
+        reference: Reference | None = None,
     ) -> None:
         self.config, self.guidance, self.folder, self.renderer = config, guidance, folder, renderer
-        self.refinement = refinement
+        self.refinement, self.reference = refinement, reference
         seeds = stream_seeds(config.seed)
         self.generators = {
             name: torch.Generator().manual_seed(seeds[name]) for name in ("cameras", "background", "densify")
@@ -181,14 +184,16 @@ class Trainer:
 
         done = self._swept(self.gaussians.detach())
         if self.config.solid_steps:  # smaller Gaussians may no longer touch
-            done = self._swept(solidify(done, self.config.solid_steps))
+            hold = self.reference.error if self.reference else None
+            done = self._swept(solidify(done, self.config.solid_steps, hold))
         return done
 
     def _swept(self, asset: Gaussians) -> Gaussians:
         return asset.select(sweep(asset, self.config.densify)) if self.config.densify.enabled else asset
 
     def _step(self) -> dict[str, float]:
-        config, progress, refinement = self.config, self.step / self.config.steps, self.refinement
+        config, progress = self.config, self.step / self.config.steps
+        refinement, reference = self.refinement, self.reference
         self._unchanged = True
         here, there = self.gaussians.device, self.guidance.prior.device
         watch = Stopwatch(there)
@@ -200,15 +205,21 @@ class Trainer:
             [sample_cameras(config.cameras, views, size, self.generators["cameras"]) for _ in range(groups)]
         )
         background = sample_background(config.backgrounds, self.generators["background"]).to(here)
-        out = render(self.scene, cameras.to(here), background, absgrad=True, backend=self.renderer)
+        shown = joined([cameras.to(here), reference.cameras(size)]) if reference else cameras.to(here)
+        out = render(self.scene, shown, background, absgrad=True, backend=self.renderer)
+        rgb = out.rgb[: len(cameras)]
         # Here, and nowhere else, the pictures cross to the networks; the backward pass brings their gradient home.
-        images = out.rgb.permute(0, 3, 1, 2).unflatten(0, (groups, views)).to(there)
+        images = rgb.permute(0, 3, 1, 2).unflatten(0, (groups, views)).to(there)
         watch.lap("render")
         guided = self.guidance(images, cameras.to(there), progress, self.step)
         watch.lap("guidance")
         loss = guided.loss + self._regularizer().to(there)
         if refinement:
-            loss = loss + refinement.anchor(self.gaussians, out.rgb, cameras.to(here), background).to(there)
+            loss = loss + refinement.anchor(self.gaussians, rgb, cameras.to(here), background).to(there)
+        if reference:
+            known = out.rgb[len(cameras) :], out.alpha[len(cameras) :]
+            held, psnr = reference.loss(*known, background, progress, guided.elements)
+            loss = loss + held.to(there)
         loss.backward()
         watch.lap("backward")
         # A prior that answers NaN would otherwise leave a step of the regularizers alone.
@@ -230,6 +241,7 @@ class Trainer:
             optimizer.zero_grad()
         self.step += 1
         logs = guided.logs | (self._densify() if finite else {})
+        logs |= {"image_psnr": float(psnr)} if reference else {}
         logs |= {"gaussians": float(len(self.gaussians)), "skipped": float(self.skipped)}
         return logs | watch.seconds()
 

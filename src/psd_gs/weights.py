@@ -25,7 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-SKIPPED = ("safety_checker", "feature_extractor", "image_encoder", "renderer")
+SKIPPED = ("safety_checker", "feature_extractor", "renderer")
 """Components that no prior uses; the last is Shap-E's former renderer, which no version of diffusers here reads."""
 
 

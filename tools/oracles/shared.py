@@ -88,6 +88,8 @@ MVDREAM_UNET = {
     "camera_dim": 16,
 }
 """A tiny U-Net with a level without attention, in latent diffusion's fields."""
+IMAGEDREAM_UNET = MVDREAM_UNET | {"ip_dim": 16}
+"""The same beside a picture."""
 MVDREAM_VAE = {
     "double_z": True,
     "z_channels": 4,

@@ -18,8 +18,8 @@ class Generate(Making):
     a GPU and a model hub it uses the small embedded model of toy-like objects (see `psd-gs words`).
     """
 
-    prompt: Positional[str]
-    """What to make, for instance "a corgi wearing a red hat"."""
+    prompt: Positional[str] = ""
+    """What to make, for instance "a corgi wearing a red hat"; imagedream needs none beside its --image."""
 
     def run(self) -> None:
         self.make(self.prompt)

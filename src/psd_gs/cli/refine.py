@@ -27,6 +27,9 @@ class Starting(Making):
     front: Annotated[Axis | None, arg(help_behavior_hint="")] = None
     """Axis of the file that the asset's front looks along. Default: as usual for its format."""
     init: Suppress[None] = None
+    image: Suppress[tuple[Path, ...]] = ()
+    image_azimuth: Suppress[tuple[float, ...]] = ()
+    image_elevation: Suppress[tuple[float, ...]] = ()
     for_mesh: Suppress[Literal[False]] = False
 
     def started(self, request: Request, asset: Path, strength: float, **chosen: Any) -> Request:

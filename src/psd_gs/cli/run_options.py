@@ -30,7 +30,8 @@ class SharedOptions:
     recipe: Annotated[Recipe | None, arg(help_behavior_hint="")] = None
     """Settings of a published method instead of a preset (configs/recipes/*.yaml), with its prior and reward."""
     prior: Text = None
-    """Diffusion model: auto, mini (embedded), mvdream, sd15, sd21, sdxl, sd3, a hub id or a local folder."""
+    """Diffusion model: auto, mini (embedded), mvdream, imagedream, sd15, sd21, sdxl, sd3, a hub id or a local
+    folder."""
     reward: Text = None
     """What ranks the noise pairs: mini, hpsv2.1, hpsv2, hpsv1, pickscore, imagereward, clip, aesthetic,
     aesthetic-linear, reward3d or reward3d-fusion, NAME=PATH for a local copy, file.py:function for your own,
@@ -55,6 +56,13 @@ class SharedOptions:
     """GPU memory to fit into, GB. Default, and 0: as much as there is."""
     init: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Start from a splat, a point cloud (.ply), a mesh (.glb, .obj, .stl), or shap-e, instead of a ball."""
+    image: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="FILE", help_behavior_hint="")] = ()
+    """A picture of the thing, with transparency around it: its view is held, and the prior makes the rest; repeatable,
+    each with an --image-azimuth."""
+    image_azimuth: Annotated[UseAppendAction[tuple[float, ...]], arg(metavar="DEGREES", help_behavior_hint="")] = ()
+    """Where the picture was taken from: 0 in front, which is the default, 90 from the thing's left."""
+    image_elevation: Annotated[UseAppendAction[tuple[float, ...]], arg(metavar="DEGREES", help_behavior_hint="")] = ()
+    """How far above the horizon. Default: 0."""
     for_mesh: bool = False
     """Make the splat itself solid at the end, as its mesh is; the presets of mini always do."""
     config: File = None
@@ -69,7 +77,11 @@ class SharedOptions:
         """The options that are given here, nested."""
         from psd_gs.config import merged, parse_overrides
 
-        flags = {
+        pictures: dict[str, Any] = {"files": list(map(str, self.image)), "sha256": []} if self.image else {}
+        places = {"azimuth": list(self.image_azimuth), "elevation": list(self.image_elevation)}
+        pictures |= {name: value for name, value in places.items() if value}
+        flags: dict[str, Any] = {
+            "image": pictures or None,
             "prior": self.prior,
             "reward": self.reward,
             "judge": self.judge,

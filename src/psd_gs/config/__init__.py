@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from psd_gs.config.guidance import GuidanceConfig, check_choices, check_range
+from psd_gs.config.image import ImageConfig
 from psd_gs.entries import PRIORS, PUBLISHED
 from psd_gs.errors import ConfigError, InputError
 from psd_gs.files import YAML_BYTES, parse_yaml, read_bounded, read_given, short
@@ -255,6 +256,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -345,6 +347,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return _convert(value, next(a for a in args if a is not type(None)), where)
     if origin is dict and isinstance(value, Mapping):
         return {_convert(key, args[0], where): _convert(item, args[1], where) for key, item in value.items()}
+    if origin is tuple and args[-1] is Ellipsis and isinstance(value, list | tuple):
+        return tuple(_convert(item, args[0], where) for item in value)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(args):
         return tuple(_convert(item, arg, where) for item, arg in zip(value, args, strict=True))
     if hint is float and not isinstance(value, bool):
@@ -355,6 +359,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and type(value) is hint:
         return value
     expected = " or ".join(map(repr, args)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    expected = "a list" if origin is tuple and args[-1] is Ellipsis else expected
     raise ConfigError(f"{where}: expected {expected}, received {short(value)}.")
 
 

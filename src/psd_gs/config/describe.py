@@ -69,6 +69,8 @@ def _kind(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " | ".join(map(str, args))
     if get_origin(hint) is tuple:
+        if args[-1] is Ellipsis:
+            return f"list of {_kind(args[0])}"
         return ", ".join(map(_kind, args))
     if args:  # a union with None
         return " | ".join("none" if arg is type(None) else _kind(arg) for arg in args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from psd_gs.guidance.preference import Preference, Setup, Step, Views, group_nor
 from psd_gs.guidance.prompts import directed, direction_index
 from psd_gs.guidance.timesteps import SCHEDULES
 from psd_gs.guidance.vsd import Lora
-from psd_gs.priors.base import Prior, TextEmbedding
+from psd_gs.priors.base import PicturedPrior, Prior, TextEmbedding
 from psd_gs.resize import resized
 from psd_gs.rewards.base import Reward
 
@@ -34,10 +35,12 @@ class GuidanceOutput:
         loss: differentiable in the images; only its gradient means anything.
         logs: scalars, means over groups. ``t``; ``base_norm``, of the base residual in x0; ``lora_loss``, where a copy
             of the prior is trained; where groups were judged, what the preference score has to say.
+        elements: numbers in the clean latent of one view, over which the loss sums.
     """
 
     loss: Float[Tensor, ""]
     logs: dict[str, float]
+    elements: int
 
 
 class Guidance:
@@ -49,6 +52,7 @@ class Guidance:
         config: options.
         reward: the judge, which most preferences require; several of them where the preference lets them vote.
         negative: a refined negative embedding to start from, instead of the negative prompt's.
+        picture: of the thing, sRGB over white, for a prior that looks at one.
         seed: of the generators that are not given, and of the copy of the prior where one is trained.
         timestep_generator: draws timesteps; on the CPU, so that schedules are decided without waiting for a device.
         noise_generator: draws noise, on any device.
@@ -67,6 +71,7 @@ class Guidance:
         *,
         reward: Reward | Sequence[Reward] | None = None,
         negative: TextEmbedding | None = None,
+        picture: Float[Tensor, "3 H W"] | None = None,
         seed: int = 0,
         timestep_generator: torch.Generator | None = None,
         noise_generator: torch.Generator | None = None,
@@ -87,6 +92,8 @@ class Guidance:
         with torch.no_grad():
             self._directed = config.view_prompts and prior.views == 1
             self.text = prior.embed(directed(prompt) if self._directed else [prompt])
+            if picture is not None:
+                self.text = cast(PicturedPrior, prior).with_picture(self.text, picture)
             self.null = prior.embed([""])
             initial = prior.embed([config.negative_prompt]) if config.negative_prompt else self.null
         if self.base.wants_negative and negative is None and not config.negative_prompt:
@@ -165,7 +172,7 @@ class Guidance:
         if judged.any():
             loss, said = self.preference.loss(Views(images, renders, loss, prediction, denoiser, judged))
             logs |= said
-        return GuidanceOutput(loss, {"t": float(t.mean()), **_to_floats(logs)})
+        return GuidanceOutput(loss, {"t": float(t.mean()), **_to_floats(logs)}, x0[0, 0].numel())
 
     def _fit(self, images: Tensor, cameras: Cameras) -> tuple[Tensor, Cameras]:
         """Check the number of views and bring the images to the prior's size."""

@@ -142,3 +142,16 @@ class Prior(Protocol):
             the same in epsilon, v and x0, because all are linear in the network's output at one x_t.
         """
         ...
+
+
+class PicturedPrior(Prior, Protocol):
+    """A prior that looks at a picture of the thing; where it is not shown one, it sees a blank."""
+
+    @property
+    def pictured(self) -> bool:
+        """True."""
+        ...
+
+    def with_picture(self, text: TextEmbedding, picture: Float[Tensor, "3 H W"]) -> TextEmbedding:
+        """Embedded prompts beside a square picture, sRGB in [0, 1] over white."""
+        ...

@@ -23,9 +23,14 @@ CLASSES = {
 }
 """The class that a ``model_index.json`` names, to what reads it and its family."""
 
+PICTURED = ("psd_gs.priors.imagedream:ImageDreamPrior", "imagedream")
+"""Likewise, of an MVDreamPipeline with an encoder of pictures."""
+
 
 def _known(folder: Path) -> tuple[str, str]:
     found = weights.pipeline_class(folder)
+    if found == "MVDreamPipeline" and "image_encoder" in weights.components_of(folder):
+        return PICTURED
     if found not in CLASSES:
         *names, last = CLASSES
         raise ModelError(

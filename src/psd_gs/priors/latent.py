@@ -118,6 +118,10 @@ class LatentPrior(ABC):
         """Arguments of the network besides latents, times and the token sequence; one row per text."""
         return {}
 
+    def _latents(self, x: Float[Tensor, "B C h w"], text: TextEmbedding) -> Float[Tensor, "B C h w"]:
+        """What the network is shown of noisy latents; one row per text."""
+        return x
+
     def _adopt_schedule(self, scheduler: Any) -> None:
         self.prediction_type = scheduler.config.get("prediction_type")
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
@@ -145,6 +149,11 @@ class LatentPrior(ABC):
         return (
             alpha * x_t - sigma * output if self.prediction_type == "v_prediction" else (x_t - sigma * output) / alpha
         )
+
+    @property
+    def frames(self) -> int:
+        """Rows of the network's batch that see each other."""
+        return self.views
 
     # --- the protocol -------------------------------------------------------------------------------------------------
 
@@ -203,7 +212,7 @@ class LatentPrior(ABC):
         rows = (rows if negative is text else rows.joined(negative.expand(groups * views))).to(self.dtype)
         branches = len(rows) // (groups * views)
         out = self.denoiser(
-            x_t.repeat(branches, 1, 1, 1, 1).flatten(0, 1).to(self.dtype),
+            self._latents(x_t.repeat(branches, 1, 1, 1, 1).flatten(0, 1), rows).to(self.dtype),
             timestep=timesteps.repeat_interleave(views).repeat(branches),
             encoder_hidden_states=rows.sequence,
             return_dict=False,
@@ -235,7 +244,7 @@ class LatentPrior(ABC):
     def _place(self) -> None:
         """Apply what saves memory; the denoiser comes to the device when it is first asked."""
         if self.memory.slice_attention:
-            slice_attention(self.denoiser, self.views)
+            slice_attention(self.denoiser, self.frames)
         if self.vae is None:
             return
         self._shift = self.vae.config.get("shift_factor") or 0.0

@@ -22,7 +22,7 @@ Pipeline = TypeVar("Pipeline", bound="DiffusionPipeline")
 LIBRARIES = ("diffusers", "transformers")
 """Classes are taken from these alone, whatever a ``model_index.json`` says."""
 
-OPTIONAL = (*SKIPPED, "text_encoder_3", "tokenizer_3")
+OPTIONAL = (*SKIPPED, "image_encoder", "text_encoder_3", "tokenizer_3")
 """Components that a pipeline may lack."""
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -172,9 +172,18 @@ def check_tokenizers(pipeline: DiffusionPipeline) -> None:
         encoder = getattr(pipeline, f"text_encoder{suffix}", None)
         if tokenizer is None or encoder is None:
             continue
-        rows = encoder.config.vocab_size
-        if len(tokenizer) > rows:
-            raise ModelError(
-                f"tokenizer{suffix}: expected at most {rows} tokens, as text_encoder{suffix} has, "
-                f"received {len(tokenizer)}. Download both again."
-            )
+        check_tokenizer(tokenizer, encoder, suffix)
+
+
+def check_tokenizer(tokenizer: Any, encoder: Any, suffix: str = "") -> None:
+    """A tokenizer must fit its text encoder; ``suffix`` is of their names.
+
+    Raises:
+        ModelError: more tokens than embeddings.
+    """
+    rows = encoder.config.vocab_size
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"tokenizer{suffix}: expected at most {rows} tokens, as text_encoder{suffix} has, "
+            f"received {len(tokenizer)}. Download both again."
+        )

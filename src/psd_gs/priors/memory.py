@@ -37,7 +37,7 @@ PRESETS = {
 """By ``--vram``, GB; 0 is as much as there is. ``tools/bench/memory.py`` computes what each takes."""
 
 
-class SlicedProcessor:
+class SlicedProcessor(nn.Module):
     """An attention processor that sees a few rows of the batch at a time.
 
     Rows do not see each other, so the result is the same and the memory for attention falls with their number.
@@ -48,9 +48,10 @@ class SlicedProcessor:
     """
 
     def __init__(self, processor: Callable[..., Any], rows: int) -> None:
+        super().__init__()
         self.processor, self.rows = processor, rows
 
-    def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         batch = len(hidden_states)
 
         def part(value: Any, start: int) -> Any:

@@ -42,8 +42,8 @@ class MultiViewAttnProcessor:
 def set_views(unet: UNet2DConditionModel, views: int) -> None:
     """Make every self-attention layer of ``unet`` attend across ``views`` views; cross-attention stays per view."""
     processors = {
-        name: MultiViewAttnProcessor(views) if name.endswith("attn1.processor") else AttnProcessor2_0()
-        for name in unet.attn_processors
+        name: MultiViewAttnProcessor(views) if name.endswith("attn1.processor") else processor
+        for name, processor in unet.attn_processors.items()
     }
     unet.set_attn_processor(processors)
 

@@ -7,7 +7,7 @@ The checkpoints keep the names of the original latent diffusion code. Layer by l
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from psd_gs.priors.loading import check_component, check_tokenizers, explained, without_bars
+from psd_gs.priors.loading import check_component, check_tokenizer, explained, without_bars
 from psd_gs.priors.multiview import MultiViewPrior
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 from psd_gs.weights import compare_shapes, read_header, read_json, weight_files
@@ -79,11 +79,11 @@ def unet_config(original: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def original_names(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Our name of every tensor to its name in latent diffusion's U-Net; one to one."""
+def original_names(unet: UNet2DConditionModel, names: Iterable[str] | None = None) -> dict[str, str]:
+    """Our name of every tensor, or of those with ``names``, to its name in latent diffusion's U-Net; one to one."""
     layers = unet.config.layers_per_block + 1  # of a block on the way up, and with the sampler on the way down
     crossed = [kind.startswith("CrossAttn") for kind in unet.config.up_block_types]
-    return {name: _original_name(name, layers, crossed) for name in unet.state_dict()}
+    return {name: _original_name(name, layers, crossed) for name in names or unet.state_dict()}
 
 
 def _original_name(name: str, layers: int, crossed: list[bool]) -> str:
@@ -148,28 +148,37 @@ class MVDreamPrior(MultiViewPrior):
     def from_pretrained(
         cls, folder: str | Path, *, name: str, dtype: torch.dtype = torch.float32, **options: Any
     ) -> MVDreamPrior:
-        from safetensors.torch import load_file
-
         folder = Path(folder)
         with explained(folder), without_bars():
-            kinds = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL}
-            for part, kind in kinds.items():
-                check_component(folder / part, kind.__module__.split(".")[0], kind.__name__)
-            config = read_json(folder / "unet" / "config.json", f"{folder / 'unet'}: expected config.json")
-            (file,) = weight_files(folder / "unet")
-            read_header(file)
-            unet = build_unet(config, load_file(file), str(folder / "unet")).to(dtype)
-            networks = {
-                part: kind.from_pretrained(folder / part, local_files_only=True, dtype=dtype, **_variant(folder / part))
-                for part, kind in kinds.items()
-            }
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            pipeline = MultiViewPipeline(
-                tokenizer, networks["text_encoder"], unet, scheduler(), networks["vae"], views=VIEWS
-            )
-            check_tokenizers(pipeline)
+            config, tensors, others = read_components(folder, dtype)
+            unet = build_unet(config, tensors, str(folder / "unet")).to(dtype)
+            pipeline = MultiViewPipeline(unet=unet, **others)
         return cls(pipeline, name, **options)
 
 
-def _variant(folder: Path) -> dict[str, str]:
+def read_components(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """The original fields of the U-Net, its tensors by their original names, and what else the pipeline takes.
+
+    Raises:
+        ModelError: files are missing, truncated or of another architecture.
+    """
+    from safetensors.torch import load_file
+
+    kinds = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL}
+    for part, kind in kinds.items():
+        check_component(folder / part, kind.__module__.split(".")[0], kind.__name__)
+    config = read_json(folder / "unet" / "config.json", f"{folder / 'unet'}: expected config.json")
+    (file,) = weight_files(folder / "unet")
+    read_header(file)
+    networks = {
+        part: kind.from_pretrained(folder / part, local_files_only=True, dtype=dtype, **variant(folder / part))
+        for part, kind in kinds.items()
+    }
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    check_tokenizer(tokenizer, networks["text_encoder"])
+    return config, load_file(file), {"tokenizer": tokenizer, "scheduler": scheduler(), "views": VIEWS, **networks}
+
+
+def variant(folder: Path) -> dict[str, str]:
+    """``fp16`` if its weights are such ones, for ``from_pretrained``."""
     return {"variant": "fp16"} if "fp16" in weight_files(folder)[0].name else {}
