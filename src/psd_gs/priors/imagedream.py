@@ -25,7 +25,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from psd_gs.cameras import Cameras
 from psd_gs.priors.base import TextEmbedding
-from psd_gs.priors.loading import check_component, explained
+from psd_gs.priors.loading import check_component, explained, without_bars
 from psd_gs.priors.memory import one_at_a_time
 from psd_gs.priors.multiview import MultiViewPrior
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline, set_views
