@@ -538,7 +538,7 @@ def test_best_of_goes_on_where_it_stopped(command, whole, monkeypatch):
         (("a ball", "--init", "truncated.ply"), ["truncated.ply is truncated"]),
         (("a ball", "--init", "truncated.glb"), ["truncated.glb"]),
         (("a ball", "--init", "typo.yaml"), ["typo.yaml: expected a point cloud or mesh", ".yaml"]),
-        (("a ball", "--init", "."), ["expected a point cloud or mesh"]),
+        (("a ball", "--init", "."), ["expected a run folder with splat.ply, received one without"]),
         (("a ball", "--negative-embedding", "missing.safetensors"), ["cannot read missing.safetensors"]),
         (("a ball", "--negative-embedding", "typo.yaml"), ["typo.yaml is not a complete safetensors file"]),
         (("a ball", "--output-dir", "typo.yaml"), ["cannot write", "Choose another place with --output-dir"]),
@@ -578,7 +578,6 @@ def test_debug_shows_the_traceback(command):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("generate",),
         ("generat", "a ball"),
         ("generate", "a ball", "--stepz", "3"),
         ("generate", "a ball", "--preset", "drafd"),
@@ -668,7 +667,6 @@ def fill_disk(monkeypatch, name: str, nth: int) -> None:
     ("name", "nth"),
     [
         ("latest.safetensors", 0),
-        ("latest.safetensors", 2),
         ("metrics.jsonl", 7),
         ("splat.ply", 0),
         ("psd_gs.json", 0),

@@ -178,7 +178,12 @@ def shaken(cls: type, rng: random.Random) -> Any:
         values["dreamtime"] = (0.7, 0.6, 0.2, 0.1)
     if cls.__name__ == "RefineConfig":
         values |= {"box": rng.choice([None, (0.5, -1.0, 0.0, 1.0, 1e-3, 2.0)]), "sphere": None, "mask": None}
-        values |= {"max_splats": rng.choice([None, 7]), "up": rng.choice([None, "-z"]), "front": None}
+        values |= {
+            "texture_size": 0,
+            "max_splats": rng.choice([None, 7]),
+            "up": rng.choice([None, "-z"]),
+            "front": None,
+        }
     return cls(**values)
 
 

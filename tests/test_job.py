@@ -186,7 +186,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(held):
     for path in (folder / "y").iterdir():
         path.rename(folder / path.name)
     for switch in ("resume", "overwrite"):
-        with pytest.raises(OutputError, match="another process does"):
+        with pytest.raises(OutputError, match="received one that another process holds"):
             Job.find(folder.parent, CONFIG, **{switch: True})
     with Job.find(folder.parent, CONFIG) as next_one:
         assert next_one.folder.name == "a-red-ball-0-2"

@@ -82,7 +82,7 @@ def test_command(tmp_path, capsys):
         ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "expected"),
         ("a.obj", b"v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "neither finite points nor triangles"),
         ("a.stl", b"solid nothing\n", "expected"),
-        ("a.glb", b"glTF" + bytes(20), "no binary glTF"),
+        ("a.glb", b"glTF" + bytes(20), "expected binary glTF 2, received version 0"),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 9\nproperty float x\nend_header\n", "truncated"),
         ("a.gltf", b"{}", "expected"),
         ("nothing.stl", None, "cannot read"),

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_gs.cameras import Cameras
+from psd_gs.priors.mini import computes_in_bfloat16
 from psd_gs.priors.multiview import MultiViewPrior
 
 
@@ -37,7 +38,7 @@ class Dreamer:
         for left in range(self.steps, 0, -1):
             now = t * left / self.steps
             x_t = prior.add_noise(x0, noise, now)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16()):
                 cond, neg = prior.predict(x_t, now, text, prior.embed([""]), cameras)
             x0 = (neg + scale[:, None, None, None, None] * (cond - neg)).float().clamp(-1, 1)
             alpha, sigma = prior.alpha_sigma(now)

@@ -299,20 +299,29 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_any(path: str | os.PathLike[str]) -> BinaryIO:
     """The file, opened for reading.
 
     Raises:
         InputError: it cannot be, or is a device or pipe, which may never end.
-        UnsupportedError: it is packed, or a message in place of the file.
     """
     try:
         if not Path(path).is_file() and Path(path).exists() and not Path(path).is_dir():
             raise InputError(f"cannot read {path}: expected a file, received a device or pipe. Copy the file first.")
-        file = Path(path).open("rb")  # noqa: SIM115, the caller's
+        return Path(path).open("rb")
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {path}: {reason}. Check the path.") from error
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """An asset's file, opened for reading.
+
+    Raises:
+        InputError: see :func:`open_any`.
+        UnsupportedError: it is packed, or a message in place of the file.
+    """
+    file = open_any(path)
     try:
         refuse_foreign(path, file)
     except BaseException:

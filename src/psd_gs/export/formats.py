@@ -14,7 +14,7 @@ import torch
 
 from psd_gs.errors import FormatError, InputError, UnsupportedError
 from psd_gs.export import compressed_ply, gltf, page, ply, sog, splat, spz, usd
-from psd_gs.export.blocks import open_file, usable_mask
+from psd_gs.export.blocks import open_any, open_file, usable_mask
 from psd_gs.export.frames import Frame, robust_box
 from psd_gs.export.metadata import RECORD, Metadata, jsonable
 from psd_gs.files import read_json, short, write_atomic
@@ -222,7 +222,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         InputError: it cannot be opened.
     """
     digest = hashlib.sha256()
-    with open_file(path) as file:
+    with open_any(path) as file:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()

@@ -60,12 +60,12 @@ def load(_: None, *, dtype: torch.dtype | None, device: torch.device | str, **op
 
     from psd_gs.priors.embedded import EmbeddedPrior
 
-    if dtype is None and torch.device(device).type == "cpu" and _computes_in_bfloat16():
+    if dtype is None and torch.device(device).type == "cpu" and computes_in_bfloat16():
         dtype = torch.bfloat16
     return EmbeddedPrior.from_pretrained(folder("prior"), dtype=dtype or torch.float32, device=device, **options)
 
 
-def _computes_in_bfloat16() -> bool:
+def computes_in_bfloat16() -> bool:
     """Whether the CPU has instructions for it."""
     import torch
 
