@@ -205,7 +205,7 @@ class RefineConfig:
         if self.texture_size and (regions or self.only != "colour"):
             raise ConfigError(
                 "texture_size: expected a mesh to be painted with only: colour and without box, sphere and mask, "
-                f"received {' and '.join([f'only: {self.only}', *regions])}. Leave these out, or texture_size for a splat."
+                f"received {' and '.join([f'only: {self.only}', *regions])}. Leave these out, or texture_size out."
             )
         if self.box and not all(low < high for low, high in zip(self.box[:3], self.box[3:], strict=True)):
             raise ConfigError(f"--box: expected X0,Y0,Z0,X1,Y1,Z1 with X0 < X1, Y0 < Y1, Z0 < Z1, received {self.box}.")

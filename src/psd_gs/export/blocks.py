@@ -14,8 +14,8 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -299,7 +299,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
-def open_any(path: str | os.PathLike[str]) -> BinaryIO:
+def open_any(path: str | os.PathLike[str]) -> BufferedReader:
     """The file, opened for reading.
 
     Raises:
@@ -314,7 +314,7 @@ def open_any(path: str | os.PathLike[str]) -> BinaryIO:
         raise InputError(f"cannot read {path}: {reason}. Check the path.") from error
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> BufferedReader:
     """An asset's file, opened for reading.
 
     Raises:
