@@ -1,4 +1,4 @@
-"""Threads by what the machine has left."""
+"""What other programs take, and how processes divide the rest."""
 
 import os
 import subprocess
@@ -10,15 +10,7 @@ import torch
 
 from psd_gs import cores
 from psd_gs.cli import terminal
-from psd_gs.cores import Load, fair_threads
-
-
-@pytest.mark.parametrize(
-    ("most", "others", "threads"),
-    [(2, 0, 2), (2, 0.4, 2), (2, 1.0, 1), (2, 7.0, 1), (1, 1.0, 1), (8, 2.6, 5), (16, 1, 15)],
-)
-def test_a_core_for_every_thread(most, others, threads):
-    assert fair_threads(most, others) == threads
+from psd_gs.cores import Load
 
 
 def test_own_work_is_no_load():
@@ -53,21 +45,9 @@ def test_a_busy_program_is_seen():
         busy.wait()
 
 
-def test_threads_are_chosen_once_and_told(monkeypatch):
-    chosen = []
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+def test_processes_divide_the_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    before = Load(0.0, own=0.0, all=0.0)
-    monkeypatch.setattr(terminal.Load, "now", lambda: Load(2.0, own=2.0, all=4.0))
-    assert terminal.share_cores(before) == "1 of 2 threads: other programs keep 1.0 cores busy"
-    monkeypatch.setattr(terminal.Load, "now", lambda: Load(2.0, own=2.0, all=2.1))
-    assert terminal.share_cores(before) == ""
-    assert chosen == [1]
-    assert [terminal.free_threads(processes=n) for n in (1, 2, 5)] == [2, 1, 1]
-    assert terminal.free_threads(others=1.0) == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert terminal.free_threads(others=1.0) == 2, "who says so means it"
+    assert [terminal.threads_each(n) for n in (1, 2, 5)] == [2, 1, 1]
 
 
 def test_slow_steps_are_told_once():

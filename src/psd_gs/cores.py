@@ -39,18 +39,6 @@ class Load:
         return max(0.0, (self.all - before.all - (self.own - before.own)) / seconds)
 
 
-def fair_threads(most: int, others: float) -> int:
-    """Threads that find a core each, at least one.
-
-    A thread without a core of its own keeps all others waiting at the end of every operation.
-
-    Args:
-        most: as many as there are cores.
-        others: cores that are taken.
-    """
-    return max(1, min(most, round(most - others)))
-
-
 def _computed() -> float | None:
     """Seconds that the cores which this process may use have computed, without idling, waiting and nice programs."""
     try:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from psd_gs.cli.run_options import RunOptions, Text, parse_shard
-from psd_gs.cli.terminal import free_threads, silence_libraries
-from psd_gs.cores import Load
+from psd_gs.cli.terminal import silence_libraries, threads_each
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +56,7 @@ class Batch(RunOptions):
 
         if self.workers < 0:
             raise ConfigError(f"--workers: expected 1 or more, received {self.workers}.")
-        load, console = Load.now(), Console(highlight=False, markup=False)
+        console = Console(highlight=False, markup=False)
         prompts = read_prompts(self.prompts)
         config = self._config(prompts[0])
         self.check_code(config)
@@ -74,7 +73,7 @@ class Batch(RunOptions):
         failed: dict[Path, str] = {}
         index = Index(root, everything)
         if tasks:
-            pool = self._pool(len(tasks), load)
+            pool = self._pool(len(tasks))
             what = f"{len(tasks)} of {len(mine)} prompts to do · {pool.size} workers · prior {config.prior}"
             console.print(f"{what} · {config.steps} steps", soft_wrap=True)
             watch = _Watch(console, mine, lambda: index.refresh(failed))
@@ -98,14 +97,14 @@ class Batch(RunOptions):
         """Of the run of one of them; with Ray this machine may lack what its workers have."""
         return replace(self, device="cpu").resolve(prompt) if self.ray else self.resolve(prompt)
 
-    def _pool(self, tasks: int, load: Load) -> Pool:
+    def _pool(self, tasks: int) -> Pool:
 
         from psd_gs.batch.cluster import RayPool
         from psd_gs.batch.local import LocalPool
         from psd_gs.models import count, resolve_device
 
         wanted = min(self.workers, tasks)
-        threads = free_threads(Load.now().others(load), max(1, wanted))
+        threads = threads_each(max(1, wanted))
         if self.ray:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
             return RayPool(self.ray, wanted, self.device or "auto", threads, silence_libraries)

@@ -72,7 +72,7 @@ class Run(SharedOptions):
         import torch
         from rich.console import Console
 
-        from psd_gs.cli.terminal import free_threads, silence_libraries
+        from psd_gs.cli.terminal import silence_libraries, threads_each
         from psd_gs.evaluation.arms import parse_arms
         from psd_gs.evaluation.scores import Viewing
         from psd_gs.evaluation.suites import load_suite
@@ -100,7 +100,7 @@ class Run(SharedOptions):
         for name in names(self.judges):
             check_judge(config.reward, name)
         self.check_code(config)
-        torch.set_num_threads(free_threads(processes=plan.shard[1]))  # whatever else runs: times are compared
+        torch.set_num_threads(threads_each(plan.shard[1]))
         pipeline = TextTo3DPipeline.of(config, allow_code=True)
         folder = self.output_dir or Path("outputs") / f"eval-{plan.suite}-{plan.budget}"
         sweep = Sweep(pipeline, plan, folder, load_models(names(self.judges), pipeline.prior.device))

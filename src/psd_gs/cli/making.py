@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from psd_gs.cli.run_options import RunOptions
-from psd_gs.cli.terminal import SlowSteps, share_cores, silence_libraries, step_progress, stop_after_step
-from psd_gs.cores import Load
+from psd_gs.cli.terminal import SlowSteps, silence_libraries, step_progress, stop_after_step
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +52,6 @@ class Making(RunOptions):
 
     def make(self, prompt: str) -> None:
         """One asset per seed."""
-        load = Load.now()
         if self.quiet:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from rich.console import Console
@@ -78,8 +76,6 @@ class Making(RunOptions):
             if view:
                 stack.callback(view.close)
             pipeline = self._pipeline(console, first)
-            if fewer := share_cores(load):
-                console.print(fewer, soft_wrap=True)
             done = [(job.folder, self._make(console, pipeline, job, view)) for job in jobs]
         plain = Console(highlight=False, markup=False)
         for folder, result in sorted(done, key=lambda pair: -pair[1].scores.get(first.reward, 0.0)):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from psd_gs.cores import Load, fair_threads
+from psd_gs.cores import Load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,35 +53,15 @@ def silence_libraries() -> None:
             logging.disable_progress_bar()
 
 
-def share_cores(before: Load) -> str:
-    """Use as many threads as other programs left cores since ``before``.
+def threads_each(processes: int) -> int:
+    """Threads of each of so many processes of ours that run at once.
 
-    Another number of threads rounds differently, so it is chosen once, before a run.
-
-    Returns:
-        What was chosen and why, if it is fewer than there are.
+    Only their number counts, not what else runs: another number of threads rounds differently, and the same seed is to
+    give the same bits. With passive waiting a core too few costs little (``tools/bench/busy.py``).
     """
     import torch
 
-    most, others = torch.get_num_threads(), Load.now().others(before)
-    threads = free_threads(others)
-    if threads == most:
-        return ""
-    torch.set_num_threads(threads)
-    return f"{threads} of {most} threads: other programs keep {others:.1f} cores busy"
-
-
-def free_threads(others: float = 0.0, processes: int = 1) -> int:
-    """Threads of each of so many processes beside other programs; what ``OMP_NUM_THREADS`` says counts as free.
-
-    Args:
-        others: cores that are taken.
-        processes: of ours that run at once.
-    """
-    import torch
-
-    most = torch.get_num_threads()
-    return max(1, (most if "OMP_NUM_THREADS" in os.environ else fair_threads(most, others)) // processes)
+    return max(1, torch.get_num_threads() // processes)
 
 
 class SlowSteps:
@@ -113,10 +93,7 @@ class SlowSteps:
         if self.told or len(times) < self.WINDOW or ratio < self.RATIO or others < 0.5:
             return ""
         self.told = True
-        return (
-            f"steps take {ratio:.1f} times as long as at first: other programs keep {others:.1f} cores busy. The "
-            "number of threads stays, because another one rounds differently; --resume would choose it anew"
-        )
+        return f"steps take {ratio:.1f} times as long as at first: other programs keep {others:.1f} cores busy"
 
 
 @contextmanager

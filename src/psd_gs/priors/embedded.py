@@ -54,6 +54,10 @@ class Components:
 
         return load_pipeline(MultiViewPipeline, self.folder, self.unet.dtype).to(self.unet.device)
 
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Of sampling, as diffusers has it."""
+        self.original.set_progress_bar_config(**options)
+
     def __call__(self, *args: Any, **options: Any) -> MultiViewOutput:
         """Samples views, see :class:`~psd_gs.priors.multiview_pipeline.MultiViewPipeline`."""
         return self.original(*args, **options)
