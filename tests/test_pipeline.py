@@ -170,13 +170,14 @@ def test_save_writes_everything_with_its_metadata(result, tmp_path, quick_files)
     assert torch.equal(again.sequence, result.negative.sequence)
 
 
-def test_the_splat_is_written_first_and_the_record_last(result, tmp_path, monkeypatch, quick_files):
+@pytest.mark.parametrize("where", ["mesh.glb.write_glb", "run_report.write_report"])
+def test_the_splat_is_written_first_and_the_record_last(result, tmp_path, monkeypatch, quick_files, where):
     """Whatever happens after it, the asset is there; a folder with the record lacks nothing."""
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("psd_gs.mesh.glb.write_glb", killed)
+    monkeypatch.setattr(f"psd_gs.{where}", killed)
     with pytest.raises(KeyboardInterrupt):
         result.save(tmp_path)
     assert torch.equal(read_ply(tmp_path / "splat.ply").means, result.gaussians.means)

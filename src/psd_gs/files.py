@@ -15,7 +15,7 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import (
@@ -96,11 +96,37 @@ def _to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def sweep_parts(folder: Path) -> None:
-    """Delete what :func:`atomic_path` was writing in ``folder`` and below when its process was killed."""
-    for path in folder.rglob(".*.part*"):
+def sweep_parts(folder: Path, *, below: bool = True) -> None:
+    """Delete what :func:`atomic_path` was writing in ``folder``, and ``below``, when its process was killed."""
+    for path in folder.glob("**/.*.part*" if below else ".*.part*"):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+@contextlib.contextmanager
+def sharing(folders: Iterable[Path], token: Path) -> Iterator[None]:
+    """Write in folders beside other processes; one that is alone there sweeps them first, see :func:`sweep_parts`.
+
+    Args:
+        folders: without what lies below them.
+        token: a file that all of the processes hold meanwhile; made if it is missing.
+
+    Raises:
+        OutputError: the token cannot be made.
+    """
+    with writing(token):
+        file = token.open("ab+")
+    with file:
+        if os.name != "nt":  # which has no locks that are shared
+            import fcntl
+
+            with contextlib.suppress(OSError):  # a file system without locks
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    for folder in folders:
+                        sweep_parts(folder, below=False)
+                fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 @contextlib.contextmanager

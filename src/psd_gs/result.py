@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -179,16 +179,12 @@ class Result:
         return Path(folder)
 
     def _make(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> None:
-        first = {name: make for name, make in products.items() if name != REPORT}
-        self._attempt(folder, first, on_file)
-        self._record(folder)
-        last = {name: make for name, make in products.items() if name == REPORT}  # it shows the record
-        if self._attempt(folder, last, on_file):
-            self._record(folder)
+        for last in (False, True):  # the report shows the others and the record
+            self._attempt(folder, {name: m for name, m in products.items() if (name == REPORT) == last}, on_file)
+        runs.write_json(folder / runs.RECORD, self.record(folder))  # with it the run is finished, whatever comes then
 
-    def _attempt(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> bool:
-        """Make each, as many side by side as there are threads; whether what failed is another than before."""
-        before = dict(self.failed)
+    def _attempt(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> None:
+        """Make each, as many side by side as there are threads."""
         # A GPU has its memory for one of them at a time.
         workers = torch.get_num_threads() if self.gaussians.device.type == "cpu" else 1
         pool = ThreadPoolExecutor(workers, thread_name_prefix="psd-gs-product")
@@ -207,15 +203,15 @@ class Result:
                     logger.debug("no %s", name, exc_info=True)
         finally:
             pool.shutdown(cancel_futures=True)
-        return self.failed != before
 
-    def _record(self, folder: Path) -> None:
+    def record(self, folder: Path) -> dict[str, Any]:
+        """What ``psd_gs.json`` says of what is there: the metadata, the files, and what failed."""
         from psd_gs.export.formats import sha256_of
 
         names = (runs.ASSET, IMAGE, *(name for name in PRODUCTS if name != REPORT))
         files = {name: sha256_of(folder / name) for name in names if (folder / name).exists()}
         failed = {"failed": self.failed} if self.failed else {}
-        runs.write_json(folder / runs.RECORD, self.metadata | {"files": files} | failed)
+        return self.metadata | {"files": files} | failed
 
 
 Product = Callable[[Result, Path], object]
@@ -251,7 +247,7 @@ def _mesh(result: Result, path: Path) -> None:
 def _report(result: Result, path: Path) -> None:
     from psd_gs.run_report import write_report
 
-    write_report(path.parent)
+    write_report(path.parent, cast(runs.Record, result.record(path.parent)))
 
 
 def _image(result: Result, path: Path) -> None:
