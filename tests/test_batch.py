@@ -36,12 +36,14 @@ from psd_gs.batch.tasks import (
     run_task,
     share_embeddings,
     steps_done,
+    unfinished,
 )
 from psd_gs.cli.run_options import parse_shard
 from psd_gs.config import make_config, to_dict
 from psd_gs.errors import BackendError, ConfigError, InputError, OutputError
 from psd_gs.export.ply import read_ply
 from psd_gs.files import read_picture
+from psd_gs.job import LOCK, Job
 from psd_gs.pipeline import TextTo3DPipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -140,6 +142,20 @@ def test_embeddings_are_computed_once_for_all_workers(tmp_path):
     assert asked == ["a", "bb"]
     foreign.embed(["a"])
     assert asked == ["a", "bb", "a"]
+
+
+def test_what_a_process_killed_at_its_end_left_is_cleared_away(tmp_path):
+    done, begun, left = tasks_in(tmp_path, "a done ball", "a begun ball", "a left ball")
+    for task in (done, left):
+        task.folder.mkdir()
+        (task.folder / runs.ASSET).touch()
+        (task.folder / runs.RECORD).write_text("{}")
+    (left.folder / LOCK).touch()
+    assert unfinished([done, begun, left]) == [begun]
+    assert sorted(path.name for path in left.folder.iterdir()) == [runs.RECORD, runs.ASSET]
+    with Job(left.folder, left.config):
+        assert unfinished([left]) == []
+        assert (left.folder / LOCK).exists()
 
 
 # --- the queue -------------------------------------------------------------------------------------------------------
