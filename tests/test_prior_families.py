@@ -423,10 +423,11 @@ def tiny_embedding(prior):
 
 @pytest.mark.full
 @pytest.mark.parametrize(("vram", "limit"), [(0, 9.5), (12, 11.0), (8, 7.5)])
-def test_mvdream_fits(vram, limit):
+@pytest.mark.parametrize(("family", "also"), [("mvdream", set()), ("imagedream", {"picture"})])
+def test_four_views_fit(family, also, vram, limit):
     """Of a run with every part: texts, a turned pair, refinement, scoring; the context and workspaces are not in it."""
-    peaks = stages("mvdream", vram)
-    assert set(peaks) == {"texts", "encode", "turn", "predict", "reward", "refine", "backward", "scoring"}
+    peaks = stages(family, vram)
+    assert set(peaks) == {"texts", "encode", "turn", "predict", "reward", "refine", "backward", "scoring"} | also
     assert max(peaks.values()) <= limit
     if vram == 0:
         assert max(peaks.values()) + 2.5 <= AUTO_MEMORY

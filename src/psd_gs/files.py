@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import reprlib
 import secrets
 import shutil
@@ -447,5 +448,11 @@ def read_picture(
                 turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
             return turned.convert(mode)
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them into
-        reason = " ".join(str(error).split())[:100]
-        raise FormatError(f"{name}: expected a sound {', '.join(PICTURES)} file ({reason}). Make it again.") from error
+        raise FormatError(
+            f"{name}: expected a sound {', '.join(PICTURES)} file ({picture_fault(error)}). Make it again."
+        ) from error
+
+
+def picture_fault(error: Exception) -> str:
+    """What Pillow says is wrong, in one short line, without the address of the file in memory."""
+    return re.sub(r" <_io\.\w+ [^>]*>", "", " ".join(str(error).split()))[:100]
