@@ -127,7 +127,9 @@ def test_comments_on_the_render_mode(tmp_path, comments, mode):
     write_ply(tmp_path / "a.ply", ball(5), before=[f"comment {comment}".encode() for comment in comments])
     assert load(tmp_path / "a.ply").mode == mode
     save(load(tmp_path / "a.ply"), tmp_path / "b.ply")
-    assert read_ply(tmp_path / "b.ply")[1] == ([] if mode == "default" else [f"SplatRenderMode: {WORDS.get(mode, mode)}"])
+    assert read_ply(tmp_path / "b.ply")[1] == (
+        [] if mode == "default" else [f"SplatRenderMode: {WORDS.get(mode, mode)}"]
+    )
 
 
 def test_a_render_mode_that_is_not_kept_is_said(tmp_path, caplog):
