@@ -30,6 +30,8 @@ class PriorEntry:
         reward: what ``--reward auto`` stands for.
         judge: what ``--judge auto`` stands for; another model, so that one is never optimized.
         memory: GPU memory in GB that its networks take in half precision.
+        peaks: most GPU memory in GB that the tensors of a run take, as it is and with ``--vram 8``, by
+            ``tools/bench/memory.py``; 0 where nobody has computed it.
         weights: what is fetched; None if it brings its own.
         pictured: whether it looks at a picture, without which it makes nothing; then no prompt is needed.
         presets: options over those of the family, by preset; ``common`` holds for all.
@@ -40,6 +42,7 @@ class PriorEntry:
     reward: str = "hpsv2.1"
     judge: str = "pickscore"
     memory: float = 0.0
+    peaks: tuple[float, float] = (0.0, 0.0)
     weights: Weights | None = None
     pictured: bool = False
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

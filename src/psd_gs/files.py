@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -152,6 +153,19 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode(errors="replace") if isinstance(data, str) else data)
+
+
+def append(path: str | os.PathLike[str], line: bytes) -> None:
+    """Add a line to a file, whole or not at all.
+
+    Raises:
+        OutputError: the folder is missing, read-only or full.
+    """
+    with writing(path), open(path, "ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if file.write(line) < len(line):
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextlib.contextmanager

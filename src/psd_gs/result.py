@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,14 +17,14 @@ from torch import Tensor
 
 from psd_gs import __version__, refined, runs
 from psd_gs.config import Config, config_sha256, read_config, to_dict
-from psd_gs.errors import InputError, is_out_of_memory
+from psd_gs.errors import InputError, OutputError, is_out_of_memory
 from psd_gs.files import writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.models import models_of
 from psd_gs.priors import TextEmbedding
 from psd_gs.scoring import rounded
 from psd_gs.start import read_negative
-from psd_gs.trainer import read_tensors, write_tensors
+from psd_gs.trainer import CHECKPOINTS, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -118,16 +119,23 @@ class Result:
         )
 
     def save_asset(self, folder: str | Path) -> None:
-        """Write ``splat.ply`` alone, in one step.
+        """Write ``splat.ply`` alone, in one step; on a full disk in place of what only tells how it came to be.
 
         Raises:
             OutputError: the folder cannot be written.
         """
         from psd_gs.export.ply import write_ply
 
+        folder = Path(folder)
         with writing(folder):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        write_ply(self.gaussians, Path(folder) / runs.ASSET, metadata=self.metadata)
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write_ply(self.gaussians, folder / runs.ASSET, metadata=self.metadata)
+        except OutputError:
+            with writing(folder):
+                (folder / "checkpoints" / CHECKPOINTS[1]).unlink(missing_ok=True)
+            shutil.rmtree(folder / "progress", ignore_errors=True)
+            write_ply(self.gaussians, folder / runs.ASSET, metadata=self.metadata)
 
     def save(
         self,
@@ -181,7 +189,12 @@ class Result:
     def _make(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> None:
         for last in (False, True):  # the report shows the others and the record
             self._attempt(folder, {name: m for name, m in products.items() if (name == REPORT) == last}, on_file)
-        runs.write_json(folder / runs.RECORD, self.record(folder))  # with it the run is finished, whatever comes then
+        try:
+            runs.write_json(folder / runs.RECORD, self.record(folder))  # with it the run is finished
+        except OutputError as error:  # a full disk, of which the report can be made at any time
+            (folder / REPORT).unlink(missing_ok=True)
+            self.failed[REPORT] = str(error)
+            runs.write_json(folder / runs.RECORD, self.record(folder))
 
     def _attempt(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> None:
         """Make each, as many side by side as there are threads."""

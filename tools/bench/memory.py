@@ -226,7 +226,7 @@ def build_prior(family: str, vram: int, size: int) -> LatentPrior:
         texts = _clip_l(), _clip_g()
         pipeline = StableDiffusionXLPipeline(vae, *texts, None, None, unet, scheduler())
         return StableDiffusionXLPrior(pipeline.to(half), "sdxl", **options)
-    transformer = SD3Transformer2DModel(  # Stable Diffusion 3 medium
+    transformer = SD3Transformer2DModel(  # Stable Diffusion 3.5 medium
         sample_size=128,
         patch_size=2,
         in_channels=16,
@@ -237,7 +237,9 @@ def build_prior(family: str, vram: int, size: int) -> LatentPrior:
         caption_projection_dim=1536,
         pooled_projection_dim=2048,
         out_channels=16,
-        pos_embed_max_size=192,
+        pos_embed_max_size=384,
+        dual_attention_layers=tuple(range(13)),
+        qk_norm="rms_norm",
     )
     vae = AutoencoderKL(**VAE, latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False)
     t5 = T5Config(d_model=4096, d_ff=10240, d_kv=64, num_heads=64, num_layers=24, feed_forward_proj="gated-gelu")
