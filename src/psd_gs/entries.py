@@ -100,12 +100,14 @@ PRIORS = Registry(
     "psd_gs.priors",
     {
         "mini": PriorEntry("psd_gs.priors.mini:load", "mini", "mini", "mini-judge"),
-        "sd15": PriorEntry(_FROM_FOLDER, "sd", memory=2.5, weights=WEIGHTS["sd15"]),
-        "sd21": PriorEntry(_FROM_FOLDER, "sd", memory=2.5, weights=WEIGHTS["sd21"]),
-        "mvdream": PriorEntry(_FROM_FOLDER, "mvdream", memory=3.0, weights=WEIGHTS["mvdream"]),
-        "imagedream": PriorEntry(_FROM_FOLDER, "imagedream", memory=3.2, weights=WEIGHTS["imagedream"], pictured=True),
-        "sdxl": PriorEntry(_FROM_FOLDER, "sdxl", memory=8.0, weights=WEIGHTS["sdxl"]),
-        "sd3": PriorEntry(_FROM_FOLDER, "sd3", memory=11.0, weights=WEIGHTS["sd3"]),
+        "sd15": PriorEntry(_FROM_FOLDER, "sd", memory=2.5, peaks=(6.3, 2.9), weights=WEIGHTS["sd15"]),
+        "sd21": PriorEntry(_FROM_FOLDER, "sd", memory=2.5, peaks=(6.3, 2.9), weights=WEIGHTS["sd21"]),
+        "mvdream": PriorEntry(_FROM_FOLDER, "mvdream", memory=3.0, peaks=(6.3, 3.6), weights=WEIGHTS["mvdream"]),
+        "imagedream": PriorEntry(
+            _FROM_FOLDER, "imagedream", memory=3.2, peaks=(6.5, 3.8), weights=WEIGHTS["imagedream"], pictured=True
+        ),
+        "sdxl": PriorEntry(_FROM_FOLDER, "sdxl", memory=8.0, peaks=(10.2, 6.7), weights=WEIGHTS["sdxl"]),
+        "sd3": PriorEntry(_FROM_FOLDER, "sd3", memory=11.0, peaks=(10.0, 5.8), weights=WEIGHTS["sd3"]),
     },
 )
 FAMILIES = tuple(dict.fromkeys(entry.family for entry in PRIORS.own.values()))

@@ -83,7 +83,7 @@ class Batch(RunOptions):
         failed: dict[Path, str] = {}
         index = Index(root, everything)
         if tasks:
-            pool = self._pool(len(tasks))
+            pool = self._pool(config, len(tasks))
             what = f"{len(tasks)} of {len(mine)} prompts to do · {pool.size} workers · prior {config.prior}"
             console.print(f"{what} · {config.steps} steps", soft_wrap=True)
             with stop_after_step() as asked:  # at any moment, a process would be left half begun
@@ -106,7 +106,7 @@ class Batch(RunOptions):
         """Of the run of one of them; with Ray this machine may lack what its workers have."""
         return replace(self, device="cpu").resolve(prompt) if self.ray else self.resolve(prompt)
 
-    def _pool(self, tasks: int) -> Pool:
+    def _pool(self, config: Config, tasks: int) -> Pool:
         from psd_gs.batch.cluster import RayPool
         from psd_gs.batch.local import LocalPool
         from psd_gs.models import count, resolve_device
@@ -116,7 +116,7 @@ class Batch(RunOptions):
         if self.ray:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
             return RayPool(self.ray, wanted, self.device or "auto", threads, silence_libraries)
-        device = resolve_device(self.device or "auto")
+        device = resolve_device(config.device, config.prior)
         if device.type == "cpu":
             return LocalPool(["cpu"] * max(1, wanted), threads, silence_libraries)
         if device.index is not None or device.type == "mps":

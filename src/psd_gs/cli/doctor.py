@@ -232,8 +232,9 @@ def choices() -> Iterator[Finding]:
     device = resolve_device("auto")
     renderer, reason = choose_renderer(device)
     slow = renderer == "cpu" and device.type != "cpu"
-    text, remedy = f"auto is {renderer} on {renderer_device(device)}: {reason}", f"triton is faster: {TRITON_NEEDS}"
-    yield Finding("renderer", "note", text, remedy) if slow else Finding("renderer", "ok", text)
+    text = f"auto is {renderer} on {renderer_device(device)}: {reason}"
+    remedy = f"triton, which is faster, needs {TRITON_NEEDS}" if slow else ""
+    yield Finding("renderer", "note" if slow else "ok", text, remedy)
     names = resolve("auto", "auto", "auto", device)
     missing = downloads(*names)
     text = f"auto is prior {names[0]}, reward {names[1]}, judge {names[2]}: {choose_prior(device)[1]}"

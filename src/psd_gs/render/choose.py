@@ -18,6 +18,7 @@ TRITON_NEEDS = (
     "python3-dev)"
 )
 
+
 @cache
 def choose_renderer(device: torch.device, asked: Backend = "auto") -> tuple[Renderer, str]:
     """The renderer beside networks on ``device``, and why. Nothing that takes long is compiled unless it is asked for.
