@@ -431,16 +431,14 @@ def test_four_views_fit(family, also, vram, limit):
     assert set(peaks) == {"texts", "encode", "turn", "predict", "reward", "refine", "backward", "scoring"} | also
     assert max(peaks.values()) <= limit
     if vram != 12:
-        assert max(peaks.values()) == pytest.approx(PRIORS[family].peaks[vram == 8], abs=0.06)
+        assert max(peaks.values()) <= PRIORS[family].peaks[vram == 8]
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(("family", "name"), [("sd", "sd21"), ("sdxl", "sdxl"), ("sd3", "sd3")])
 def test_little_memory_holds_every_family(family, name):
     """Denoiser and reward are away while they have nothing to do, in the backward pass too."""
-    peak = max(stages(family, 8).values())
-    assert peak <= 7.5
-    assert peak == pytest.approx(PRIORS[name].peaks[1], abs=0.06)
+    assert max(stages(family, 8).values()) <= PRIORS[name].peaks[1] <= 7.5
 
 
 def test_auto_takes_mvdream_where_it_fits():
