@@ -44,8 +44,6 @@ from psd_gs.export.ply import read_ply
 from psd_gs.files import read_picture
 from psd_gs.pipeline import TextTo3DPipeline
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def painted() -> TextTo3DPipeline:

@@ -125,7 +125,7 @@ def painted(monkeypatch):
     monkeypatch.setattr(common, "load_pipeline", lambda *_: TextTo3DPipeline(PaintedPrior(), RedReward(), bright()))
 
 
-@pytest.mark.usefixtures("one_thread", "painted")
+@pytest.mark.usefixtures("painted")
 def test_the_fixed_arm_starts_with_what_the_densified_one_ended_with(tmp_path, capsys):
     table = densify.main(arguments_of(tmp_path))
     folders = {arm: tmp_path / arm / "a-corgi-0" for arm in ("densified", "fixed")}

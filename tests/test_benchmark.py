@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from psd_gs import benchmark, cli
 from psd_gs.benchmark import Timing, render_times, table
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_embedded_prior_is_timed(capsys):

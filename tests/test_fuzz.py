@@ -69,8 +69,6 @@ from psd_gs.run_report import run_report
 from psd_gs.trainer import read_tensors
 from psd_gs.weights import components_of, read_header
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 QUICK, FULL = 2_000, 20_000
 """Inputs of all kinds together."""
 

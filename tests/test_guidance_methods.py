@@ -43,11 +43,6 @@ OFF = NegativeConfig(mode="off")
 WORST = "broken, blurry"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """The tensors are tiny."""
-
-
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

@@ -48,11 +48,6 @@ from psd_gs.rewards.combine import Scored, WeightedSum
 OFF = NegativeConfig(mode="off")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """The tensors are tiny."""
-
-
 # --- DreamDPO --------------------------------------------------------------------------------------------------------
 
 

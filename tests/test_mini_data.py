@@ -41,8 +41,6 @@ from transformers import CLIPTokenizer
 from psd_gs.cameras import turntable
 from psd_gs.priors import mini as embedded
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPTS = Path(__file__).resolve().parents[1] / "tools" / "bench" / "prompts.json"
 CORE = tuple(category for category in CATEGORIES if category.core)
 NAMES = [category.name for category in CATEGORIES]

@@ -23,9 +23,6 @@ from psd_gs.errors import ModelError
 from psd_gs.rewards.frozen import READ, STAGES, InvertedBottleneck, LiteFeatures, same_pad
 from psd_gs.rewards.mini import MiniReward, RewardConfig, RewardNetwork
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 # --- the networks ----------------------------------------------------------------------------------------------------
 
 

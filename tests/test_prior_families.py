@@ -299,7 +299,6 @@ def test_the_preference_identity_on_sd3(priors):
 # --- through the trainer ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_three_steps_of_distillation(prior):
     options = {name: value for name, value in to_dict(tiny_config()).items() if isinstance(value, dict) and value}
     options["guidance"] |= {"preference": "psd"}
@@ -314,7 +313,7 @@ def test_three_steps_of_distillation(prior):
         assert torch.equal(a, b)
 
 
-@pytest.mark.usefixtures("one_thread", "quick_files")
+@pytest.mark.usefixtures("quick_files")
 def test_the_refined_negative_embedding_can_be_used_again(tmp_path, priors):
     """With its pooled part, where the model has one."""
     options = {name: value for name, value in to_dict(tiny_config()).items() if isinstance(value, dict) and value}
@@ -324,7 +323,6 @@ def test_the_refined_negative_embedding_can_be_used_again(tmp_path, priors):
     assert made("a red cube", steps=1, overrides=more).negative.pooled is not None
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_out_of_memory_keeps_the_run_and_says_what_helps(tmp_path, priors, monkeypatch):
     made = TextTo3DPipeline(priors["sd15"], RedReward())
     trainer = made.trainer(replace(tiny_config(), prompt="a ball", steps=5), tmp_path)
@@ -536,7 +534,6 @@ def test_modules_stay_plain_sdpa(priors):
     assert isinstance(priors["sd15"].denoiser, nn.Module)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_the_step_benchmark_runs_tiny_without_a_gpu(capsys, monkeypatch):
     from bench import step
 

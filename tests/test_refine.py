@@ -28,7 +28,7 @@ from psd_gs.refine import RADIUS, Original, Refinement, inverse, task
 from psd_gs.render import render
 from psd_gs.result import Result, products_of
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick_files")
+pytestmark = pytest.mark.usefixtures("quick_files")
 
 
 def similarity(generator: np.random.Generator) -> Tensor:

@@ -68,7 +68,6 @@ def rgba_of(look: Look, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def renders() -> dict[Look, torch.Tensor]:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
     return {look: rgba_of(look, k) for k, look in enumerate({x for group in GROUPS + HELD_OUT for x in group})}
 
 

@@ -13,8 +13,6 @@ from psd_gs.errors import InputError, ModelError
 from psd_gs.rewards.blip import BlipNetwork, BlipReward, BlipSizes, from_package, load_blip_reward, sides
 from psd_gs.testing import check_reward
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PARAMETERS = {"image": 446_206_689, "scorer": 446_354_530, "fusion": 449_749_473}
 """Of what is used at full size."""
 

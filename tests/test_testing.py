@@ -21,12 +21,6 @@ from psd_gs.rewards import load_reward
 from psd_gs.rewards.base import CallableReward
 from psd_gs.testing import check_preference, check_prior, check_reward
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """The tensors are tiny."""
-
-
 ALWAYS = {"start": 0.0, "t_max": 1.0}
 
 

@@ -32,8 +32,6 @@ from psd_gs.trainer import (
     write_tensors,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def advance(trainer: Trainer, steps: int) -> list[dict[str, float]]:
     """So many steps, or fewer at the end of the run; logs without the time that they took."""
@@ -276,7 +274,6 @@ def test_a_broken_gradient_changes_nothing(monkeypatch, value):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Trainer:
     """An uninterrupted run."""
-    torch.set_num_threads(1)
     trainer = make_trainer(folder=tmp_path_factory.mktemp("whole"))
     advance(trainer, 1000)
     return trainer

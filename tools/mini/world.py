@@ -378,7 +378,6 @@ class Groups(Dataset):
 
     def __getitem__(self, index: int) -> Group:
         if self.world is None:
-            torch.set_num_threads(1)
             self.world = World(Pack(self.pack), self.size)
         rng = random.Random(f"{self.seed}:{index}")
         return self.world.flat(rng) if self.is_flat(index // self.batch) else self.world.solid(rng)
