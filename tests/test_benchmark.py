@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from psd_gs import benchmark, cli
 from psd_gs.benchmark import Timing, render_times, table
 
 
+@pytest.mark.full
 def test_the_embedded_prior_is_timed(capsys):
     cli.main(["bench", "--device", "cpu", "--gaussians", "200", "--size", "16", "--repeats", "1"])
     text = capsys.readouterr().out

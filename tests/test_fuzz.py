@@ -272,7 +272,7 @@ SUITE = b"[group]\na cat | a dog | a cow\na cube\n# no\n"
 FILES = [
     target("record", "psd_gs.json", dumped(RECORD), lambda path: run_report(path.parent), JSON, setup=a_run),
     target("log", "metrics.jsonl", LOG, lambda path: run_report(path.parent), LINES, setup=a_run),
-    target("options", "config.yaml", CONFIG, config_of, YAML),
+    target("options", "config.yaml", CONFIG, config_of, YAML, weight=0.3),  # slow to parse
     target(
         "row",
         "psd/0/eval.json",

@@ -534,6 +534,7 @@ def test_modules_stay_plain_sdpa(priors):
     assert isinstance(priors["sd15"].denoiser, nn.Module)
 
 
+@pytest.mark.full
 def test_the_step_benchmark_runs_tiny_without_a_gpu(capsys, monkeypatch):
     from bench import step
 

@@ -265,6 +265,7 @@ class OpenClipText(nn.Module):
         return self.ln_final(x)
 
 
+@pytest.mark.full
 def test_the_original_checkpoint_converts(tmp_path, oracle):
     """Tiny, with all three parts and the buffers that training left; then through save and load."""
     torch.manual_seed(0)

@@ -36,6 +36,7 @@ def test_all_tests_of_the_contract_under_the_interpreter():
     interpreted(str(TESTS / "triton_interpreted.py"), "-m", "full")
 
 
+@pytest.mark.full
 def test_compiled_for_hopper_no_register_is_spilled():
     launches = [launch for launch in aot.launches() if launch.kernel.fn.__name__.startswith(("rasterize", "project_b"))]
     assert len(launches) == 3

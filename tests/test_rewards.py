@@ -152,6 +152,7 @@ def test_held_out_colours(reward, renders):
     assert sum(won) / len(won) >= 0.8
 
 
+@pytest.mark.full
 def test_clean_beats_what_the_prior_dreams(reward, renders, mini_pipeline):
     """Less noise beats more, and the right amount of guidance beats far too much."""
     looks = [group[0] for group in GROUPS + HELD_OUT]

@@ -305,10 +305,10 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, whole, stop):
 
 def test_the_same_on_two_threads(tmp_path):
     one = make_trainer()
-    advance(one, 25)
+    advance(one, 12)
     torch.set_num_threads(2)
     two = make_trainer()
-    advance(two, 25)
+    advance(two, 12)
     assert_same(one.state_dict(), two.state_dict())
 
 
