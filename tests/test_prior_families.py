@@ -246,7 +246,7 @@ def test_the_number_of_cameras_is_checked(prior):
         prior.predict(x_t, t, text, negative, cameras[:1])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.full)])
 def test_half_precision(folders, priors, dtype):
     for name in ("sd15", "sdxl", "mvdream"):
         exact, half = priors[name], load_prior(str(folders[name]), dtype=dtype)

@@ -29,6 +29,7 @@ def test_our_preferences_pass(name):
     check_preference(name, ALWAYS if name != "none" else None)
 
 
+@pytest.mark.full
 def test_the_embedded_prior_passes():
     check_prior(load_prior("mini"))
 
