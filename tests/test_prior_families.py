@@ -538,13 +538,14 @@ def test_modules_stay_plain_sdpa(priors):
 def test_the_step_benchmark_runs_tiny_without_a_gpu(capsys, monkeypatch):
     from bench import step
 
-    monkeypatch.setattr(step, "WARM", 0)
+    from psd_gs import benchmark
+
+    monkeypatch.setattr(benchmark, "WARM", 0)
     monkeypatch.setattr(step, "REPEATS", 1)
-    monkeypatch.setattr(step, "milliseconds", lambda call, device: (call(), 1.0)[1])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     step.main(["--case", "mvdream"])
     out = capsys.readouterr().out
     assert "no CUDA GPU: tiny networks" in out
-    for part in ("parts of a psd step", "bare networks", "psd every 3"):
+    for part in ("| mvdream: step with a pair | 4 x ", "bare networks, ms: encode "):
         assert part in out
     assert "mvdream at full size, TFLOPs: sds 3.8, psd 13.2; ideal psd / sds 3.43, every 3 steps 1.81" in out

@@ -170,21 +170,24 @@ def _clip_g() -> Any:
     return CLIPTextModelWithProjection(CLIPTextConfig(**sizes, projection_dim=1280))
 
 
-def build_prior(family: str, vram: int, size: int) -> LatentPrior:
-    """The prior of a family on the GPU, as ``load_prior`` makes it, without data."""
-    options: dict[str, Any] = {"device": GPU, "memory": PRESETS[vram], "image_size": size}
+def build_prior(
+    family: str, vram: int = 0, size: int = 0, device: torch.device = GPU, tokenizer: Any = None
+) -> LatentPrior:
+    """The prior of a family, as ``load_prior`` makes it, with random weights or without data."""
+    options: dict[str, Any] = {"device": device, "memory": PRESETS[vram], "image_size": size}
     half = torch.bfloat16 if family == "sd3" else torch.float16
     if family in ("mvdream", "sd"):
         config = unet_config(SD21_4VIEW)
         if family == "mvdream":
             pipeline: Any = MultiViewPipeline(
-                None, _clip_h(), UNet2DConditionModel(**config), scheduler(), AutoencoderKL(**VAE), views=4
+                tokenizer, _clip_h(), UNet2DConditionModel(**config), scheduler(), AutoencoderKL(**VAE), views=4
             )
             return MultiViewPrior(pipeline.to(half), **options)
         config |= {"sample_size": 64, "class_embed_type": None, "projection_class_embeddings_input_dim": None}
         pipeline = StableDiffusionPipeline(
-            AutoencoderKL(**VAE), _clip_h(), None, UNet2DConditionModel(**config), scheduler(), None, None, None, False
-        )
+            AutoencoderKL(**VAE), _clip_h(), tokenizer, UNet2DConditionModel(**config), scheduler(),
+            None, None, None, False,
+        )  # fmt: skip
         return StableDiffusionPrior(pipeline.to(half), "sd21", **options)
     if family == "sdxl":
         unet = UNet2DConditionModel(
