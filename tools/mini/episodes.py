@@ -36,7 +36,7 @@ from mini.world import (
     World,
     beside,
     flat_top,
-    in_front_of_articles,
+    phrased,
     repainted,
     standing,
 )
@@ -175,7 +175,7 @@ class Scenes:
         out = []
         for k, name in enumerate(names):
             surface, text = self._thing(name, None, rng)
-            out.append((surface, in_front_of_articles(text, rng), "object" if k else "right", Said(((name, None),))))
+            out.append((surface, phrased(text, rng), "object" if k else "right", Said(((name, None),))))
         return out
 
     def _free_colours(self, name: Name, rng: random.Random, besides: set[str]) -> list[str]:
@@ -190,7 +190,7 @@ class Scenes:
         out = []
         for k, colour in enumerate(colours):
             surface, text = self._thing(name, colour, rng, ident)
-            out.append((surface, in_front_of_articles(text, rng), "colour" if k else "right", Said(((name, colour),))))
+            out.append((surface, phrased(text, rng), "colour" if k else "right", Said(((name, colour),))))
         return out
 
     def _pair(self, rng: random.Random) -> list[tuple[Surface, str, str, Said]]:

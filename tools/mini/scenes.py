@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -80,13 +80,6 @@ class Scene:
 
     items: tuple[Item, ...]
     relation: str | None = None
-
-    def to_json(self) -> dict:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: dict) -> Scene:
-        return Scene(tuple(Item(**item) for item in data["items"]), data["relation"])
 
 
 @dataclass(frozen=True)
@@ -356,15 +349,15 @@ def swapped(look: Look) -> Look | None:
     return None
 
 
-def vocabulary(categories: tuple[Category, ...] = CATEGORIES) -> list[str]:
-    """Every word that a caption of these categories can contain, sorted."""
+def vocabulary() -> list[str]:
+    """Every word that a caption can contain, sorted."""
     words: set[str] = set()
 
     def add(*phrases: str) -> None:
         for phrase in phrases:
             words.update(phrase.replace("{}", " ").replace(",", " ").split())
 
-    for category in categories:
+    for category in CATEGORIES:
         add(*spoken_names(category), *category.parts.values())
     add(*COLOURS, *(w for group in COLOUR_WORDS.values() for w in group))
     for table in (STRETCH_WORDS, MATERIAL_WORDS, RELATION_WORDS):
