@@ -16,7 +16,7 @@ from painted import PaintedPrior, RedReward, bright, tiny_config
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from bench import common, densify, export, generate, growth, limit, recognizable
-from bench.colours import NAMES, classify, fits, named, needed, shares
+from bench.recognizable import NAMES, classify, fits, named, needed, shares
 from mini.dataset import sample_light, shade, trace_scene
 from mini.scenes import COLOURS, ItemLook, Look, paint, scene_of
 

@@ -13,7 +13,7 @@ from psd_gs.solidify import solidify
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from bench.mesh_views import against_splat
+from bench.asset_meshes import against_splat
 
 
 def fog(n: int = 400) -> Gaussians:
