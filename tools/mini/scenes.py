@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -156,6 +157,11 @@ def build_scene(scene: Scene) -> tuple[list[Primitive], float]:
     return both.primitives, both.smooth
 
 
+def seconds_of(relation: str | None, categories: Sequence[Category]) -> list[Category]:
+    """What something may be on, or next to."""
+    return [c for c in categories if c.stackable and (relation == "next to" or c.name in BASES)]
+
+
 def sample_scene(rng: random.Random, categories: tuple[Category, ...]) -> Scene:
     """Draw a scene: three in four show one object, one in four a relation."""
 
@@ -170,8 +176,7 @@ def sample_scene(rng: random.Random, categories: tuple[Category, ...]) -> Scene:
     stackable = [c for c in categories if c.stackable]
     first = rng.choice(stackable if rng.random() < 0.7 else categories)
     relation = "on" if rng.random() < 0.6 else "next to"
-    others = [c for c in stackable if relation == "next to" or c.name in BASES]
-    second = rng.choice(others)
+    second = rng.choice(seconds_of(relation, categories))
     if (first.name, relation, second.name) in HELD_RELATIONS:
         return sample_scene(rng, categories)
     return Scene((item(first, plain=True), item(second, plain=True)), relation)
