@@ -65,7 +65,7 @@ class LiveView:
         port: of the page on this machine; the next free one if it is taken, 0 for any.
 
     Raises:
-        ConfigError: a port that is none.
+        ConfigError: ``port`` is no port number.
         OutputError: no free port.
     """
 
