@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+
+import numpy as np
 import pytest
 import torch
+from mini import gpu_run
 from mini.muon import COEFFICIENTS, Muon, orthogonal
 from mini.networks import Model, make_text_encoder, make_unet, warm_start, widened
+from mini.pack import Pack
 from mini.train_prior import LEAST_NOISE, Checkpoint, collate, loss_of, make_optimizers
 from mini.words import make_tokenizer
 from mini.world import Group
+from mini_pack import write_pack
 from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
 from psd_gs.cameras import joined, mvdream_cameras, turntable
@@ -217,6 +223,37 @@ def test_training_learns_and_goes_on_from_its_checkpoint(model, tmp_path):
     assert Checkpoint(tmp_path / "c.safetensors", two[0], two[2], two[1]).load("cpu") == (6, 90.0)
     assert run(two, range(6, 8)) == pytest.approx(more, rel=1e-4)
     assert torch.equal(model.text_encoder.get_input_embeddings().weight, table)  # word vectors are fixed
+
+
+def test_what_a_lent_machine_gives_back_joins_to_the_same_files(tmp_path, monkeypatch):
+    """In pieces below the limit, as few files as may come back."""
+    monkeypatch.setattr(gpu_run, "PIECE", 4000)
+    saved = tmp_path / "out" / "pipeline" / "unet"
+    saved.mkdir(parents=True)
+    (saved / "weights").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "out" / "curve.jsonl").write_text("{}\n")
+    for step in (5, 10):
+        (tmp_path / "out" / f"samples-{step:06d}.png").write_bytes(b"png")
+    (tmp_path / "back").mkdir()
+    gpu_run.give_back(tmp_path / "out", tmp_path / "back")
+    assert max(f.stat().st_size for f in (tmp_path / "back").iterdir()) <= 4000
+    gpu_run.join(argparse.Namespace(folder=tmp_path / "back", out=tmp_path / "joined"))
+    assert (tmp_path / "joined" / "pipeline" / "unet" / "weights").read_bytes() == bytes(range(256)) * 40
+    assert (tmp_path / "joined" / "curve.jsonl").exists()
+    assert [f.name for f in (tmp_path / "joined").glob("*.png")] == ["samples-000010.png"]
+
+
+def test_a_slim_pack_keeps_the_good_meshes_as_they_are(tmp_path):
+    pack = write_pack(tmp_path)
+    arrays = dict(np.load(tmp_path / "meshes-t.npz"))
+    np.savez(tmp_path / "meshes-t.npz", **gpu_run.chosen(arrays, {"t-table", "t-pillar"}))
+    slim = Pack(tmp_path)
+    for ident in ("t-table", "t-pillar"):
+        np.testing.assert_array_equal(slim.mesh(ident).vertices, pack.mesh(ident).vertices)
+        np.testing.assert_array_equal(slim.mesh(ident).triangles, pack.mesh(ident).triangles)
+        np.testing.assert_array_equal(slim.mesh(ident).colours, pack.mesh(ident).colours)
+    with pytest.raises(KeyError):
+        slim.mesh("t-box")
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (12, 90), (90, 12)])
