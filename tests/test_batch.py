@@ -21,7 +21,7 @@ import torch
 from painted import PaintedPrior, RedReward, tiny_config
 from PIL import Image
 
-from psd_gs import cli, runs
+from psd_gs import cli, models, runs
 from psd_gs.batch import index
 from psd_gs.batch.index import Index, write_index
 from psd_gs.batch.local import LocalPool
@@ -36,12 +36,15 @@ from psd_gs.batch.tasks import (
     run_task,
     share_embeddings,
     steps_done,
+    unfinished,
 )
+from psd_gs.cli.batch import Batch
 from psd_gs.cli.run_options import parse_shard
-from psd_gs.config import make_config, to_dict
+from psd_gs.config import Config, make_config, to_dict
 from psd_gs.errors import BackendError, ConfigError, InputError, OutputError
 from psd_gs.export.ply import read_ply
 from psd_gs.files import read_picture
+from psd_gs.job import LOCK, Job
 from psd_gs.pipeline import TextTo3DPipeline
 
 
@@ -138,6 +141,20 @@ def test_embeddings_are_computed_once_for_all_workers(tmp_path):
     assert asked == ["a", "bb"]
     foreign.embed(["a"])
     assert asked == ["a", "bb", "a"]
+
+
+def test_what_a_process_killed_at_its_end_left_is_cleared_away(tmp_path):
+    done, begun, left = tasks_in(tmp_path, "a done ball", "a begun ball", "a left ball")
+    for task in (done, left):
+        task.folder.mkdir()
+        (task.folder / runs.ASSET).touch()
+        (task.folder / runs.RECORD).write_text("{}")
+    (left.folder / LOCK).touch()
+    assert unfinished([done, begun, left]) == [begun]
+    assert sorted(path.name for path in left.folder.iterdir()) == [runs.RECORD, runs.ASSET]
+    with Job(left.folder, left.config):
+        assert unfinished([left]) == []
+        assert (left.folder / LOCK).exists()
 
 
 # --- the queue -------------------------------------------------------------------------------------------------------
@@ -357,6 +374,22 @@ def test_a_killed_process_loses_nothing(tmp_path, painted, quick_files):
     task = next(task for task in tasks if task.folder.name == lost)
     run_task(painted, replace(task, folder=tmp_path / "straight"))
     assert torch.equal(read_ply(task.folder / "splat.ply").means, read_ply(tmp_path / "straight" / "splat.ply").means)
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "prior", "device", "workers"),
+    [
+        ("cuda", 3, "mvdream", "auto", ("cuda:0", "cuda:1", "cuda:2")),
+        ("cuda", 3, "mvdream", "cuda:1", ("cuda:1",)),
+        ("xpu", 2, "mvdream", "auto", ("xpu:0", "xpu:1")),
+        ("mps", 1, "mvdream", "auto", ("mps",)),
+        ("mps", 1, "mini", "auto", ("cpu",)),
+    ],
+)
+def test_a_worker_for_each_gpu(monkeypatch, kind, there, prior, device, workers):
+    monkeypatch.setattr(models, "count", lambda of: there * (of == kind))
+    pool = Batch(prompts=Path("prompts.txt"))._pool(Config(prior=prior, device=device), 9)
+    assert pool.devices == workers
 
 
 @pytest.mark.full

@@ -194,6 +194,20 @@ def test_locks_hold_others_off(tmp_path):
     assert order == ["mine", "other"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no locks that are shared")
+def test_only_who_is_alone_sweeps_a_shared_folder(tmp_path):
+    part, deeper = tmp_path / ".index.0123abcd.part.html", tmp_path / "run" / ".splat.0123abcd.part.ply"
+    deeper.parent.mkdir()
+    deeper.touch()
+    with files.sharing([tmp_path, tmp_path / "nowhere"], tmp_path / "token"):
+        part.touch()
+        with files.sharing([tmp_path], tmp_path / "token"):
+            assert part.exists()
+    with files.sharing([tmp_path], tmp_path / "token"):
+        assert not part.exists()
+    assert deeper.exists()
+
+
 def test_messages_stay_short_and_harmless():
     assert len(short({"x" * 9000: ["y" * 9000] * 9000})) < 400
     assert short("\x1b[31m") == "'\\x1b[31m'"

@@ -76,6 +76,12 @@ def requirements(name: str, extras: frozenset[str] = frozenset(), seen: set | No
     return found
 
 
+def test_gsplat_has_an_upper_bound():
+    """Its modules moved in 1.6."""
+    (gsplat,) = (one for line in metadata.requires("psd-gs") or [] if (one := Requirement(line)).name == "gsplat")
+    assert [version in gsplat.specifier for version in ("1.5.2", "1.5.3", "1.6.0")] == [False, True, False]
+
+
 def test_what_breaks_beside_a_cpu_torch_is_not_installed():
     found = requirements("psd-gs")
     assert {"torch", "diffusers", "transformers", "safetensors", "numba"} <= found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import yaml
 from painted import PaintedPrior, RedReward, bright, red_ball, tiny_config
 from PIL import Image
 
-from psd_gs import TextTo3DPipeline, job, models
+from psd_gs import TextTo3DPipeline, job, models, runs
 from psd_gs.config import (
     MAX_PROMPT,
     PRESETS,
@@ -26,7 +27,7 @@ from psd_gs.config import (
 from psd_gs.errors import BackendError, ConfigError, FormatError, InputError, OutputError
 from psd_gs.export.formats import save
 from psd_gs.export.frames import fitted, scaled
-from psd_gs.export.ply import read_ply, read_ply_metadata
+from psd_gs.export.ply import read_ply, read_ply_metadata, write_ply
 from psd_gs.gaussians import from_points, random_ball
 from psd_gs.job import Request
 from psd_gs.models import models_of, resolve, resolve_device
@@ -164,17 +165,36 @@ def test_save_writes_everything_with_its_metadata(result, tmp_path, quick_files)
     assert torch.equal(again.sequence, result.negative.sequence)
 
 
-def test_the_splat_is_written_first_and_the_record_last(result, tmp_path, monkeypatch, quick_files):
+@pytest.mark.parametrize("where", ["mesh.glb.write_glb", "run_report.write_report"])
+def test_the_splat_is_written_first_and_the_record_last(result, tmp_path, monkeypatch, quick_files, where):
     """Whatever happens after it, the asset is there; a folder with the record lacks nothing."""
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("psd_gs.mesh.glb.write_glb", killed)
+    monkeypatch.setattr(f"psd_gs.{where}", killed)
     with pytest.raises(KeyboardInterrupt):
         result.save(tmp_path)
     assert torch.equal(read_ply(tmp_path / "splat.ply").means, result.gaussians.means)
     assert not is_finished(tmp_path)
+
+
+def test_on_a_full_disk_what_can_be_made_again_makes_room(result, tmp_path, monkeypatch, quick_files):
+    def when_there_is_room(write, room: Path):
+        def attempt(*args, **kwargs):
+            if room.exists():
+                raise OutputError("No space left on device.")
+            return write(*args, **kwargs)
+
+        return attempt
+
+    (tmp_path / "progress").mkdir()
+    monkeypatch.setattr("psd_gs.export.ply.write_ply", when_there_is_room(write_ply, tmp_path / "progress"))
+    monkeypatch.setattr(runs, "write_json", when_there_is_room(runs.write_json, tmp_path / "report.html"))
+    result.save(tmp_path)
+    assert torch.equal(read_ply(tmp_path / "splat.ply").means, result.gaussians.means)
+    assert runs.read_record(tmp_path)["failed"] == {"report.html": "No space left on device."}
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_files_made_side_by_side_are_those_made_one_by_one(result, tmp_path, quick_files):

@@ -41,6 +41,13 @@ def test_the_cap_can_be_reached(name, family):
     assert most(config) == config.densify.cap
 
 
+@pytest.mark.parametrize(
+    ("name", "family", "least"), [("dreamgaussian", "sd", 12_000), ("mvdream", "mvdream", 100_000)]
+)
+def test_recipes_grow_as_their_sources_do(name, family, least):
+    assert most(make_config(name, family)) >= least
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_of_the_first_gaussians_none_is_hidden(name):
     starts = {make_config(name, family).init for family in FAMILIES if family != "mini"}

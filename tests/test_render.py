@@ -332,6 +332,15 @@ def test_changing_a_parameter_before_the_backward_pass_is_noticed():
         loss.backward()
 
 
+def test_pictures_are_clamped_and_learn_all_the_same():
+    rgb = torch.tensor([0.0, 0.3, 1.3, 1e9]).view(1, 2, 2, 1).expand(1, 2, 2, 3).clone().requires_grad_()
+    pictures = RenderOutput(rgb, rgb[..., :1], rgb[..., :1], None, {}).pictures
+    assert torch.equal(pictures, rgb.detach().clamp(0, 1).permute(0, 3, 1, 2))
+    weight = torch.rand(pictures.shape, generator=torch.Generator().manual_seed(0))
+    (weight * pictures).sum().backward()
+    assert torch.equal(rgb.grad, weight.permute(0, 2, 3, 1))
+
+
 def test_contract_errors():
     gaussians, cameras = random_scene(0, n=3, sh_degree=1), odd_cameras()
     with pytest.raises(ConfigError, match="0 to 1"):

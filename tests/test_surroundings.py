@@ -20,6 +20,7 @@ import psd_gs
 from psd_gs.config import to_dict
 from psd_gs.errors import OutputError
 from psd_gs.export.ply import read_ply
+from psd_gs.files import append
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits and permissions of POSIX")
 
@@ -175,3 +176,13 @@ def test_a_full_disk_costs_neither_the_steps_nor_the_asset(tmp_path, monkeypatch
     assert len(trainer.finish()) > 0
     trainer.load_checkpoint()
     assert trainer.step == 0
+
+
+def test_a_full_disk_costs_the_log_alone(tmp_path, monkeypatch, caplog):
+    trainer = make_trainer(tiny_config(steps=3), tmp_path)
+    monkeypatch.setattr(
+        "psd_gs.trainer.append", lambda path, line: append("/dev/full" if trainer.step > 1 else path, line)
+    )
+    assert [event.step for event in trainer.run()] == [1, 2, 3]
+    assert caplog.text.count("Going on without a log from step 2 on") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1

@@ -14,15 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 from painted import RED, PaintedPrior, assert_same, make_trainer, tiny_config
+from torch import Tensor
 from toy import LinearReward, ToyPrior
 
 from psd_gs import trainer as trainer_module
-from psd_gs.cameras import turntable
-from psd_gs.config import CameraConfig, DensifyConfig, OptimizerConfig
-from psd_gs.config.guidance import GuidanceConfig
+from psd_gs.cameras import Cameras, turntable
+from psd_gs.config import CameraConfig, Config, DensifyConfig, OptimizerConfig
+from psd_gs.config.guidance import DreamFLConfig, GuidanceConfig
 from psd_gs.errors import BackendError, FormatError, OutputError, PsdGsError
+from psd_gs.evaluation.scores import ring_images, view_scores
 from psd_gs.gaussians import sh0_to_rgb
-from psd_gs.render import render
+from psd_gs.render import RenderOutput, render
+from psd_gs.scoring import evaluation_images, score_asset
 from psd_gs.trainer import (
     Trainer,
     read_tensors,
@@ -72,6 +75,65 @@ def test_the_asset_becomes_what_the_prior_wants():
     colour = (sh0_to_rgb(done.sh0[:, 0]).clamp(0, 1) * weight).sum(0) / weight.sum()
     assert (colour - torch.tensor(RED)).abs().max() < 0.2
     assert sum(log["base_norm"] for log in logs[-10:]) < 0.5 * sum(log["base_norm"] for log in logs[:10])
+
+
+class Watching(PaintedPrior):
+    """A prior and a reward in one; ``seen`` collects the pictures that reach them."""
+
+    differentiable, render_size = True, 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def encode(self, images: Tensor) -> Tensor:
+        self.seen.append(images.detach())
+        return super().encode(images)
+
+    def score(self, images: Tensor, prompts: list[str], cameras: Cameras | None = None) -> Tensor:
+        self.seen.append(images.detach())
+        return images.mean((2, 3, 4))
+
+
+def dazzling(config: Config) -> tuple[Trainer, Watching]:
+    """A training whose Gaussians are brighter than white, before the eyes of its networks."""
+    watching = Watching()
+    watching.paint = lambda cameras: torch.zeros(1, 4, 3, 16, 16)
+    trainer = make_trainer(config, prior=watching, reward=watching)
+    trainer.gaussians.sh0.data.fill_(5.0)
+    return trainer, watching
+
+
+def one_shade(output: RenderOutput) -> Tensor:
+    return 0 * output.rgb.permute(0, 3, 1, 2) + 0.25
+
+
+@pytest.mark.parametrize("space", ["latent", "image"])
+@pytest.mark.parametrize("preference", ["none", "dreamfl"])
+def test_a_step_shows_no_network_more_than_white(monkeypatch, space, preference):
+    """The prior with its autoencoder, and a reward that looks at renders."""
+    always = DreamFLConfig(start=0.0, t_max=1.0, estimate_t_max=0.0)
+    config = tiny_config(guidance=GuidanceConfig(preference=preference, space=space, dreamfl=always))
+    trainer, watching = dazzling(config)
+    advance(trainer, 1)
+    assert [float(images.max()) for images in watching.seen] == [1.0] * (2 if preference == "dreamfl" else 1)
+    assert trainer.gaussians.sh0.detach().mean() < 5.0  # it learns all the same
+    watching.seen.clear()
+    monkeypatch.setattr(RenderOutput, "pictures", property(one_shade))
+    advance(trainer, 1)
+    assert all(images.eq(0.25).all() for images in watching.seen), "expected the one rule, received another"
+
+
+def test_a_score_shows_no_network_more_than_white(monkeypatch):
+    """Of a reward or judge after a run, in ``eval`` and where a reward is fitted to answers."""
+    trainer, watching = dazzling(tiny_config())
+    asset = trainer.gaussians.detach()
+    score_asset(asset, "a ball", watching)
+    view_scores(watching, ring_images(asset, 4, 32), "a ball")
+    assert [float(images.max()) for images in watching.seen] == [1.0, 1.0]
+    monkeypatch.setattr(RenderOutput, "pictures", property(one_shade))
+    assert evaluation_images(asset, 32).eq(0.25).all()
+    assert ring_images(asset, 4, 32).eq(0.25).all()
 
 
 def test_it_runs_on_the_analytic_toy():

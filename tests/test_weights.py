@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from psd_gs import pipeline, weights
+from psd_gs.config import Config
 from psd_gs.entries import PRIORS
 from psd_gs.errors import ConfigError, ModelError
-from psd_gs.models import choose_prior, digests_of, downloads, resolve
+from psd_gs.models import choose_prior, digests_of, downloads, resolve, shortage
 from psd_gs.priors import load_prior, prior_family
 from psd_gs.priors.mvdream import SD21_4VIEW, original_names, unet_config
 from psd_gs.published import WEIGHTS
@@ -321,7 +322,8 @@ def save_bytes(folder: Path) -> bytes:
         (141, "mvdream", "141 GB"),
         (10, "mvdream", "10 GB"),
         (8.2, "mini", "the GPU has 8 GB .* `--prior mvdream --vram 8` should fit"),
-        (6, "mini", "the GPU has 6 GB and mvdream with its reward takes 10$"),
+        (6, "mini", "the GPU has 6 GB .* `--prior mvdream --vram 8` should fit"),
+        (4, "mini", "the GPU has 4 GB and mvdream with its reward takes 10$"),
     ],
 )
 def test_auto_on_a_gpu(monkeypatch, gigabytes, name, why):
@@ -332,6 +334,25 @@ def test_auto_on_a_gpu(monkeypatch, gigabytes, name, why):
     assert re.search(why, reason)
     rest = ("hpsv2.1", "pickscore") if name == "mvdream" else ("mini", "mini-judge")
     assert resolve("auto", "auto", "auto", torch.device("cuda")) == (name, *rest)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "prior", "vram", "says"),
+    [
+        (24, "sd3", 0, ""),
+        (10, "mvdream", 0, ""),
+        (6, "mvdream", 0, "mvdream takes 6.3 GB and up to half of that again, the GPU has 6 GB; with --vram 8 3.6"),
+        (6, "mvdream", 8, ""),
+        (4, "mvdream", 8, "mvdream takes 3.6 GB .* the GPU has 4 GB; --prior mini fits anywhere"),
+        (2, "mini", 0, ""),
+    ],
+)
+def test_a_gpu_that_is_too_small_is_said_beforehand(monkeypatch, gigabytes, prior, vram, says):
+    properties = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    config = Config(prior=prior, vram=vram)
+    assert re.fullmatch(says, shortage(config, torch.device("cuda")))
+    assert [shortage(config, torch.device(kind)) for kind in ("cpu", "mps")] == ["", ""]
 
 
 def test_auto_without_a_gpu():
@@ -512,6 +533,28 @@ def test_doctor_compares_nvcc_with_torch(monkeypatch, nvcc, torch_cuda, state, s
     assert ("cuda-toolkit[nvcc,cccl,cudart]==13.0.*" in found["nvcc"].remedy) == (state == "note" and torch_cuda > "13")
     assert (f"CUDA toolkit {torch_cuda}" in found["nvcc"].remedy) == (state == "note")
     assert not any(finding.state == "problem" for finding in found.values())
+
+
+def test_doctor_says_what_draws_and_drives(monkeypatch):
+    from psd_gs.cli import doctor
+    from psd_gs.render import choose
+
+    choose.choose_renderer.cache_clear()
+    trouble = {"cuda": "Failed to find C compiler", "xpu": ""}
+    monkeypatch.setattr(choose, "trouble_with_triton", lambda device: trouble[device.type])
+    monkeypatch.setattr(choose, "trouble_with_gsplat", lambda device: "no gsplat")
+    monkeypatch.setattr("psd_gs.models.count", lambda kind: int(kind == "xpu"))
+    intel = next(iter(doctor.torch_and_gpu()))
+    assert (intel.what, intel.state) == ("xpu", "note")
+    assert "beside renderer triton (no gsplat)" in intel.text
+    monkeypatch.setattr("psd_gs.models.count", lambda kind: int(kind == "cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=6e9))
+    drawn = next(iter(doctor.choices()))
+    assert (drawn.state, drawn.text) == ("note", "auto is cpu on cpu: no gsplat; Failed to find C compiler")
+    assert "apt install gcc python3-dev" in drawn.remedy
+    choose.choose_renderer.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert doctor.driver() == "ROCm 6.4"
 
 
 def test_doctor_asks_for_no_compiler_where_gsplat_is_built(monkeypatch):

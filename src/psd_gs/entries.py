@@ -30,6 +30,8 @@ class PriorEntry:
         reward: what ``--reward auto`` stands for.
         judge: what ``--judge auto`` stands for; another model, so that one is never optimized.
         memory: GPU memory in GB that its networks take in half precision.
+        peaks: most GPU memory in GB that the tensors of a run take, as it is and with ``--vram 8``, by
+            ``tools/bench/memory.py``; 0 where nobody has computed it.
         weights: what is fetched; None if it brings its own.
         pictured: whether it looks at a picture, without which it makes nothing; then no prompt is needed.
         presets: options over those of the family, by preset; ``common`` holds for all.
@@ -40,6 +42,7 @@ class PriorEntry:
     reward: str = "hpsv2.1"
     judge: str = "pickscore"
     memory: float = 0.0
+    peaks: tuple[float, float] = (0.0, 0.0)
     weights: Weights | None = None
     pictured: bool = False
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -97,12 +100,14 @@ PRIORS = Registry(
     "psd_gs.priors",
     {
         "mini": PriorEntry("psd_gs.priors.mini:load", "mini", "mini", "mini-judge"),
-        "sd15": PriorEntry(_FROM_FOLDER, "sd", memory=2.5, weights=WEIGHTS["sd15"]),
-        "sd21": PriorEntry(_FROM_FOLDER, "sd", memory=2.5, weights=WEIGHTS["sd21"]),
-        "mvdream": PriorEntry(_FROM_FOLDER, "mvdream", memory=3.0, weights=WEIGHTS["mvdream"]),
-        "imagedream": PriorEntry(_FROM_FOLDER, "imagedream", memory=3.2, weights=WEIGHTS["imagedream"], pictured=True),
-        "sdxl": PriorEntry(_FROM_FOLDER, "sdxl", memory=8.0, weights=WEIGHTS["sdxl"]),
-        "sd3": PriorEntry(_FROM_FOLDER, "sd3", memory=11.0, weights=WEIGHTS["sd3"]),
+        "sd15": PriorEntry(_FROM_FOLDER, "sd", memory=2.5, peaks=(6.3, 2.9), weights=WEIGHTS["sd15"]),
+        "sd21": PriorEntry(_FROM_FOLDER, "sd", memory=2.5, peaks=(6.3, 2.9), weights=WEIGHTS["sd21"]),
+        "mvdream": PriorEntry(_FROM_FOLDER, "mvdream", memory=3.0, peaks=(6.3, 3.6), weights=WEIGHTS["mvdream"]),
+        "imagedream": PriorEntry(
+            _FROM_FOLDER, "imagedream", memory=3.2, peaks=(6.5, 3.8), weights=WEIGHTS["imagedream"], pictured=True
+        ),
+        "sdxl": PriorEntry(_FROM_FOLDER, "sdxl", memory=8.0, peaks=(10.2, 6.7), weights=WEIGHTS["sdxl"]),
+        "sd3": PriorEntry(_FROM_FOLDER, "sd3", memory=11.0, peaks=(10.0, 5.8), weights=WEIGHTS["sd3"]),
     },
 )
 FAMILIES = tuple(dict.fromkeys(entry.family for entry in PRIORS.own.values()))

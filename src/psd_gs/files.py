@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
+import re
 import reprlib
 import secrets
 import shutil
@@ -15,7 +17,7 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import (
@@ -96,11 +98,37 @@ def _to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def sweep_parts(folder: Path) -> None:
-    """Delete what :func:`atomic_path` was writing in ``folder`` and below when its process was killed."""
-    for path in folder.rglob(".*.part*"):
+def sweep_parts(folder: Path, *, below: bool = True) -> None:
+    """Delete what :func:`atomic_path` was writing in ``folder``, and ``below``, when its process was killed."""
+    for path in folder.glob("**/.*.part*" if below else ".*.part*"):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+@contextlib.contextmanager
+def sharing(folders: Iterable[Path], token: Path) -> Iterator[None]:
+    """Write in folders beside other processes; one that is alone there sweeps them first, see :func:`sweep_parts`.
+
+    Args:
+        folders: without what lies below them.
+        token: a file that all of the processes hold meanwhile; made if it is missing.
+
+    Raises:
+        OutputError: the token cannot be made.
+    """
+    with writing(token):
+        file = token.open("ab+")
+    with file:
+        if os.name != "nt":  # which has no locks that are shared
+            import fcntl
+
+            with contextlib.suppress(OSError):  # a file system without locks
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    for folder in folders:
+                        sweep_parts(folder, below=False)
+                fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 @contextlib.contextmanager
@@ -125,6 +153,19 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode(errors="replace") if isinstance(data, str) else data)
+
+
+def append(path: str | os.PathLike[str], line: bytes) -> None:
+    """Add a line to a file, whole or not at all.
+
+    Raises:
+        OutputError: the folder is missing, read-only or full.
+    """
+    with writing(path), open(path, "ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if file.write(line) < len(line):
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextlib.contextmanager
@@ -421,5 +462,11 @@ def read_picture(
                 turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
             return turned.convert(mode)
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them into
-        reason = " ".join(str(error).split())[:100]
-        raise FormatError(f"{name}: expected a sound {', '.join(PICTURES)} file ({reason}). Make it again.") from error
+        raise FormatError(
+            f"{name}: expected a sound {', '.join(PICTURES)} file ({picture_fault(error)}). Make it again."
+        ) from error
+
+
+def picture_fault(error: Exception) -> str:
+    """What Pillow says is wrong, in one short line, without the address of the file in memory."""
+    return re.sub(r" <_io\.\w+ [^>]*>", "", " ".join(str(error).split()))[:100]

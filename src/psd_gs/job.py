@@ -375,9 +375,8 @@ class Job:
         result = self._pipeline.unscored(self.trainer)
         on_file(runs.ASSET)
         result.save_asset(self.folder)
-        result = self._save_scored(self._pipeline, result, on_file, products)
-        self.trainer.drop_previous_checkpoint()
-        return result
+        self.trainer.drop_previous_checkpoint()  # before the record, after which nobody looks here again
+        return self._save_scored(self._pipeline, result, on_file, products)
 
     def complete(
         self,

@@ -16,9 +16,12 @@ from psd_gs.priors import prior_entry
 from psd_gs.published import WEIGHTS, Weights
 from psd_gs.rewards import check_judge, local_copies, names_of, needed
 
+MARGIN = 1.5
+"""GPU memory that a run is given, as a multiple of what its tensors take: the rest is for the CUDA context, workspaces
+and gaps. A guess, until somebody measures it."""
+
 AUTO_MEMORY = 10
-"""GPU memory in GB with which ``--prior auto`` is mvdream: the tensors of its default preset take 6.3 at most
-(``tools/bench/memory.py``), and as much as half of that again goes to the CUDA context, workspaces and gaps."""
+"""GPU memory in GB with which ``--prior auto`` is mvdream: :data:`MARGIN` times what its tensors take."""
 
 KINDS = "cuda", "xpu", "mps"
 """Of GPUs, in the order in which ``auto`` takes them."""
@@ -64,11 +67,29 @@ def choose_prior(device: torch.device) -> tuple[str, str]:
     if device.type != "cuda":
         other = next((kind for kind in KINDS[1:] if count(kind)), "")
         return "mini", "without a CUDA GPU" + (f"; `--prior mvdream` runs on {other}" if other else "")
-    total = torch.cuda.get_device_properties(device).total_memory / 1e9
+    total = gpu_memory(device)
+    assert total is not None
     if total < AUTO_MEMORY:
-        hint = "; `--prior mvdream --vram 8` should fit" if total >= 8 else ""
+        hint = "; `--prior mvdream --vram 8` should fit" if total >= MARGIN * prior_entry("mvdream").peaks[1] else ""
         return "mini", f"the GPU has {total:.0f} GB and mvdream with its reward takes {AUTO_MEMORY}{hint}"
     return "mvdream", f"the GPU has {total:.0f} GB"
+
+
+def gpu_memory(device: torch.device) -> float | None:
+    """Of a GPU, GB; None where torch does not tell, or for the CPU."""
+    if device.type not in ("cuda", "xpu"):
+        return None
+    return torch.get_device_module(device).get_device_properties(device).total_memory / 1e9
+
+
+def shortage(config: Config, device: torch.device) -> str:
+    """Why a run will hardly fit into a GPU, and what would; empty if it will, or if nothing is known of it."""
+    total, (whole, least) = gpu_memory(device), prior_entry(config.prior).peaks
+    takes = least if config.vram == 8 else whole
+    if total is None or total >= MARGIN * takes:
+        return ""
+    fits = f"with --vram 8 {least:.1f}" if total >= MARGIN * least else "--prior mini fits anywhere"
+    return f"{config.prior} takes {takes:.1f} GB and up to half of that again, the GPU has {total:.0f} GB; {fits}"
 
 
 def resolve(prior: str, reward: str, judge: str, device: torch.device | None = None) -> tuple[str, str, str]:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from psd_gs import __version__, refined, runs
 from psd_gs.config import Config, config_sha256, read_config, to_dict
-from psd_gs.errors import InputError, is_out_of_memory
+from psd_gs.errors import InputError, OutputError, is_out_of_memory
 from psd_gs.files import writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.models import models_of
 from psd_gs.priors import TextEmbedding
 from psd_gs.scoring import rounded
 from psd_gs.start import read_negative
-from psd_gs.trainer import read_tensors, write_tensors
+from psd_gs.trainer import CHECKPOINTS, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -118,16 +119,23 @@ class Result:
         )
 
     def save_asset(self, folder: str | Path) -> None:
-        """Write ``splat.ply`` alone, in one step.
+        """Write ``splat.ply`` alone, in one step; on a full disk in place of what only tells how it came to be.
 
         Raises:
             OutputError: the folder cannot be written.
         """
         from psd_gs.export.ply import write_ply
 
+        folder = Path(folder)
         with writing(folder):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        write_ply(self.gaussians, Path(folder) / runs.ASSET, metadata=self.metadata)
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write_ply(self.gaussians, folder / runs.ASSET, metadata=self.metadata)
+        except OutputError:
+            with writing(folder):
+                (folder / "checkpoints" / CHECKPOINTS[1]).unlink(missing_ok=True)
+            shutil.rmtree(folder / "progress", ignore_errors=True)
+            write_ply(self.gaussians, folder / runs.ASSET, metadata=self.metadata)
 
     def save(
         self,
@@ -179,16 +187,17 @@ class Result:
         return Path(folder)
 
     def _make(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> None:
-        first = {name: make for name, make in products.items() if name != REPORT}
-        self._attempt(folder, first, on_file)
-        self._record(folder)
-        last = {name: make for name, make in products.items() if name == REPORT}  # it shows the record
-        if self._attempt(folder, last, on_file):
-            self._record(folder)
+        for last in (False, True):  # the report shows the others and the record
+            self._attempt(folder, {name: m for name, m in products.items() if (name == REPORT) == last}, on_file)
+        try:
+            runs.write_json(folder / runs.RECORD, self.record(folder))  # with it the run is finished
+        except OutputError as error:  # a full disk, of which the report can be made at any time
+            (folder / REPORT).unlink(missing_ok=True)
+            self.failed[REPORT] = str(error)
+            runs.write_json(folder / runs.RECORD, self.record(folder))
 
-    def _attempt(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> bool:
-        """Make each, as many side by side as there are threads; whether what failed is another than before."""
-        before = dict(self.failed)
+    def _attempt(self, folder: Path, products: Mapping[str, Product], on_file: Callable[[str], None]) -> None:
+        """Make each, as many side by side as there are threads."""
         # A GPU has its memory for one of them at a time.
         workers = torch.get_num_threads() if self.gaussians.device.type == "cpu" else 1
         pool = ThreadPoolExecutor(workers, thread_name_prefix="psd-gs-product")
@@ -207,15 +216,15 @@ class Result:
                     logger.debug("no %s", name, exc_info=True)
         finally:
             pool.shutdown(cancel_futures=True)
-        return self.failed != before
 
-    def _record(self, folder: Path) -> None:
+    def record(self, folder: Path) -> dict[str, Any]:
+        """What ``psd_gs.json`` says of what is there: the metadata, the files, and what failed."""
         from psd_gs.export.formats import sha256_of
 
         names = (runs.ASSET, IMAGE, *(name for name in PRODUCTS if name != REPORT))
         files = {name: sha256_of(folder / name) for name in names if (folder / name).exists()}
         failed = {"failed": self.failed} if self.failed else {}
-        runs.write_json(folder / runs.RECORD, self.metadata | {"files": files} | failed)
+        return self.metadata | {"files": files} | failed
 
 
 Product = Callable[[Result, Path], object]
@@ -251,7 +260,7 @@ def _mesh(result: Result, path: Path) -> None:
 def _report(result: Result, path: Path) -> None:
     from psd_gs.run_report import write_report
 
-    write_report(path.parent)
+    write_report(path.parent, cast(runs.Record, result.record(path.parent)))
 
 
 def _image(result: Result, path: Path) -> None:

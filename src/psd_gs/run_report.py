@@ -29,25 +29,31 @@ PARTS = ("render", "guidance", "backward")
 """Timed parts of a step; the rest goes to optimizers, growing and pruning."""
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, record: Record | None = None) -> Path:
     """Write ``report.html`` from what a run's folder holds, replaced in one step; what is missing is left out.
+
+    Args:
+        folder: of the run.
+        record: of a run that ends just now, instead of the one in the folder.
 
     Raises:
         InputError: not the folder of a run, or a damaged log or record.
         OutputError: the file cannot be written.
     """
     path = folder / "report.html"
-    write_atomic(path, run_report(folder))
+    write_atomic(path, run_report(folder, record))
     return path
 
 
-def run_report(folder: Path) -> str:
+def run_report(folder: Path, record: Record | None = None) -> str:
     """The page that :func:`write_report` writes."""
     if not runs.has_begun(folder):
         raise InputError(
             f"{folder}: expected the folder of a run, received one without config.yaml. Pass outputs/NAME."
         )
-    metadata: Record = runs.read_record(folder) if (folder / runs.RECORD).exists() else {}
+    if record is None and (folder / runs.RECORD).exists():
+        record = runs.read_record(folder)
+    metadata: Record = record or {}
     rows = runs.read_log(folder / "metrics.jsonl")
     options = read_bounded(folder / "config.yaml", YAML_BYTES).decode(errors="replace")
     title = str(metadata.get("prompt") or folder.name)

@@ -39,8 +39,7 @@ def evaluation_cameras(size: int = 128) -> Cameras:
 def evaluation_images(asset: Gaussians, size: int = 128) -> Float[Tensor, "2 4 3 H W"]:
     """The views of :func:`evaluation_cameras` on white, sRGB in [0, 1]."""
     cameras = evaluation_cameras(size).to(asset.device)
-    rgb = render(asset, cameras, torch.ones(3, device=asset.device)).rgb.clamp(0, 1)
-    return rgb.permute(0, 3, 1, 2).unflatten(0, (2, 4))
+    return render(asset, cameras, torch.ones(3, device=asset.device)).pictures.unflatten(0, (2, 4))
 
 
 @torch.no_grad()

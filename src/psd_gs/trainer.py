@@ -23,7 +23,7 @@ from psd_gs.cameras import Cameras, joined, orbit
 from psd_gs.config import CameraConfig, Config
 from psd_gs.densify import Densifier, sweep
 from psd_gs.errors import LESS_MEMORY, BackendError, FormatError, OutputError, PsdGsError, is_out_of_memory
-from psd_gs.files import atomic_path, write_atomic, writing
+from psd_gs.files import append, atomic_path, write_atomic, writing
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
 from psd_gs.render import Backend, render
@@ -98,6 +98,7 @@ class Trainer:
         self.densifier = Densifier(refinement.densify if refinement else config.densify, self.generators["densify"])
         self.step = 0
         self.skipped = 0
+        self._logs = folder is not None  # until the disk is full
         self._unchanged = True  # since the last finished step: Gaussians, moments and densifier
         self.observe: Callable[[int, Gaussians], dict[str, float]] | None = None
         self._adopt(gaussians)
@@ -155,10 +156,10 @@ class Trainer:
                 ) from error
             if self.observe and self.step in milestones:
                 logs |= self.observe(self.step, self.scene.detach())
-            if self.folder:
+            if self._logs:
                 self._log(logs)
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    saved, saved_step = time.monotonic(), self.step if self._try_to_save() else saved_step
+            if self.folder and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                saved, saved_step = time.monotonic(), self.step if self._try_to_save() else saved_step
             yield StepEvent(self.step, self.config.steps, logs)
         if self.folder:
             self._try_to_save()
@@ -209,7 +210,7 @@ class Trainer:
         out = render(self.scene, shown, background, absgrad=True, backend=self.renderer)
         rgb = out.rgb[: len(cameras)]
         # Here, and nowhere else, the pictures cross to the networks; the backward pass brings their gradient home.
-        images = rgb.permute(0, 3, 1, 2).unflatten(0, (groups, views)).to(there)
+        images = out.pictures[: len(cameras)].unflatten(0, (groups, views)).to(there)
         watch.lap("render")
         guided = self.guidance(images, cameras.to(there), progress, self.step)
         watch.lap("guidance")
@@ -367,9 +368,11 @@ class Trainer:
     def _log(self, logs: dict[str, float]) -> None:
         assert self.folder is not None
         row = {"step": self.step, **{name: value if math.isfinite(value) else None for name, value in logs.items()}}
-        path = self.folder / "metrics.jsonl"
-        with writing(path), path.open("ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
+        try:
+            append(self.folder / "metrics.jsonl", json.dumps(row).encode() + b"\n")
+        except OutputError as error:
+            self._logs = False
+            logger.warning("%s Going on without a log from step %d on.", error, self.step)
 
 
 class Stopwatch:

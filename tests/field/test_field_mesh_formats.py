@@ -340,6 +340,15 @@ def test_textures_of_ply(tmp_path, kind, names):
     assert_quadrants(ply(tmp_path / "a.ply", elements, comments=["TextureFile my tex.png"]))
 
 
+@pytest.mark.parametrize("word", ["TextureFile", "texturefile", "TextureFile:"])
+@pytest.mark.parametrize(("more", "said"), [((), "has no coordinates here"), (("s", "t"), "is not beside it")])
+def test_textures_of_ply_that_do_not_show_are_said(tmp_path, word, more, said):
+    rows = [(*place, *place[:2])[: 3 + len(more)] for place in QUAD.tolist()]
+    elements = {"vertex": ([*XYZ, *((name, "float") for name in more)], rows), "face": ([CORNERS], [((0, 1, 2, 3),)])}
+    scene = read_scene(ply(tmp_path / "a.ply", elements, comments=[f"{word} gone.png"]))
+    assert scene.notes == [f"the texture gone.png {said}: ignored"]
+
+
 def test_two_textures_of_ply(tmp_path):
     for name, color in (("a.png", (255, 0, 0)), ("b.png", (0, 0, 255))):
         (tmp_path / name).write_bytes(encoded(Image.new("RGB", (4, 4), color)))

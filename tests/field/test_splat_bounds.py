@@ -206,6 +206,9 @@ def test_from_standard_input_to_standard_output(tmp_path, streamed):
     code, out, err = streamed(b"hello", "info", "-")
     assert (code, out, err.count(b"\n")) == (1, b"", 1)
     assert b"standard input: expected a splat file" in err
+    write_ply(tmp_path / "a.ply", ball(50) | {"label": np.zeros(50)})
+    err = streamed((tmp_path / "a.ply").read_bytes(), "export", "-", str(tmp_path / "b.spz"))[2]
+    assert err == b"standard input: 1 further properties are not kept (label)\n"
 
 
 def test_from_a_pipe_with_a_name(tmp_path, streamed):

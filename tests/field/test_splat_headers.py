@@ -7,6 +7,7 @@ import json
 import logging
 import struct
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,9 @@ def test_the_render_mode_goes_through_every_format(tmp_path, extension, comment)
         assert "SplatRenderMode: mip" in read_ply(path)[1]
 
 
+WORDS = {"antialiased": "mip"}
+
+
 @pytest.mark.parametrize(
     ("comments", "mode"),
     [
@@ -113,13 +117,32 @@ def test_the_render_mode_goes_through_every_format(tmp_path, extension, comment)
         (["antialiased 0"], "default"),
         (["antialiased 1", "SplatRenderMode: default"], "default"),
         (["this is antialiased 1"], "default"),
+        (["antialiased=true"], "antialiased"),
+        (["rasterize_mode: antialiased"], "antialiased"),
+        (["rasterize_mode: classic"], "default"),
+        (["SplatRenderMode mip"], "antialiased"),
     ],
 )
 def test_comments_on_the_render_mode(tmp_path, comments, mode):
     write_ply(tmp_path / "a.ply", ball(5), before=[f"comment {comment}".encode() for comment in comments])
     assert load(tmp_path / "a.ply").mode == mode
     save(load(tmp_path / "a.ply"), tmp_path / "b.ply")
-    assert read_ply(tmp_path / "b.ply")[1] == ([] if mode == "default" else [f"SplatRenderMode: {mode}"])
+    assert read_ply(tmp_path / "b.ply")[1] == (
+        [] if mode == "default" else [f"SplatRenderMode: {WORDS.get(mode, mode)}"]
+    )
+
+
+def test_a_render_mode_that_is_not_kept_is_said(tmp_path, caplog):
+    write_ply(tmp_path / "a.ply", ball(5), before=[b"obj_info SplatRenderMode: banana"])
+    assert load(tmp_path / "a.ply").mode == "default"
+    assert "the render mode 'banana' is not known" in caplog.text
+    given = replace(asset(9), mode="antialiased", origin=(5e5, 4e6, 100.0))
+    for extension in (".splat", ".spz", ".ply"):
+        caplog.clear()
+        save(given, tmp_path / f"b{extension}")
+        lost = ["the render mode antialiased"] * (extension == ".splat") + ["the offset 500000 4000000 100"]
+        said = f"only metadata would keep {' and '.join(lost)}: left out"
+        assert (said in caplog.text) == (extension != ".ply")
 
 
 def test_an_antialiased_asset_is_rendered_so(tmp_path):

@@ -130,6 +130,14 @@ def test_further_properties_are_named(tmp_path, caplog):
     assert "2 further properties are not kept (label, confidence)" in caplog.text
 
 
+def test_further_elements_are_named(tmp_path, caplog):
+    """Such as the camera that some programs put behind the splats."""
+    more = [b"element intrinsic 2", b"property float intrinsic", b"element none 0", b"property float none"]
+    write_ply(tmp_path / "a.ply", ball(20), after=more, tail=bytes(8))
+    assert len(load(tmp_path / "a.ply")) == 20
+    assert "besides the splats it has intrinsic: not kept" in caplog.text
+
+
 def test_harmonics_of_degree_4_are_cut(tmp_path, caplog):
     columns = ball(30, degree=4)
     write_ply(tmp_path / "a.ply", columns)

@@ -5,7 +5,8 @@
 
 Networks have the published architectures; ``FakeTensorMode`` stands in for the GPU, so that shapes, devices and
 lifetimes are real and nothing is computed. What is counted: weights, activations and what autograd keeps, of embedding
-the texts, of a step with a judged pair, of the step that refines the negative embedding, and of scoring. What is not:
+the texts, of looking at the picture where the prior does, of a step with a judged pair, of the step that refines the
+negative embedding, and of scoring. What is not:
 the CUDA context (0.3 to 0.6 GB), workspaces of cuDNN and cuBLAS, fragmentation, and the Gaussians with their renders
 (0.1 GB at 100 000). GB are 10^9 bytes.
 """
@@ -13,6 +14,7 @@ the CUDA context (0.3 to 0.6 GB), workspaces of cuDNN and cuBLAS, fragmentation,
 from __future__ import annotations
 
 import argparse
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,12 +35,22 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from psd_gs.cameras import Cameras, joined, turntable
 from psd_gs.config import make_config
 from psd_gs.guidance.negative import pull_loss
 from psd_gs.priors.base import TextEmbedding
+from psd_gs.priors.imagedream import SD21_4VIEW_IPMV, ImageDreamPrior, ImageDreamUNet
 from psd_gs.priors.latent import LatentPrior
 from psd_gs.priors.memory import PRESETS, one_at_a_time
 from psd_gs.priors.multiview import MultiViewPrior
@@ -51,7 +63,7 @@ from psd_gs.rewards.clip import image_features, vit_h_14
 from psd_gs.rewards.parked import ParkedReward
 
 GB = 1e9
-FAMILIES = ("mvdream", "sd", "sdxl", "sd3")
+FAMILIES = ("mvdream", "imagedream", "sd", "sdxl", "sd3")
 GPU = torch.device("meta")
 """A device that is not the CPU and that every build of torch can slice tensors of."""
 
@@ -165,6 +177,15 @@ def _clip_h(**options: Any) -> Any:
     return CLIPTextModel(CLIPTextConfig(**sizes, **options))
 
 
+def _clip_h_vision() -> CLIPVisionModel:
+    sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    return CLIPVisionModel(CLIPVisionConfig(**sizes, patch_size=14))
+
+
+def _multiview(unet: UNet2DConditionModel, tokenizer: Any = None) -> Any:
+    return MultiViewPipeline(tokenizer, _clip_h(), unet, scheduler(), AutoencoderKL(**VAE), views=4)
+
+
 def _clip_g() -> Any:
     sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
     return CLIPTextModelWithProjection(CLIPTextConfig(**sizes, projection_dim=1280))
@@ -176,15 +197,16 @@ def build_prior(
     """The prior of a family, as ``load_prior`` makes it, with random weights or without data."""
     options: dict[str, Any] = {"device": device, "memory": PRESETS[vram], "image_size": size}
     half = torch.bfloat16 if family == "sd3" else torch.float16
+    if family == "imagedream":
+        model = ImageDreamUNet(SD21_4VIEW_IPMV).to(half)
+        options |= {"resampler": model.resampler, "image_encoder": _clip_h_vision().to(half)}
+        return ImageDreamPrior(_multiview(model.unet).to(half), **options)
     if family in ("mvdream", "sd"):
         config = unet_config(SD21_4VIEW)
         if family == "mvdream":
-            pipeline: Any = MultiViewPipeline(
-                tokenizer, _clip_h(), UNet2DConditionModel(**config), scheduler(), AutoencoderKL(**VAE), views=4
-            )
-            return MultiViewPrior(pipeline.to(half), **options)
+            return MultiViewPrior(_multiview(UNet2DConditionModel(**config), tokenizer).to(half), **options)
         config |= {"sample_size": 64, "class_embed_type": None, "projection_class_embeddings_input_dim": None}
-        pipeline = StableDiffusionPipeline(
+        pipeline: Any = StableDiffusionPipeline(
             AutoencoderKL(**VAE), _clip_h(), tokenizer, UNet2DConditionModel(**config), scheduler(),
             None, None, None, False,
         )  # fmt: skip
@@ -207,7 +229,7 @@ def build_prior(
         texts = _clip_l(), _clip_g()
         pipeline = StableDiffusionXLPipeline(vae, *texts, None, None, unet, scheduler())
         return StableDiffusionXLPrior(pipeline.to(half), "sdxl", **options)
-    transformer = SD3Transformer2DModel(  # Stable Diffusion 3 medium
+    transformer = SD3Transformer2DModel(  # Stable Diffusion 3.5 medium
         sample_size=128,
         patch_size=2,
         in_channels=16,
@@ -218,7 +240,9 @@ def build_prior(
         caption_projection_dim=1536,
         pooled_projection_dim=2048,
         out_channels=16,
-        pos_embed_max_size=192,
+        pos_embed_max_size=384,
+        dual_attention_layers=tuple(range(13)),
+        qk_norm="rms_norm",
     )
     vae = AutoencoderKL(**VAE, latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False)
     t5 = T5Config(d_model=4096, d_ff=10240, d_kv=64, num_heads=64, num_layers=24, feed_forward_proj="gated-gelu")
@@ -286,8 +310,11 @@ def stages(
             for encoder in prior._text_encoders():
                 encoder(torch.zeros(3, 77, dtype=torch.long))
         peak("texts")
-        reward.to(GPU)
         text = embedding(prior)
+        if isinstance(prior, ImageDreamPrior):
+            text = prior.with_picture(text, torch.rand(3, 512, 512, device=GPU))
+            peak("picture")
+        reward.to(GPU)
         cameras = turntable(views, size=size).to(GPU)
         # a step with a pair
         renders = torch.rand(1, views, 3, size, size, device=GPU, requires_grad=True)
@@ -328,8 +355,8 @@ def stages(
 def embedding(prior: LatentPrior) -> TextEmbedding:
     """One row, as the text encoders give it."""
     width = prior.denoiser.config.get("cross_attention_dim") or prior.denoiser.config.joint_attention_dim
-    pooled = {"sdxl": 1280, "sd3": 2048}.get(prior.family)
-    length = 154 if prior.family == "sd3" else 77
+    pooled = {"sdxl": 1280, "sd3": 2048, "imagedream": math.prod(prior.latent_shape)}.get(prior.family)
+    length = {"sd3": 154, "imagedream": 77 + 16}.get(prior.family, 77)
     return TextEmbedding(
         torch.randn(1, length, width, device=GPU), torch.randn(1, pooled, device=GPU) if pooled else None
     )

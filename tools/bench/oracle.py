@@ -140,7 +140,9 @@ def optimized(config: Config, prior: OraclePrior, picture: Path) -> Row:
 
     def show(event: StepEvent) -> None:
         if event.step % max(1, event.steps // 10) == 0:
-            print(f"    {event.step}/{event.steps}: {int(event.logs['gaussians'])} Gaussians", flush=True)
+            now = quality(trainer.gaussians.detach(), prior.target, prior.image_size)
+            so_far = f"{int(event.logs['gaussians'])} Gaussians, {now['psnr']:.2f} dB, IoU {now['iou']:.3f}"
+            print(f"    {event.step}/{event.steps}: {so_far}", flush=True)
 
     with Job.open(folder, config) as job:
         trainer = job.begin(pipeline, anew=True)

@@ -72,7 +72,7 @@ class Index:
         if time.monotonic() - self._last < SECONDS or (self._thread and self._thread.is_alive()):
             return
         self._last = time.monotonic()
-        self._thread = threading.Thread(target=self._try, args=(dict(failed),), name="psd-gs index", daemon=True)
+        self._thread = threading.Thread(target=self._try, args=(dict(failed),), name="psd-gs index")
         self._thread.start()
 
     def _try(self, failed: Mapping[Path, str]) -> None:

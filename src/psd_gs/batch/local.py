@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -40,7 +42,8 @@ class LocalPool:
             mine, its = context.Pipe()
             arguments = (its, self.devices[slot], self.threads, self.prepare)
             process = context.Process(target=_work, args=arguments, daemon=True)
-            process.start()
+            with _deaf():
+                process.start()
             its.close()  # so that the pipe ends with the process
             self.workers[slot] = process, mine
         self._busy.add(slot)
@@ -74,9 +77,31 @@ class LocalPool:
         pipe.close()
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C waits; a process that is started meanwhile never gets it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """Nobody waits for this process once its parent is gone, and another batch may want the folder."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _work(pipe: Connection, device: str, threads: int, prepare: Callable[[], None] | None) -> None:
     """A worker's life: tasks until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
+    threading.Thread(target=_end_with_parent, name="psd-gs parent", daemon=True).start()
     worker = Worker(device, threads, prepare)
     with suppress(EOFError, OSError):  # nobody is at the other end any more
         while True:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from psd_gs.batch.tasks import Outcome, Task
 from psd_gs.errors import BackendError
-from psd_gs.files import writing
+from psd_gs.files import append
 
 TRIES = 3
 """How many workers a task may cost before it counts as failed."""
@@ -51,8 +51,7 @@ class Journal:
             "run": task.folder.name,
             "worker": worker,
         }
-        with writing(self.path), self.path.open("ab") as file:
-            file.write(json.dumps(row | ({"message": message} if message else {})).encode() + b"\n")
+        append(self.path, json.dumps(row | ({"message": message} if message else {})).encode() + b"\n")
 
 
 def run_all(

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import multiprocessing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psd_gs import runs
 from psd_gs.config import Config
-from psd_gs.errors import InputError, PsdGsError
+from psd_gs.errors import InputError, OutputError, PsdGsError
 from psd_gs.files import read_given
-from psd_gs.job import Job
-from psd_gs.runs import unique_run_name
+from psd_gs.job import LOCK, Job
 
 if TYPE_CHECKING:
     from psd_gs.pipeline import TextTo3DPipeline
     from psd_gs.priors import TextEmbedding
     from psd_gs.priors.base import Prior
-    from psd_gs.trainer import StepEvent
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,18 @@ def read_prompts(path: str | Path) -> list[str]:
 def make_tasks(config: Config, prompts: Sequence[str], output_dir: Path, *, allow_code: bool = False) -> list[Task]:
     """A task per prompt, all with the same options."""
     root, seed = output_dir.resolve(), config.seed
-    return [Task(replace(config, prompt=p), root / unique_run_name(p, seed), allow_code) for p in prompts]
+    return [Task(replace(config, prompt=p), root / runs.unique_run_name(p, seed), allow_code) for p in prompts]
+
+
+def unfinished(tasks: Sequence[Task]) -> list[Task]:
+    """Those that are still to do; what a process that was killed at its end left in the folder of another is cleared
+    away."""
+    done = {task.folder: runs.is_finished(task.folder) for task in tasks}
+    for task in tasks:
+        if done[task.folder] and (task.folder / LOCK).exists():
+            with suppress(OutputError):  # somebody works there
+                Job(task.folder, task.config).close()
+    return [task for task in tasks if not done[task.folder]]
 
 
 def steps_done(folder: Path) -> int:
@@ -145,17 +155,11 @@ def run_task(pipeline: TextTo3DPipeline, task: Task) -> dict[str, float]:
     Raises:
         OutputError: the folder holds a run of another prompt or with other options, or another process works in it.
     """
-    parent = multiprocessing.parent_process()
-
-    def watch(event: StepEvent) -> None:
-        if parent and not parent.is_alive():  # nobody waits for this any more, or another batch does it already
-            raise SystemExit(1)
-
     with Job.open(task.folder, task.config) as job:
         if job.is_finished:
             return job.complete(pipeline).scores
         job.begin(pipeline, anew=True)
-        job.run(watch)
+        job.run()
         return job.finish().scores
 
 

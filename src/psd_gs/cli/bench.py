@@ -29,7 +29,7 @@ class Bench:
     repeats: int = 10
     """Timed calls, of which the median is shown."""
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto is CUDA where there is one."""
+    """auto, cuda, cuda:N, xpu, mps or cpu; auto is what `psd-gs generate` takes here."""
     vram: int = 0
     """GPU memory to fit into, GB: 8, 12 or 24; 0 is as much as there is."""
     debug: bool = False
@@ -68,8 +68,9 @@ def machine(device: torch.device) -> list[str]:
     import torch
 
     from psd_gs import __version__
-    from psd_gs.cli.doctor import driver_version
+    from psd_gs.cli.doctor import driver
     from psd_gs.evaluation.sweep import processor
+    from psd_gs.models import gpu_memory
     from psd_gs.render import choose_renderer
 
     versions = [f"psd-gs {__version__}", f"torch {torch.__version__}"]
@@ -82,9 +83,8 @@ def machine(device: torch.device) -> list[str]:
         f"- {platform.system()} {platform.machine()}, Python {platform.python_version()}, {', '.join(versions)}",
         f"- {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
     ]
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        memory = f"{properties.total_memory / 1e9:.0f} GB"
-        lines.append(f"- {properties.name}, {memory}, driver {driver_version() or 'unknown'}")
+    if memory := gpu_memory(device):
+        name = torch.get_device_module(device).get_device_properties(device).name
+        lines.append(f"- {name}, {memory:.0f} GB{f', {driver()}' if device.type == 'cuda' else ''}")
     renderer, reason = choose_renderer(device)
     return [*lines, f"- device {device}, renderer {renderer}: {reason}"]

@@ -79,25 +79,32 @@ def torch_and_gpu() -> Iterator[Finding]:
     import torch
 
     from psd_gs.models import KINDS, count
+    from psd_gs.render import choose_renderer
 
     if not torch.cuda.is_available():
         for kind in KINDS[1:]:
             if count(kind):
-                text = "networks of published priors run here, Gaussians on the CPU; not tested on such a GPU yet"
+                renderer, reason = choose_renderer(torch.device(kind))
+                text = f"networks of published priors run here, beside renderer {renderer} ({reason}); not tested yet"
                 yield Finding(kind, "note", text)
         driver = shutil.which("nvidia-smi")
         text = f"{torch.__version__}, no CUDA GPU: the embedded model runs on the CPU"
         remedy = "install a CUDA build of torch, see https://pytorch.org/get-started" if driver else ""
         yield Finding("torch", "note" if driver else "ok", text, remedy)
         return
-    yield Finding("torch", "ok", f"{torch.__version__}, driver {driver_version() or 'unknown'}")
+    yield Finding("torch", "ok", f"{torch.__version__}, {driver()}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding(f"cuda:{index}", "ok", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB")
 
 
-def driver_version() -> str | None:
-    return _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+def driver() -> str:
+    """What drives the GPUs that torch calls ``cuda``: NVIDIA's driver or AMD's ROCm, with its version."""
+    import torch
+
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}"
+    return f"driver {_first_line(['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']) or 'unknown'}"
 
 
 def build_tools() -> Iterator[Finding]:
@@ -220,10 +227,14 @@ def choices() -> Iterator[Finding]:
     """What ``auto`` would take."""
     from psd_gs.models import choose_prior, downloads, resolve, resolve_device
     from psd_gs.render import choose_renderer, renderer_device
+    from psd_gs.render.choose import TRITON_NEEDS
 
     device = resolve_device("auto")
     renderer, reason = choose_renderer(device)
-    yield Finding("renderer", "ok", f"auto is {renderer} on {renderer_device(device)}: {reason}")
+    slow = renderer == "cpu" and device.type != "cpu"
+    text = f"auto is {renderer} on {renderer_device(device)}: {reason}"
+    remedy = f"triton, which is faster, needs {TRITON_NEEDS}" if slow else ""
+    yield Finding("renderer", "note" if slow else "ok", text, remedy)
     names = resolve("auto", "auto", "auto", device)
     missing = downloads(*names)
     text = f"auto is prior {names[0]}, reward {names[1]}, judge {names[2]}: {choose_prior(device)[1]}"

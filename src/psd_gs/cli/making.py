@@ -180,20 +180,21 @@ class Making(RunOptions):
 
 
 def _headline(config: Config) -> str:
-    """The models and where they run, before anything is downloaded.
+    """The models, where they run, and whether they fit, before anything is downloaded.
 
     Raises:
         BackendError: the renderer that was asked for cannot run.
     """
-    from psd_gs.models import resolve_device
+    from psd_gs.models import resolve_device, shortage
     from psd_gs.render import choose_renderer
 
     device = resolve_device(config.device, config.prior)
     renderer, reason = choose_renderer(device, config.renderer)
     drawn = "" if device.type == "cpu" else f"\nrenderer {renderer}: {reason}"
+    short = f"\nwarning: {message}" if (message := shortage(config, device)) else ""
     return (
         f"prior {config.prior} · reward {config.reward} · judge {config.judge} · {device} · "
-        f"preset {config.preset}, {config.steps} steps{drawn}"
+        f"preset {config.preset}, {config.steps} steps{drawn}{short}"
     )
 
 

@@ -64,11 +64,8 @@ def ring_cameras(views: int, size: int) -> Cameras:
 def ring_images(asset: Gaussians, views: int, size: int = FILM_SIZE) -> Float[Tensor, "R 3 H W"]:
     """The views of :func:`ring_cameras` on white, sRGB in [0, 1]."""
     cameras = ring_cameras(views, size).to(asset.device)
-    pictures = [
-        render(asset, cameras[first : first + 4], torch.ones(3, device=asset.device)).rgb
-        for first in range(0, views, 4)
-    ]
-    return torch.cat(pictures).clamp(0, 1).permute(0, 3, 1, 2)
+    white = torch.ones(3, device=asset.device)
+    return torch.cat([render(asset, cameras[first : first + 4], white).pictures for first in range(0, views, 4)])
 
 
 def measure_asset(

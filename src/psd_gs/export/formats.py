@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from psd_gs.export.blocks import open_any, open_file, usable_mask
 from psd_gs.export.frames import Frame, robust_box
 from psd_gs.export.metadata import RECORD, Metadata, jsonable
 from psd_gs.files import read_json, short, write_atomic
-from psd_gs.gaussians import Gaussians
+from psd_gs.gaussians import Gaussians, RenderMode
 from psd_gs.plugins import Registry
+
+logger = logging.getLogger(__name__)
 
 MetadataReader = Callable[[str | os.PathLike[str]], dict[str, Any] | None]
 
@@ -37,6 +40,7 @@ class Format:
         metadata: reads what ``write`` embedded; None if the format has no place for it.
         sh_degree: the highest that the format holds.
         unit: of a file that an asset is written to, in units of the asset.
+        modes: of rendering that its files can name, besides the usual one.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Format:
     metadata: MetadataReader | None = None
     sh_degree: int = 3
     unit: Callable[[Gaussians], float] = lambda gaussians: 1.0
+    modes: tuple[RenderMode, ...] = ("antialiased", "2dgs")
 
 
 def _read_any_ply(path: str | os.PathLike[str], **options: Any) -> Gaussians:
@@ -62,15 +67,23 @@ _OWN: dict[str, Format] = {
         "compressed PLY", _read_any_ply, compressed_ply.write_compressed_ply, "rdf", _PLY, ply.read_ply_metadata
     ),
     ".ply": Format("3DGS PLY", _read_any_ply, ply.write_ply, "rdf", _PLY, ply.read_ply_metadata),
-    ".splat": Format("splat", splat.read_splat, splat.write_splat, "rdf", sh_degree=0),
-    ".spz": Format("SPZ", spz.read_spz, spz.write_spz, "rdf", (b"\x1f\x8b", b"NGSP"), unit=spz.spz_unit),
+    ".splat": Format("splat", splat.read_splat, splat.write_splat, "rdf", sh_degree=0, modes=()),
+    ".spz": Format(
+        "SPZ",
+        spz.read_spz,
+        spz.write_spz,
+        "rdf",
+        (b"\x1f\x8b", b"NGSP"),
+        unit=spz.spz_unit,
+        modes=("antialiased",),
+    ),
     ".sog": Format("SOG", sog.read_sog, sog.write_sog, "rdf", (b"PK\x03\x04",), sog.read_sog_metadata),
     ".glb": Format(
         "glTF KHR_gaussian_splatting", gltf.read_gltf, gltf.write_gltf, "gltf", (b"glTF",), gltf.read_gltf_metadata
     ),
     ".usdc": Format("OpenUSD", usd.read_usd, usd.write_usd, "gltf", (b"PXR-USDC",), usd.read_usd_metadata),
     ".usdz": Format("OpenUSD archive", usd.read_usd, usd.write_usd, "gltf", (b"PK\x03\x04",), usd.read_usd_metadata),
-    ".html": Format("page", None, page.write_page, "gltf"),
+    ".html": Format("page", None, page.write_page, "gltf", modes=("antialiased",)),
 }
 FORMATS = Registry("exporter", Format, "psd_gs.exporters", _OWN, prefix=".")
 """Extension to format; the longest that a file's name ends with counts. Entry points of other packages are called
@@ -211,8 +224,17 @@ def save(
             facts["scale"] = unit
     with FORMATS.explained(extension_of(path)):
         target.write(gaussians, path, frame=frame, metadata=facts, **options)
+    if facts is None and (lost := _homeless(gaussians, target)):
+        logger.warning("%s: only metadata would keep %s: left out", path, " and ".join(lost))
     if facts is not None and Path(path).is_file():  # and no pipe
         write_sidecar(path, facts)
+
+
+def _homeless(gaussians: Gaussians, target: Format) -> list[str]:
+    """What a format itself has no room for."""
+    mode = [] if gaussians.mode in ("default", *target.modes) else [f"the render mode {gaussians.mode}"]
+    placed = any(gaussians.origin) and target.write is not ply.write_ply
+    return mode + ([f"the offset {' '.join(f'{value:.10g}' for value in gaussians.origin)}"] if placed else [])
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

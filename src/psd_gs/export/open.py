@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -125,7 +126,26 @@ def on_disk(path: str | os.PathLike[str]) -> Iterator[Path]:
                 shutil.copyfileobj(file, target)
         except OSError as error:
             raise InputError(f"cannot read {name}: {error.strerror or error}. Check the path.") from error
+        stack.enter_context(_called(copy, name))
         try:
             yield copy
-        except PsdGsError as error:  # nobody knows the copy
+        except PsdGsError as error:
             raise type(error)(str(error).replace(str(copy), name)) from error
+
+
+@contextlib.contextmanager
+def _called(copy: Path, name: str) -> Iterator[None]:
+    """What is logged names the file that was given, for nobody knows its copy."""
+
+    def rename(record: logging.LogRecord) -> bool:
+        record.msg, record.args = record.getMessage().replace(str(copy), name), ()
+        return True
+
+    handlers = [*logging.getLogger("psd_gs").handlers, *logging.getLogger().handlers]
+    for handler in handlers:
+        handler.addFilter(rename)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(rename)

@@ -26,7 +26,7 @@ from psd_gs.export.blocks import MAX_LOGIT, blocks, gather, logit, open_file, te
 from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata, to_json
 from psd_gs.export.ply_table import PlyHeader, columns, read_ply_blocks, read_ply_header
-from psd_gs.files import atomic_path, loads, printable
+from psd_gs.files import atomic_path, loads, printable, short
 from psd_gs.gaussians import SH_C0, Gaussians, RenderMode
 
 __all__ = ["is_gaussian_ply", "read_ply", "read_ply_header", "read_ply_metadata", "write_ply"]
@@ -49,8 +49,13 @@ _FILTER = "filter_3d"
 _ANCHORS = "f_anchor_feat_0"
 _FLAT = np.log(1e-6)
 """Log scale of the axis that 2DGS leaves out."""
-_MODES: dict[str, RenderMode] = {"default": "default", "mip": "antialiased", "2dgs": "2dgs"}
-_WORDS = {mode: word for word, mode in _MODES.items()}
+_WORDS: dict[RenderMode, str] = {"default": "default", "antialiased": "mip", "2dgs": "2dgs"}
+_MODES: dict[str, RenderMode] = {
+    **dict.fromkeys(("default", "classic", "0", "false", "no", "off"), "default"),
+    **dict.fromkeys(("mip", "antialiased", "1", "true", "yes", "on"), "antialiased"),
+    "2dgs": "2dgs",
+}
+_MODE = re.compile(r"(?:splat_?render_?mode|rasterize_mode|anti_?alias(?:ed|ing)?)\s*[\s:=]\s*(\S+)", re.IGNORECASE)
 
 
 def write_ply(
@@ -121,15 +126,12 @@ def make_ply_header(
 
 
 def stored_mode(header: PlyHeader) -> RenderMode:
-    """The render mode that the comments name: Brush's ``SplatRenderMode: mip`` or Postshot's ``antialiased 1``; the
-    last one counts."""
-    mode: RenderMode = "default"
-    for comment in header.comments:
-        if found := re.fullmatch(r"\s*splatrendermode:\s*(\w+)\s*", comment, re.IGNORECASE):
-            mode = _MODES.get(found[1].lower(), "default")
-        elif found := re.fullmatch(r"\s*antialiased:?\s*([01])\s*", comment, re.IGNORECASE):
-            mode = "antialiased" if found[1] == "1" else "default"
-    return mode
+    """The render mode that the comments name: Brush's ``SplatRenderMode: mip``, Postshot's ``antialiased 1``, gsplat's
+    ``rasterize_mode: antialiased`` and the like; the last one counts, and one that is not known is logged."""
+    named = [found[1] for found in map(_MODE.fullmatch, map(str.strip, header.comments)) if found]
+    if named and named[-1].lower() not in _MODES:
+        logger.warning("the render mode %s is not known: it is rendered as usual", short(named[-1]))
+    return _MODES.get(named[-1].lower(), "default") if named else "default"
 
 
 def read_ply(
@@ -187,6 +189,8 @@ def read_ply(
     if others := [name for name in header.elements["vertex"][1] if name not in used]:
         names = printable(", ".join(others[:5])[:200]) + (", ..." if len(others) > 5 else "")
         logger.warning("%s: %d further properties are not kept (%s)", path, len(others), names)
+    if more := [name for name, (count, _) in header.elements.items() if count and name != "vertex"]:
+        logger.warning("%s: besides the splats it has %s: not kept", path, printable(", ".join(more)[:200]))
 
     def parts() -> Iterator[Gaussians]:
         for block in read_ply_blocks(path, header, "vertex"):

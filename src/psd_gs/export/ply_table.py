@@ -102,12 +102,12 @@ def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
     properties: dict[str, str] | None = None
     for line in lines:
         match line.split():
-            case [] | ["obj_info", *_]:
+            case []:
                 pass
             case ["format", kind, "1.0"] if kind in _FORMATS:
                 file_format = kind
-            case ["comment", *_]:
-                comments.append(line.strip().removeprefix("comment").lstrip())
+            case ["comment" | "obj_info" as word, *_]:
+                comments.append(line.strip().removeprefix(word).lstrip())
             case ["element", name, number] if number.isdecimal() and len(number) < 20 and name.lower() not in elements:
                 properties = {}
                 elements[name.lower()] = (int(number), properties)

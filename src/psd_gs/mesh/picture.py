@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from psd_gs.errors import FormatError, UnsupportedError
+from psd_gs.files import picture_fault
 
 MAX_PIXELS = 1 << 26
 """Most pixels of one picture: 8192 x 8192."""
@@ -72,9 +73,8 @@ class Picture:
                 image = (image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGBA")).reduce(2)
             return np.asarray(image.convert("RGBA"))
         except (OSError, ValueError, SyntaxError, struct.error, OverflowError, IndexError, TypeError) as error:
-            reason = " ".join(str(error).split())
             raise FormatError(
-                f"{self.name}: expected a picture, but it cannot be decoded ({reason[:100]}). "
+                f"{self.name}: expected a picture, but it cannot be decoded ({picture_fault(error)}). "
                 "Save it again as PNG or JPEG."
             ) from error
 

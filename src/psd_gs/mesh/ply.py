@@ -68,7 +68,7 @@ def read_ply_scene(path: str | os.PathLike[str]) -> Scene:
     if short:
         notes.append(f"{short} of {len(lists.counts)} faces have fewer than three corners: left out")
     uv = _coordinates(vertex, face, corners, lists.counts)
-    pictures = _pictures(Path(path), header, notes) if uv is not None else []
+    pictures = _pictures(Path(path), header, notes, used=uv is not None)
     face_colors = _colors(face) if colors is None else None
     number = np.zeros(len(owner), np.int64)
     if "texnumber" in face and len(pictures) > 1:
@@ -260,9 +260,13 @@ def _coordinates(
     return None if found is None else found * [1, -1] + [0, 1]
 
 
-def _pictures(path: Path, header: PlyHeader, notes: list[str]) -> list[Picture | None]:
-    """The textures that the comments name, in their order."""
-    names = [comment.split(None, 1)[1].strip() for comment in header.comments if comment.startswith("TextureFile ")]
+def _pictures(path: Path, header: PlyHeader, notes: list[str], *, used: bool) -> list[Picture | None]:
+    """The textures that the comments name, in their order; none if there are no coordinates by which they are used."""
+    words = (re.fullmatch(r"TextureFile[:\s]\s*(.+)", comment.strip(), re.IGNORECASE) for comment in header.comments)
+    names = [found[1] for found in words if found]
+    if names and not used:
+        notes.append(f"the texture {label(names[0])} has no coordinates here: ignored")
+        return []
     found: list[Picture | None] = []
     for name in names:
         try:

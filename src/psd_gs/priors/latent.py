@@ -173,9 +173,7 @@ class LatentPrior(ABC):
         if self.vae is None:
             return 2 * images - 1
         self._make_room()
-        # A render may be brighter than white, which no autoencoder has seen; it still has to learn that it is.
-        scaled = 2 * (images + (images.clamp(0, 1) - images).detach()) - 1
-        mean = self.vae.encode(scaled.flatten(0, 1).to(self.vae.dtype)).latent_dist.mean.float()
+        mean = self.vae.encode((2 * images - 1).flatten(0, 1).to(self.vae.dtype)).latent_dist.mean.float()
         latents = ((mean - self._shift) * self.vae.config.scaling_factor).unflatten(0, images.shape[:2])
         if latents.requires_grad:  # the gradient comes back after the denoiser has spoken
             latents.register_hook(lambda gradient: self._make_room())

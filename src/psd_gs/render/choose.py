@@ -13,6 +13,11 @@ from psd_gs.errors import BackendError, ConfigError
 Renderer = Literal["gsplat", "triton", "cpu"]
 Backend = Literal["auto", "gsplat", "triton", "cpu"]
 
+TRITON_NEEDS = (
+    "a GPU that Triton supports and, at its first use, a C compiler with Python's headers (Debian: apt install gcc "
+    "python3-dev)"
+)
+
 
 @cache
 def choose_renderer(device: torch.device, asked: Backend = "auto") -> tuple[Renderer, str]:
@@ -68,6 +73,8 @@ def trouble_with_gsplat(device: torch.device) -> str:
 @cache
 def trouble_with_triton(device: torch.device) -> str:
     """Why Triton does not render on ``device``; empty if it does."""
+    if device.type == "mps":
+        return "Triton has no compiler for Apple's GPUs"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     try:
@@ -88,7 +95,6 @@ def require_triton(device: torch.device) -> None:
     """
     if trouble := trouble_with_triton(device):
         raise BackendError(
-            f"renderer 'triton': {trouble}. Expected a GPU that Triton supports and, at its first use, a C compiler "
-            "with Python's headers (Debian: apt install gcc python3-dev). Renderer 'cpu' runs without: use "
-            "--renderer cpu, or gaussians.to('cpu')"
+            f"renderer 'triton': {trouble}. Expected {TRITON_NEEDS}. Renderer 'cpu' runs without: use --renderer cpu, "
+            "or gaussians.to('cpu')"
         )

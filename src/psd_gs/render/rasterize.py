@@ -39,6 +39,14 @@ class RenderOutput:
     median_depth: Float[Tensor, "C H W 1"] | None
     meta: dict[str, Any]
 
+    @property
+    def pictures(self) -> Float[Tensor, "C 3 H W"]:
+        """``rgb`` as every network is to see it: in [0, 1], for none has seen anything brighter than white.
+
+        The gradient is that of ``rgb``, so that what is too bright still learns it.
+        """
+        return (self.rgb.clamp(0, 1).detach() + (self.rgb - self.rgb.detach())).permute(0, 3, 1, 2)
+
 
 def render(
     gaussians: Gaussians,
