@@ -286,6 +286,13 @@ def test_first_asset(beginner):
 
 
 @pytest.mark.full
+def test_from_picture(beginner):
+    example("from_picture").main(beginner / "dog.png", folder=beginner / "dog", preset="draft", steps=4)
+    assert is_finished(beginner / "dog")
+    assert (beginner / "dog" / "image.png").is_file()
+
+
+@pytest.mark.full
 def test_refine_splat(beginner):
     example("first_asset").main(folder=beginner / "corgi", steps=4)
     example("refine_splat").main(beginner / "corgi/splat.ply", folder=beginner / "hat", preset="draft", steps=2)
