@@ -9,6 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+
+# Before torch is loaded, here and in every process that a test starts: most tensors are tiny, so that two threads would
+# only wait for each other, and each core has a process of tests of its own.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,13 +46,11 @@ def interruptible():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread():
-    """For tiny tensors: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """For every test, whatever the one before it set: another number of threads rounds differently."""
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

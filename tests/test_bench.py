@@ -16,7 +16,7 @@ from painted import PaintedPrior, RedReward, bright, tiny_config
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from bench import common, densify, export, generate, growth, limit, recognizable
-from bench.colours import NAMES, classify, fits, named, needed, shares
+from bench.recognizable import NAMES, classify, fits, named, needed, shares
 from mini.dataset import sample_light, shade, trace_scene
 from mini.scenes import COLOURS, ItemLook, Look, paint, scene_of
 
@@ -125,7 +125,7 @@ def painted(monkeypatch):
     monkeypatch.setattr(common, "load_pipeline", lambda *_: TextTo3DPipeline(PaintedPrior(), RedReward(), bright()))
 
 
-@pytest.mark.usefixtures("one_thread", "painted")
+@pytest.mark.usefixtures("painted")
 def test_the_fixed_arm_starts_with_what_the_densified_one_ended_with(tmp_path, capsys):
     table = densify.main(arguments_of(tmp_path))
     folders = {arm: tmp_path / arm / "a-corgi-0" for arm in ("densified", "fixed")}

@@ -8,9 +8,8 @@ import torch
 from psd_gs import benchmark, cli
 from psd_gs.benchmark import Timing, render_times, table
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
-
+@pytest.mark.full
 def test_the_embedded_prior_is_timed(capsys):
     cli.main(["bench", "--device", "cpu", "--gaussians", "200", "--size", "16", "--repeats", "1"])
     text = capsys.readouterr().out

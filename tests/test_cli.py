@@ -119,7 +119,7 @@ def test_a_real_interrupt_is_exact(tmp_path, mini_pipeline):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys, quick_files, one_thread):
+def command(tmp_path, monkeypatch, capsys, quick_files):
     """Calls the program in this process, on the painted prior: ``(exit code, stdout, stderr)``."""
     options = {name: value for name, value in to_dict(tiny_config()).items() if isinstance(value, dict)}
     file = tmp_path / "tiny.yaml"

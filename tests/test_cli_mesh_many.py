@@ -9,7 +9,7 @@ from psd_gs.export.ply import write_ply
 from psd_gs.gaussians import from_points
 
 
-def test_folders_become_meshes(tmp_path, capsys, one_thread):
+def test_folders_become_meshes(tmp_path, capsys):
     direction = torch.nn.functional.normalize(torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)), dim=1)
     shell = from_points(direction * 0.4, torch.full((2000, 3), 0.7), scale=0.03, opacity=0.95)
     faint = from_points(direction * 0.4, torch.full((2000, 3), 0.7), scale=0.03, opacity=0.01)

@@ -134,7 +134,8 @@ def test_a_folder_of_runs(evil, capsys):
     assert not ran(evil)
 
 
-@pytest.mark.usefixtures("quick_files", "one_thread")
+@pytest.mark.full
+@pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize("how", [["--reward", "{file}:f"], ["--config", "config.yaml", "--allow-code"]])
 def test_what_the_user_names_runs(how, evil):
     Path("config.yaml").write_text(f"reward: {evil}:f\n")

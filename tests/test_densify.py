@@ -16,8 +16,6 @@ from psd_gs.densify import Densifier, components, contribution, prunable, sweep
 from psd_gs.gaussians import Gaussians, from_points, random_ball, rgb_to_sh0, rotation_matrices
 from psd_gs.render import render
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -18,8 +18,6 @@ from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.resize import resized
 from psd_gs.trainer import Stopwatch, Trainer, read_tensors
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ELSEWHERE = torch.device("cuda", 7)
 
 

@@ -193,8 +193,6 @@ def test_the_readme_names_every_subcommand(capsys):
     assert {name for name in usage[1].split(",") if f"psd-gs {name}" not in text} == set()
 
 
-QUICK = ("export", "info", "sheet", "report", "view", "words", "models", "eval score")
-"""Commands of the README that take a second or less; the others run under ``-m full``."""
 ELSEWHERE = {"rank": "test_ranking.py", "fit-reward": "test_fit_reward.py"}
 """Commands of the README that need a person, or fifty answers of one, and the tests that stand in for them."""
 SHORTER = {"eval run": ["--prompts", "1"]}
@@ -227,26 +225,14 @@ def beginner(tmp_path, monkeypatch, quick_files):
     return tmp_path
 
 
-def run_readme(chosen) -> None:
-    """The first asset, then the chosen commands, in the README's order."""
-    first, *others = of_the_readme()
-    cli.main(first)
-    assert is_finished(Path("outputs/a-corgi-0"))
-    for arguments in others:
-        if chosen(kind(arguments)):
-            cli.main([*arguments, *SHORTER.get(kind(arguments), [])])
-
-
-def test_the_quick_commands_of_the_readme_run(beginner):
-    run_readme(lambda name: name in QUICK)
-    assert len(load("corgi.spz")) == len(load("corgi.sog")) == len(load("outputs/a-corgi-0/splat.ply"))
-    assert {path.name for path in beginner.iterdir()} >= {"sheet.png", "corgi.html"}
-
-
 @pytest.mark.full
-def test_the_other_commands_of_the_readme_run(beginner):
-    run_readme(lambda name: name not in QUICK and name not in ELSEWHERE)
-    assert {path.name for path in beginner.iterdir()} >= {"corgi.glb", "corgi_lod2.glb", "corgi.webp"}
+def test_the_commands_of_the_readme_run(beginner):
+    for arguments in of_the_readme():
+        if kind(arguments) not in ELSEWHERE:
+            cli.main([*arguments, *SHORTER.get(kind(arguments), [])])
+    assert len(load("corgi.spz")) == len(load("corgi.sog")) == len(load("outputs/a-corgi-0/splat.ply"))
+    made = {path.name for path in beginner.iterdir()}
+    assert made >= {"sheet.png", "corgi.html", "corgi.glb", "corgi_lod2.glb", "corgi.webp"}
     assert len([path for path in beginner.glob("outputs/**/splat.ply")]) >= 10
 
 
@@ -291,11 +277,19 @@ def test_every_example_is_tested_and_described():
     assert set(re.findall(r"^\| `(\w+)\.py`", start, re.MULTILINE)) == names
 
 
+@pytest.mark.full
 def test_first_asset(beginner):
     example("first_asset").main(folder=beginner / "corgi", steps=4)
     assert is_finished(beginner / "corgi")
     example("game_mesh").main(beginner / "corgi/splat.ply", folder=beginner, faces=400, resolution=40, texture_size=64)
     assert {path.name for path in beginner.glob("*.glb")} == {"mesh.glb", "mesh_lod1.glb", "mesh_lod2.glb"}
+
+
+@pytest.mark.full
+def test_from_picture(beginner):
+    example("from_picture").main(beginner / "dog.png", folder=beginner / "dog", preset="draft", steps=4)
+    assert is_finished(beginner / "dog")
+    assert (beginner / "dog" / "image.png").is_file()
 
 
 @pytest.mark.full
@@ -313,12 +307,14 @@ def test_retexture_mesh(beginner):
     assert {path.name for path in (beginner / "blue").iterdir()} >= {"mesh.glb", "before-after.html"}
 
 
+@pytest.mark.full
 def test_own_reward(beginner):
     example("own_reward").main(folder=beginner / "red", steps=4)
     assert is_finished(beginner / "red")
     assert any("redness" in name for name in json.loads((beginner / "red/psd_gs.json").read_text())["scores"])
 
 
+@pytest.mark.full
 def test_compare_methods(beginner):
     means = example("compare_methods").main(("a corgi",), seeds=1, steps=4)
     assert set(means) == {"psd", "base"}

@@ -21,8 +21,6 @@ from psd_gs.rewards import blip, clip, load_reward
 from psd_gs.rewards.base import group_score
 from psd_gs.scoring import evaluation_cameras, evaluation_images
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RING = 4
 
 

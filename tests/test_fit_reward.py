@@ -24,8 +24,6 @@ from psd_gs.rewards.base import FeatureReward
 from psd_gs.rewards.fitted import LinearHead, save_fitted
 from psd_gs.scoring import evaluation_images
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:

@@ -21,15 +21,6 @@ from psd_gs.rewards.base import CallableReward
 OFF = NegativeConfig(mode="off")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are tiny: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def plain(**kwargs) -> GuidanceConfig:
     return GuidanceConfig(preference="none", **kwargs)
 

@@ -43,11 +43,6 @@ OFF = NegativeConfig(mode="off")
 WORST = "broken, blurry"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """The tensors are tiny."""
-
-
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -227,6 +222,7 @@ def test_the_copy_learns_the_renders_and_leaves_the_prior_alone():
     assert all(torch.equal(a, b) for a, b in zip(before, prior.predict(x_t, t, text, null, cameras), strict=True))
 
 
+@pytest.mark.full
 def test_a_resumed_vsd_run_equals_an_uninterrupted_one():
     config = GuidanceConfig(method="vsd", psd=PSDConfig(start=0.0), negative=OFF, vsd=VSDConfig(lr=1e-2))
     reward = CallableReward(bowl)
@@ -245,6 +241,7 @@ def test_a_resumed_vsd_run_equals_an_uninterrupted_one():
     assert "lora_loss" in logs[0]
 
 
+@pytest.mark.full
 def test_copies_on_one_prior_do_not_meet():
     prior, config = tiny_prior(), GuidanceConfig(method="vsd", preference="none", vsd=VSDConfig(lr=1e-2))
     alone, _ = view_steps(Guidance(tiny_prior(), "a cube", config), range(3), torch.full((1, 4, 3, 8, 8), 0.5))

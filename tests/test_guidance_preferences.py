@@ -48,11 +48,6 @@ from psd_gs.rewards.combine import Scored, WeightedSum
 OFF = NegativeConfig(mode="off")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """The tensors are tiny."""
-
-
 # --- DreamDPO --------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +300,7 @@ def test_bad_options_are_refused(make, message):
 # --- the toy ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_what_the_preferences_do_to_the_toy():
     """Ranked residuals climb within what the prior can paint. A contrast without a base term has nothing that pulls the
     render there, and the pixel gradient of DreamFL leaves it."""

@@ -96,7 +96,7 @@ def recorded():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_is_as_it_was(name, recorded, one_thread):
+def test_a_run_is_as_it_was(name, recorded):
     loose = name.startswith("vsd")  # a network in float32, whose sums differ from machine to machine
     tolerance = {"rtol": 1e-3, "atol": 1e-4} if loose else {"rtol": 1e-7, "atol": 1e-9}
     for part, value in run(RUNS[name]).items():

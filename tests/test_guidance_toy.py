@@ -34,15 +34,6 @@ from psd_gs.rewards.base import CallableReward
 GROUPS = 12
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are tiny: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def pairs(alpha_bar: float, scale: float, n: int, seed: int):
     """N independent pairs of one render: estimates, noises, noisy latents, rewards."""
     prior, reward = ToyPrior(), LinearReward()

@@ -27,7 +27,7 @@ from psd_gs.render import render
 from psd_gs.result import IMAGE, Result, products_of
 from psd_gs.scoring import evaluation_cameras
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick_files")
+pytestmark = pytest.mark.usefixtures("quick_files")
 
 BLUE = (30, 60, 230)
 

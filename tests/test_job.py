@@ -23,7 +23,7 @@ from psd_gs.export.ply import read_ply
 from psd_gs.job import FREE, LOCK, Job, Request, differences, is_claimed, resolve
 from psd_gs.pipeline import TextTo3DPipeline
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick_files")
+pytestmark = pytest.mark.usefixtures("quick_files")
 
 CONFIG = tiny_config(steps=4)
 

@@ -53,7 +53,6 @@ def settle(view: LiveView) -> None:
     assert view._idle.wait(20)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_client_sees_the_asset_change_and_the_training_does_not_notice(view, tmp_path):
     trainer, alone = make_trainer(tiny_config(steps=12)), make_trainer(tiny_config(steps=12))
     pictures, versions = [], []
@@ -109,7 +108,6 @@ def test_what_cannot_be_shown_leaves_the_last_version(view):
     assert len(ask(view, "splats")) == 32 * len(ball)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_pause_and_stop_and_keep(view):
     trainer = make_trainer(tiny_config(steps=30))
     events = view.follow(trainer, threading.Event())
@@ -127,7 +125,6 @@ def test_pause_and_stop_and_keep(view):
     assert trainer.step == 2
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_an_interrupt_ends_a_pause(view):
     interrupted = threading.Event()
     events = view.follow(make_trainer(tiny_config(steps=30)), interrupted)

@@ -13,8 +13,6 @@ from psd_gs import pipeline as pipeline_module
 from psd_gs.errors import LESS_MEMORY, BackendError, enough_memory
 from psd_gs.pipeline import TextTo3DPipeline
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ERRORS = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),

@@ -139,7 +139,7 @@ def test_place(height, pivot):
         place(box * [1, 0, 1], 1.0, "base")
 
 
-def test_levels_share_the_place(one_thread):
+def test_levels_share_the_place():
     options = BuildOptions(SMALL, texture_size=128, texture_views=4, lods=2, height=3.0, pivot="base", collision="hull")
     stages = []
     built = build(splat_ball(1500), options, on_stage=stages.append)
@@ -163,7 +163,7 @@ def test_levels_share_the_place(one_thread):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch, tmp_path, one_thread):
+def command(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     save(splat_ball(1500), "a.ply", metadata={"prompt": "a ball", "seed": 3})
 

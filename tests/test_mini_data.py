@@ -41,8 +41,6 @@ from transformers import CLIPTokenizer
 from psd_gs.cameras import turntable
 from psd_gs.priors import mini as embedded
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPTS = Path(__file__).resolve().parents[1] / "tools" / "bench" / "prompts.json"
 CORE = tuple(category for category in CATEGORIES if category.core)
 NAMES = [category.name for category in CATEGORIES]
@@ -391,13 +389,10 @@ def test_named_slots_are_those_that_take_the_named_colours():
             assert torch.tensor(palette.rgb[slot]) == pytest.approx(torch.tensor(COLOURS[colour]), abs=0.04)
 
 
-def test_scenes_survive_json_and_follow_their_seed():
+def test_scenes_follow_their_seed():
     for seed in range(50):
         rng = random.Random(seed)
-        scene = sample_scene(rng, CATEGORIES)
-        again = sample_scene(random.Random(seed), CATEGORIES)
-        assert scene == again
-        assert Scene.from_json(json.loads(json.dumps(scene.to_json()))) == scene
+        assert sample_scene(rng, CATEGORIES) == sample_scene(random.Random(seed), CATEGORIES)
     first, second = (build_scene(Scene((Item("dog", s),)))[0] for s in (1, 1))
     assert all(torch.equal(a.center, b.center) and a.size == b.size for a, b in zip(first, second, strict=True))
 

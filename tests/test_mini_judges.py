@@ -23,9 +23,6 @@ from psd_gs.errors import ModelError
 from psd_gs.rewards.frozen import READ, STAGES, InvertedBottleneck, LiteFeatures, same_pad
 from psd_gs.rewards.mini import MiniReward, RewardConfig, RewardNetwork
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 # --- the networks ----------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +152,7 @@ def test_when_a_picture_contradicts_a_caption(seen, claim, wrong):
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Scenes:
-    return Scenes(World(write_pack(tmp_path_factory.mktemp("pack")), 32), scenes=200)
+    return Scenes(World(write_pack(tmp_path_factory.mktemp("pack")), 32))
 
 
 def test_episodes_are_four_scenes_that_contradict_each_other(scenes):

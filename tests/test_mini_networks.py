@@ -22,8 +22,6 @@ from psd_gs.priors import load_prior
 from psd_gs.priors.multiview import MultiViewPrior, encode_prompts, from_cells, to_cells
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline, cosine_scheduler, set_views
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CHANNELS = (32, 64, 64, 64)
 
 

@@ -22,8 +22,6 @@ from mini_pack import cube, surface, write_pack
 
 from psd_gs.cameras import turntable
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LIGHT = np.array([0.35, 0.75, 0.55])
 
 

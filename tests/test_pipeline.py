@@ -58,7 +58,6 @@ def painted() -> TextTo3DPipeline:
 # --- one run ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_same_seed_same_bits_other_seed_other_asset(painted):
     first, again, other = (painted("a red ball", seed=s, steps=15, overrides=options()) for s in (3, 3, 4))
     for name, value in first.gaussians.params().items():
@@ -68,7 +67,6 @@ def test_same_seed_same_bits_other_seed_other_asset(painted):
     assert len(first.gaussians) != len(other.gaussians) or not torch.equal(first.gaussians.means, other.gaussians.means)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_pair_and_refinement_act_in_every_preset(painted, preset):
     logs: dict[str, float] = {}
@@ -79,7 +77,6 @@ def test_pair_and_refinement_act_in_every_preset(painted, preset):
     assert logs["negative_shift"] > 0
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_overrides_go_over_the_preset_and_arguments_over_both(painted):
     result = painted(
         "a ball", steps=3, preset="draft", overrides=options(steps=99, densify={"enabled": False}, init={"count": 77})
@@ -96,7 +93,6 @@ def test_overrides_go_over_the_preset_and_arguments_over_both(painted):
         painted("a ball", preset="fast")
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_without_reward_and_judge():
     bare = TextTo3DPipeline(PaintedPrior())
     with pytest.raises(ConfigError, match=r"expected a reward for preference psd, received none"):
@@ -106,13 +102,11 @@ def test_without_reward_and_judge():
     assert (result.config.reward, result.config.judge) == ("none", "none")
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_nothing_left_is_said_clearly(painted):
     with pytest.raises(InputError, match=r"the finished asset is empty: every Gaussian became transparent"):
         painted("a ball", steps=1, overrides=options(densify={"prune_opacity": 0.9}))
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_folder_makes_the_run_resumable(painted, tmp_path):
     config = replace(tiny_config(steps=10), seed=5)
     first = painted.trainer(config, tmp_path)
@@ -203,7 +197,7 @@ def test_on_a_full_disk_what_can_be_made_again_makes_room(result, tmp_path, monk
     assert not (tmp_path / "report.html").exists()
 
 
-def test_files_made_side_by_side_are_those_made_one_by_one(result, tmp_path, one_thread, quick_files):
+def test_files_made_side_by_side_are_those_made_one_by_one(result, tmp_path, quick_files):
     """To the byte."""
     found = []
     for threads in (1, 4):
@@ -292,7 +286,6 @@ def test_scores_are_means_over_the_evaluation_views():
     assert group_score(torch.arange(8.0).view(2, 4)).tolist() == [1.5, 5.5]
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_reward_and_judge_score_the_swept_asset(painted):
     result = painted("a red ball", steps=30, overrides=options())
     assert set(result.scores) == {"red", "bright"}
@@ -338,7 +331,6 @@ def test_starting_points(tmp_path):
             start(str(tmp_path / name))
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_refined_negative_embedding_is_used_again(painted, tmp_path):
     first = painted("a ball", steps=20, overrides=options())
     path = tmp_path / "negative.safetensors"
@@ -435,7 +427,7 @@ def test_unknown_models():
         TextTo3DPipeline.from_pretrained("mini", reward="clap")
 
 
-def test_make_config_is_what_the_pipeline_runs(painted, one_thread):
+def test_make_config_is_what_the_pipeline_runs(painted):
     made = make_config("draft", "mini", options(), {"prompt": "a ball", "steps": 1})
     run = painted("a ball", preset="draft", steps=1, overrides=options()).config
     assert replace(run, prior="auto", reward="auto", judge="auto", device="auto") == made

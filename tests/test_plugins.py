@@ -111,11 +111,6 @@ def installed(site):
             table._loaded.clear()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """The tensors are tiny."""
-
-
 # --- the package of the guide ----------------------------------------------------------------------------------------
 
 

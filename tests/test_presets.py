@@ -22,8 +22,6 @@ from psd_gs.gaussians import random_ball
 from psd_gs.mesh.scene import Part
 from psd_gs.trainer import sample_background
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PUBLISHED = [(name, family) for name in PRESETS for family in FAMILIES if family != "mini"]
 
 

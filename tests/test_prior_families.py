@@ -247,7 +247,7 @@ def test_the_number_of_cameras_is_checked(prior):
         prior.predict(x_t, t, text, negative, cameras[:1])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.full)])
 def test_half_precision(folders, priors, dtype):
     for name in ("sd15", "sdxl", "mvdream"):
         exact, half = priors[name], load_prior(str(folders[name]), dtype=dtype)
@@ -300,7 +300,6 @@ def test_the_preference_identity_on_sd3(priors):
 # --- through the trainer ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_three_steps_of_distillation(prior):
     options = {name: value for name, value in to_dict(tiny_config()).items() if isinstance(value, dict) and value}
     options["guidance"] |= {"preference": "psd"}
@@ -315,7 +314,7 @@ def test_three_steps_of_distillation(prior):
         assert torch.equal(a, b)
 
 
-@pytest.mark.usefixtures("one_thread", "quick_files")
+@pytest.mark.usefixtures("quick_files")
 def test_the_refined_negative_embedding_can_be_used_again(tmp_path, priors):
     """With its pooled part, where the model has one."""
     options = {name: value for name, value in to_dict(tiny_config()).items() if isinstance(value, dict) and value}
@@ -325,7 +324,6 @@ def test_the_refined_negative_embedding_can_be_used_again(tmp_path, priors):
     assert made("a red cube", steps=1, overrides=more).negative.pooled is not None
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_out_of_memory_keeps_the_run_and_says_what_helps(tmp_path, priors, monkeypatch):
     made = TextTo3DPipeline(priors["sd15"], RedReward())
     trainer = made.trainer(replace(tiny_config(), prompt="a ball", steps=5), tmp_path)
@@ -533,17 +531,18 @@ def test_modules_stay_plain_sdpa(priors):
     assert isinstance(priors["sd15"].denoiser, nn.Module)
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.full
 def test_the_step_benchmark_runs_tiny_without_a_gpu(capsys, monkeypatch):
     from bench import step
 
-    monkeypatch.setattr(step, "WARM", 0)
+    from psd_gs import benchmark
+
+    monkeypatch.setattr(benchmark, "WARM", 0)
     monkeypatch.setattr(step, "REPEATS", 1)
-    monkeypatch.setattr(step, "milliseconds", lambda call, device: (call(), 1.0)[1])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     step.main(["--case", "mvdream"])
     out = capsys.readouterr().out
     assert "no CUDA GPU: tiny networks" in out
-    for part in ("parts of a psd step", "bare networks", "psd every 3"):
+    for part in ("| mvdream: step with a pair | 4 x ", "bare networks, ms: encode "):
         assert part in out
     assert "mvdream at full size, TFLOPs: sds 3.8, psd 13.2; ideal psd / sds 3.43, every 3 steps 1.81" in out

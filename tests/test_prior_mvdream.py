@@ -18,6 +18,7 @@ from psd_gs.cameras import Cameras, mvdream_cameras, turntable
 from psd_gs.errors import ModelError
 from psd_gs.gaussians import Gaussians, rgb_to_sh0
 from psd_gs.priors import load_prior
+from psd_gs.priors.imagedream import ImageDreamPrior
 from psd_gs.priors.multiview_pipeline import set_views
 from psd_gs.priors.mvdream import SD21_4VIEW, MVDreamPrior, build_unet, original_names, unet_config
 from psd_gs.render import render
@@ -240,10 +241,14 @@ class OpenClipBlock(nn.Module):
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, attn_mask=mask, need_weights=False)[0]
         return x + self.mlp["c_proj"](nn.functional.gelu(self.mlp["c_fc"](self.ln_2(x))))
+
+
+def open_clip_blocks(width: int, layers: int) -> nn.ModuleDict:
+    return nn.ModuleDict({"resblocks": nn.ModuleList(OpenClipBlock(width, 2) for _ in range(layers))})
 
 
 class OpenClipText(nn.Module):
@@ -251,7 +256,7 @@ class OpenClipText(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.positional_embedding = nn.Parameter(torch.randn(length, width))
-        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(OpenClipBlock(width, 2) for _ in range(layers))})
+        self.transformer = open_clip_blocks(width, layers)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.randn(width, width))
         self.logit_scale = nn.Parameter(torch.ones(()))
@@ -265,6 +270,35 @@ class OpenClipText(nn.Module):
         return self.ln_final(x)
 
 
+class OpenClipPictures(nn.Module):
+    def __init__(self, width: int, patch: int, patches: int, layers: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width))
+        self.positional_embedding = nn.Parameter(torch.randn(1 + patches, width))
+        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.transformer = open_clip_blocks(width, layers)
+        self.proj = nn.Parameter(torch.randn(width, width))
+
+    def penultimate(self, images: Tensor) -> Tensor:
+        """What ImageDream reads: all blocks but the last, and no norm after them."""
+        x = self.conv1(images).flatten(2).mT
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1) + self.positional_embedding
+        x = self.ln_pre(x)
+        for block in self.transformer["resblocks"][:-1]:
+            x = block(x)
+        return x
+
+
+def vae_tensors(oracle) -> dict[str, Tensor]:
+    """Of a tiny autoencoder, under latent diffusion's names."""
+    state = tensors(oracle["vae_keys"])
+    for name, size in (("post_quant_conv", 4), ("quant_conv", 8)):
+        state |= {f"{name}.weight": seeded(size, size, size, 1, 1), f"{name}.bias": seeded(size, size)}
+    return state
+
+
+@pytest.mark.full
 def test_the_original_checkpoint_converts(tmp_path, oracle):
     """Tiny, with all three parts and the buffers that training left; then through save and load."""
     torch.manual_seed(0)
@@ -275,10 +309,7 @@ def test_the_original_checkpoint_converts(tmp_path, oracle):
     names = original_names(unet)
     state = {f"model.diffusion_model.{names[ours]}": value for ours, value in unet.state_dict().items()}
     state |= {f"cond_stage_model.model.{name}": value for name, value in text.state_dict().items()}
-    state |= {f"first_stage_model.{name}": value for name, value in tensors(oracle["vae_keys"]).items()}
-    for name, size in (("post_quant_conv", 4), ("quant_conv", 8)):
-        state |= {f"first_stage_model.{name}.weight": seeded(size, size, size, 1, 1)}
-        state |= {f"first_stage_model.{name}.bias": seeded(size, size)}
+    state |= {f"first_stage_model.{name}": value for name, value in vae_tensors(oracle).items()}
     state["alphas_cumprod"] = torch.linspace(1, 0, 1000)
     torch.save({"state_dict": state}, tmp_path / "tiny.pt")
 
@@ -292,6 +323,39 @@ def test_the_original_checkpoint_converts(tmp_path, oracle):
     assert torch.equal(prior.embed(["a red cube"]).sequence, pipeline.text_encoder(ids)[0])
     for name, value in unet.state_dict().items():
         assert torch.equal(prior.unet.state_dict()[name], value)
+
+
+@pytest.mark.full
+def test_imagedreams_checkpoint_converts(tmp_path, oracle):
+    """Its parts have other names, and there is a tower for pictures, whose layer before the last is read."""
+    torch.manual_seed(0)
+    words, width = tiny_models.tokenizer(), 2 * conversion.VISION_HEAD
+    fields = tiny_models.LDM | {"context_dim": 128, "ip_dim": 16}
+    unet = tiny_models.imagedream_tensors(fields, width)
+    text = OpenClipText(len(words), 128, words.model_max_length, 2)
+    pictures = OpenClipPictures(width, patch=14, patches=4, layers=3).eval()
+    parts = {
+        "model.diffusion_model": unet,
+        "vae_model": vae_tensors(oracle),
+        "clip_model.model": text.state_dict(),
+        "clip_model.model.visual": pictures.state_dict(),
+    }
+    state = {f"{part}.{name}": value for part, named in parts.items() for name, value in named.items()}
+    torch.save(state, tmp_path / "tiny.pt")
+
+    state = conversion.read_checkpoint(tmp_path / "tiny.pt")
+    conversion.save_imagedream(state, words, tmp_path / "folder", torch.float32, fields)
+    prior = load_prior(str(tmp_path / "folder"))
+    assert isinstance(prior, ImageDreamPrior)
+    image = seeded(1, 1, 3, 28, 28)
+    with torch.no_grad():
+        read = prior.image_encoder(image, output_hidden_states=True).hidden_states[-2]
+        torch.testing.assert_close(read, pictures.penultimate(image), atol=1e-5, rtol=1e-4)
+    assert torch.equal(prior.resampler.latents, unet["image_embed.latents"])
+    assert torch.equal(prior.unet.conv_in.weight, unet["input_blocks.0.0.weight"])
+    without = {name: value for name, value in state.items() if ".visual." not in name}
+    with pytest.raises(ModelError, match="with an image encoder"):
+        conversion.save_imagedream(without, words, tmp_path / "blind", torch.float32, fields)
 
 
 def test_checkpoints_of_something_else_are_one_clear_line(tmp_path):

@@ -19,7 +19,7 @@ import pytest
 from ranked import Client, annotate, make_runs
 
 from psd_gs.errors import ConfigError, FormatError, InputError, OutputError
-from psd_gs.ranking.answers import Answer, agreement, append_answer, krippendorff_alpha, read_answers
+from psd_gs.ranking.answers import Answer, AnswerFile, agreement, append_answer, krippendorff_alpha, read_answers
 from psd_gs.ranking.pairs import MOST, find_runs, folder_of, name_of, plan
 from psd_gs.ranking.server import Server, Session
 
@@ -276,3 +276,20 @@ def test_lines_that_are_no_answers(line, tmp_path, outputs):
     for read in (read_answers, lambda path: Session([outputs], path, "ada")):
         with pytest.raises(FormatError, match=r"pairs\.jsonl, line 2: expected prompt"):
             read(path)
+
+
+def test_later_looks_name_the_lines_of_the_file(tmp_path, caplog):
+    path = tmp_path / "pairs.jsonl"
+    append_answer(path, Answer("p", "a", "b", 1))
+    answers = AnswerFile(path)
+    with path.open("a") as file:
+        file.write('{"prompt": "p", "left"\n')
+    append_answer(path, Answer("p", "b", "c", 1))
+    assert [answer.left for answer in answers.look()] == ["b"]
+    with path.open("a") as file:
+        file.write('{"prompt": "p"\n')
+    assert not answers.look()
+    assert [record.getMessage().split(", ")[1] for record in caplog.records] == [
+        "line 2 is torn and left out",
+        "line 4 is torn and left out",
+    ]

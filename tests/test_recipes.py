@@ -69,7 +69,7 @@ def test_values_of_the_sources():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_take_a_few_steps_at_the_embedded_scale(name, one_thread):
+def test_recipes_take_a_few_steps_at_the_embedded_scale(name):
     made = make_config(name, "mini", {"prompt": "a red ball", "steps": 3})
     assert made.init.source == "ball"
     assert made.guidance.guidance_scale == 7.5
@@ -80,7 +80,7 @@ def test_recipes_take_a_few_steps_at_the_embedded_scale(name, one_thread):
     assert trainer.skipped == 0
 
 
-def test_groups_of_views_are_rendered_together(one_thread):
+def test_groups_of_views_are_rendered_together():
     class Single(PaintedPrior):
         views = 1
 

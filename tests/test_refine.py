@@ -28,7 +28,7 @@ from psd_gs.refine import RADIUS, Original, Refinement, inverse, task
 from psd_gs.render import render
 from psd_gs.result import Result, products_of
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick_files")
+pytestmark = pytest.mark.usefixtures("quick_files")
 
 
 def similarity(generator: np.random.Generator) -> Tensor:
@@ -79,9 +79,10 @@ def refined(config: Config, folder: Path, products=None) -> Result:
 # --- frames ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_frames_there_and_back():
+@pytest.mark.parametrize("frames", [100, pytest.param(1000, marks=pytest.mark.full)])
+def test_frames_there_and_back(frames):
     asset, generator = random_asset(8, degree=3), np.random.default_rng(0)
-    for _ in range(1000):
+    for _ in range(frames):
         matrix = similarity(generator)
         back = transform(transform(asset, matrix), inverse(matrix))
         for name in ("means", "scales", "opacities", "sh0", "shN"):
@@ -250,7 +251,14 @@ def test_no_more_than_wanted(grey, tmp_path):
     assert 150 < len(result.gaussians) <= 160
 
 
-@pytest.mark.parametrize("extension", [e for e in FORMATS if FORMATS[e].read and e not in (".ply", ".usdz")])
+@pytest.mark.parametrize(
+    "extension",
+    [
+        pytest.param(e, marks=pytest.mark.full if e == ".usdc" else ())
+        for e in FORMATS
+        if FORMATS[e].read and e not in (".ply", ".usdz")
+    ],
+)
 def test_every_format_comes_back_as_itself(extension, grey, tmp_path):
     save(load(grey), tmp_path / f"thing{extension}", metadata={"made by": "somebody"})
     config = refining(tmp_path / f"thing{extension}", steps=2, box=(290.0, -40.0, -20.0, 310.0, 40.0, 4.0))

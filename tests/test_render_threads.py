@@ -11,10 +11,7 @@ from psd_gs.render.threads import parallel
 
 @pytest.fixture(params=[1, 2, 5], autouse=True)
 def _threads(request):
-    before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("tasks", [0, 1, 2, 7, 100])

@@ -20,7 +20,7 @@ TESTS = Path(__file__).parent
 def interpreted(*arguments: str) -> None:
     """Run tests in a process of their own: Triton reads the variable when it is imported."""
     command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-x", "-p", "no:cacheprovider", *arguments]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
@@ -36,6 +36,7 @@ def test_all_tests_of_the_contract_under_the_interpreter():
     interpreted(str(TESTS / "triton_interpreted.py"), "-m", "full")
 
 
+@pytest.mark.full
 def test_compiled_for_hopper_no_register_is_spilled():
     launches = [launch for launch in aot.launches() if launch.kernel.fn.__name__.startswith(("rasterize", "project_b"))]
     assert len(launches) == 3

@@ -33,7 +33,7 @@ from psd_gs.refine import Original, Refinement, shared
 from psd_gs.render import render
 from psd_gs.result import Result, products_of
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick_files")
+pytestmark = pytest.mark.usefixtures("quick_files")
 
 
 def colours_of(surface: Coat) -> torch.Tensor:

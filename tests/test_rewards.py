@@ -68,7 +68,6 @@ def rgba_of(look: Look, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def renders() -> dict[Look, torch.Tensor]:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
     return {look: rgba_of(look, k) for k, look in enumerate({x for group in GROUPS + HELD_OUT for x in group})}
 
 
@@ -153,6 +152,7 @@ def test_held_out_colours(reward, renders):
     assert sum(won) / len(won) >= 0.8
 
 
+@pytest.mark.full
 def test_clean_beats_what_the_prior_dreams(reward, renders, mini_pipeline):
     """Less noise beats more, and the right amount of guidance beats far too much."""
     looks = [group[0] for group in GROUPS + HELD_OUT]

@@ -11,8 +11,6 @@ from psd_gs.rewards.aesthetic import FILES, load_aesthetic
 from psd_gs.rewards.clip import image_features, load_clip
 from psd_gs.testing import check_reward
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def folder(tmp_path):

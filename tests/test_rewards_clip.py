@@ -33,8 +33,6 @@ from psd_gs.rewards.clip import (
 )
 from psd_gs.testing import check_reward
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, np.ndarray]:

@@ -26,8 +26,6 @@ from psd_gs.rewards.combine import Scored, Term, WeightedSum, parse_expression
 from psd_gs.rewards.fitted import LinearHead, save_fitted
 from psd_gs.rewards.parked import ParkedReward, move, set_aside
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PATH = "C:\\models\\ImageReward.pt"
 
 

@@ -13,7 +13,7 @@ from psd_gs.solidify import solidify
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from bench.mesh_views import against_splat
+from bench.asset_meshes import against_splat
 
 
 def fog(n: int = 400) -> Gaussians:
@@ -24,7 +24,7 @@ def fog(n: int = 400) -> Gaussians:
     return from_points(points, torch.tensor([[0.8, 0.3, 0.1]]).expand(n, 3), scale=0.05, opacity=0.2)
 
 
-def test_fog_becomes_solid(one_thread):
+def test_fog_becomes_solid():
     asset = fog()
     done = solidify(asset, 60)
     assert done.opacities.sigmoid().median() > 0.9
@@ -37,7 +37,7 @@ def test_fog_becomes_solid(one_thread):
     assert solidify(fine, 60) is fine
 
 
-def test_meshes_of_fog_have_its_outline(one_thread):
+def test_meshes_of_fog_have_its_outline():
     asset = fog()
     options = {"resolution": 64, "faces": 3000, "views": 24}
     before, _ = against_splat(asset, extract(asset, MeshOptions(**options, solidify=0)).mesh, size=96)
@@ -52,7 +52,7 @@ def test_meshes_of_fog_have_its_outline(one_thread):
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.2])
-def test_a_mesh_of_another_place_is_told_apart(one_thread, shift):
+def test_a_mesh_of_another_place_is_told_apart(shift):
     """Opaque shells: the mesh fits where it is, and not where it is not."""
     direction = torch.nn.functional.normalize(torch.randn(3000, 3, generator=torch.Generator().manual_seed(1)), dim=1)
     shell = from_points(direction * 0.4, torch.full((3000, 3), 0.7), scale=0.02, opacity=0.95)

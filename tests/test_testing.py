@@ -21,12 +21,6 @@ from psd_gs.rewards import load_reward
 from psd_gs.rewards.base import CallableReward
 from psd_gs.testing import check_preference, check_prior, check_reward
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """The tensors are tiny."""
-
-
 ALWAYS = {"start": 0.0, "t_max": 1.0}
 
 
@@ -35,6 +29,7 @@ def test_our_preferences_pass(name):
     check_preference(name, ALWAYS if name != "none" else None)
 
 
+@pytest.mark.full
 def test_the_embedded_prior_passes():
     check_prior(load_prior("mini"))
 

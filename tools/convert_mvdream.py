@@ -1,14 +1,17 @@
-"""MVDream's original checkpoint to a folder that ``psd-gs generate --prior FOLDER`` loads.
+"""The original checkpoint of MVDream or ImageDream to a folder that ``psd-gs generate --prior FOLDER`` loads.
 
     python tools/convert_mvdream.py sd-v2.1-base-4view.pt mvdream --tokenizer FOLDER
+    python tools/convert_mvdream.py sd-v2.1-base-4view-ipmv.pt imagedream --tokenizer FOLDER
 
-The file is published at https://huggingface.co/MVDream/MVDream (5.3 GB). It is read with ``weights_only``. The
-tokenizer is OpenAI CLIP's; without ``--tokenizer`` it is taken from the hub's cache or fetched.
+The files are published at https://huggingface.co/MVDream/MVDream (5.3 GB) and
+https://huggingface.co/Peng-Wang/ImageDream. They are read with ``weights_only``. The tokenizer is OpenAI CLIP's;
+without ``--tokenizer`` it is taken from the hub's cache or fetched.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -18,18 +21,27 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 from psd_gs.errors import ModelError, PsdGsError
+from psd_gs.priors import imagedream
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 from psd_gs.priors.mvdream import SD21_4VIEW, VIEWS, build_unet, scheduler
 from psd_gs.weights import compare_shapes, locate
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
+VISION = f"{TEXT}visual."
+IMAGEDREAM_NAMES = {"vae_model.": VAE, "clip_model.model.": TEXT}
+"""What ImageDream calls the parts that MVDream has as well."""
+
 SCALING = 0.18215
 
-_TEXT_LAYER = {
+VISION_HEAD = 80
+"""Channels of an attention head in open_clip's ViT-H-14, which the tensors do not tell."""
+
+_LAYER = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
@@ -49,7 +61,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch, its unpickler and the disk each raise their own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"{path}: expected a torch checkpoint, received one that cannot be read: {reason}.") from error
-    return state.get("state_dict", state)
+    return {named_as_mvdream(name): value for name, value in state.get("state_dict", state).items()}
+
+
+def named_as_mvdream(name: str) -> str:
+    """A tensor's name in a checkpoint of ImageDream as it would be in one of MVDream."""
+    for theirs, ours in IMAGEDREAM_NAMES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -74,7 +94,7 @@ def build_vae(tensors: Mapping[str, Tensor]) -> AutoencoderKL:
 
 def build_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
     """open_clip's text tower as CLIPTextModel; its last layer is dropped, because MVDream reads the one before."""
-    layers = max(int(name.split(".")[2]) for name in tensors if name.startswith("transformer.resblocks."))
+    layers = last_layer(tensors)
     vocabulary, width = tensors["token_embedding.weight"].shape
     config = CLIPTextConfig(
         vocab_size=vocabulary,
@@ -94,13 +114,47 @@ def build_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
         "final_layer_norm.weight": tensors["ln_final.weight"],
         "final_layer_norm.bias": tensors["ln_final.bias"],
     }
+    return filled(CLIPTextModel, config, ours | transformer(tensors, layers), "text encoder")
+
+
+def build_image_encoder(tensors: Mapping[str, Tensor]) -> CLIPVisionModel:
+    """open_clip's tower for pictures as CLIPVisionModel."""
+    width, _, patch, _ = tensors["conv1.weight"].shape
+    layers = 1 + last_layer(tensors)
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=len(tensors["transformer.resblocks.0.mlp.c_fc.bias"]),
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // VISION_HEAD),
+        image_size=patch * round((len(tensors["positional_embedding"]) - 1) ** 0.5),
+        patch_size=patch,
+        hidden_act="gelu",
+    )
+    ours = {
+        "embeddings.class_embedding": tensors["class_embedding"],
+        "embeddings.patch_embedding.weight": tensors["conv1.weight"],
+        "embeddings.position_embedding.weight": tensors["positional_embedding"],
+    }
+    for theirs, mine in (("ln_pre", "pre_layrnorm"), ("ln_post", "post_layernorm")):
+        ours |= {f"{mine}.{leaf}": tensors[f"{theirs}.{leaf}"] for leaf in ("weight", "bias")}
+    return filled(CLIPVisionModel, config, ours | transformer(tensors, layers), "image encoder")
+
+
+def last_layer(tensors: Mapping[str, Tensor]) -> int:
+    """Number of the last layer of open_clip's transformer, from 0."""
+    return max(int(name.split(".")[2]) for name in tensors if name.startswith("transformer.resblocks."))
+
+
+def transformer(tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """The first layers of open_clip's transformer under the names of transformers."""
+    ours = {}
     for layer in range(layers):
         theirs, mine = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
         for leaf in ("weight", "bias"):
-            ours |= {f"{mine}.{b}.{leaf}": tensors[f"{theirs}.{a}.{leaf}"] for a, b in _TEXT_LAYER.items()}
+            ours |= {f"{mine}.{b}.{leaf}": tensors[f"{theirs}.{a}.{leaf}"] for a, b in _LAYER.items()}
             thirds = tensors[f"{theirs}.attn.in_proj_{leaf}"].chunk(3)
             ours |= {f"{mine}.self_attn.{n}_proj.{leaf}": third for n, third in zip("qkv", thirds, strict=True)}
-    return filled(CLIPTextModel, config, ours, "text encoder")
+    return ours
 
 
 def filled(cls: type, config: Any, tensors: Mapping[str, Tensor], what: str) -> Any:
@@ -123,12 +177,55 @@ def convert(
     Raises:
         ModelError: a part is missing, or of another architecture.
     """
-    for prefix, what in ((UNET, "U-Net"), (VAE, "autoencoder"), (TEXT, "text encoder")):
-        if not part(state, prefix):
-            raise ModelError(f"expected a checkpoint with a {what} ({prefix}*), received {list(state)[:5]}.")
+    check_parts(state, {UNET: "a U-Net", VAE: "an autoencoder", TEXT: "a text encoder"})
     unet = build_unet(config, part(state, UNET), "U-Net")
     vae, text_encoder = build_vae(part(state, VAE)), build_text_encoder(part(state, TEXT))
     return MultiViewPipeline(tokenizer, text_encoder, unet, scheduler(), vae, views=VIEWS)
+
+
+def check_parts(state: Mapping[str, Tensor], parts: Mapping[str, str]) -> None:
+    """Refuse a checkpoint without tensors below one of the prefixes; the values say what these are of.
+
+    Raises:
+        ModelError: a part is missing.
+    """
+    for prefix, what in parts.items():
+        if not part(state, prefix):
+            raise ModelError(f"expected a checkpoint with {what} ({prefix}*), received {list(state)[:5]}.")
+
+
+def save_imagedream(
+    state: Mapping[str, Tensor],
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    dtype: torch.dtype,
+    config: Mapping[str, Any] = imagedream.SD21_4VIEW_IPMV,
+) -> None:
+    """The folder that ImageDreamPrior reads: the U-Net's tensors keep their names, the other networks are diffusers'.
+
+    Raises:
+        ModelError: a part is missing, or of another architecture.
+    """
+    check_parts(state, {VAE: "an autoencoder", TEXT: "a text encoder", VISION: "an image encoder"})
+    tensors, encoder = part(state, UNET), build_image_encoder(part(state, VISION))
+    imagedream.build(config, tensors, "U-Net", encoder.config.hidden_size)
+    components = {
+        "tokenizer": tokenizer,
+        "scheduler": scheduler(),
+        "text_encoder": build_text_encoder(part(state, TEXT)).to(dtype),
+        "image_encoder": encoder.to(dtype),
+        "vae": build_vae(part(state, VAE)).to(dtype),
+    }
+    index = {"_class_name": "MVDreamPipeline", "unet": ["mv_unet", "MultiViewUNetModel"]}
+    for name, component in components.items():
+        component.save_pretrained(folder / name)
+        index[name] = [type(component).__module__.split(".")[0], type(component).__name__]
+    unet = folder / "unet"
+    unet.mkdir(exist_ok=True)
+    kept = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(kept, unet / "diffusion_pytorch_model.safetensors")
+    (unet / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -141,8 +238,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         words = options.tokenizer or locate("clip-tokenizer")
         tokenizer = CLIPTokenizer.from_pretrained(words, pad_token="!", model_max_length=77)  # open_clip pads with 0
-        pipeline = convert(read_checkpoint(options.checkpoint), tokenizer)
-        pipeline.to(getattr(torch, options.dtype)).save_pretrained(options.folder)
+        state, dtype = read_checkpoint(options.checkpoint), getattr(torch, options.dtype)
+        if part(state, f"{UNET}image_embed."):
+            save_imagedream(state, tokenizer, options.folder, dtype)
+        else:
+            convert(state, tokenizer).to(dtype).save_pretrained(options.folder)
     except (PsdGsError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"wrote {options.folder}; use it with: psd-gs generate PROMPT --prior {options.folder}")

@@ -149,21 +149,16 @@ def components(gaussians: Gaussians) -> Int[np.ndarray, " N"]:
     return connected_components(graph, directed=False)[1]
 
 
-def sweep(gaussians: Gaussians, config: DensifyConfig, views: int = 24, size: int = 96) -> Bool[Tensor, " N"]:
-    """Which Gaussians of a finished asset to keep: those that show and belong to a body, not floaters.
-
-    Args:
-        gaussians: finished.
-        config: thresholds.
-        views: rendered around the asset at three elevations to see what shows.
-        size: of these views, pixels.
+def sweep(gaussians: Gaussians, config: DensifyConfig) -> Bool[Tensor, " N"]:
+    """Which Gaussians of a finished asset to keep: those that show in views at three elevations and belong to a body,
+    not floaters.
     """
     keep = ~prunable(gaussians, config)
     if not keep.any():
         return keep
     shown = torch.zeros(len(gaussians), device=gaussians.device)
     for elevation in (-20.0, 15.0, 55.0):
-        cameras = turntable(views // 3, elevation=elevation, radius=0.8, size=size, start=elevation)
+        cameras = turntable(8, elevation=elevation, radius=0.8, size=96, start=elevation)
         shown = torch.maximum(shown, contribution(gaussians, cameras.to(gaussians.device)))
     keep &= shown > 0.05 * shown[keep].median()
     index = keep.nonzero()[:, 0]

@@ -21,10 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import torch
-
 from psd_gs import report
 from psd_gs.errors import InputError
+from psd_gs.export.edit import area
 from psd_gs.export.formats import save
 from psd_gs.export.page import live_page
 from psd_gs.gaussians import Gaussians
@@ -66,7 +65,7 @@ class LiveView:
         port: of the page on this machine; the next free one if it is taken, 0 for any.
 
     Raises:
-        ConfigError: a port that is none.
+        ConfigError: ``port`` is no port number.
         OutputError: no free port.
     """
 
@@ -199,5 +198,4 @@ def most_visible(gaussians: Gaussians) -> Gaussians:
     """At most :data:`MOST` of them: those with the largest opacity times area."""
     if len(gaussians) <= MOST:
         return gaussians
-    area = torch.sigmoid(gaussians.opacities) * gaussians.scales.exp().sort(dim=1).values[:, 1:].prod(1)
-    return gaussians.select(area.topk(MOST).indices)
+    return gaussians.select(area(gaussians).topk(MOST).indices)

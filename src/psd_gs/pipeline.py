@@ -20,12 +20,7 @@ from typing import Any
 import torch
 
 from psd_gs import runs
-from psd_gs.config import (
-    REPAINT_STRENGTH,
-    STRENGTH,
-    Config,
-    make_config,
-)
+from psd_gs.config import REPAINT_STRENGTH, STRENGTH, Config, make_config
 from psd_gs.errors import InputError, enough_memory
 from psd_gs.files import writing
 from psd_gs.gaussians import Gaussians
@@ -67,6 +62,16 @@ class TextTo3DPipeline:
         digests: Mapping[str, str] | None = None,
     ) -> None:
         self.prior, self.reward, self.judge, self.digests = prior, reward, judge, dict(digests or {})
+
+    @property
+    def _given(self) -> list[Reward]:
+        return [model for model in (self.reward, self.judge) if model is not None]
+
+    @property
+    def models(self) -> dict[str, Reward]:
+        """Reward and judge by name, and the parts of weighted sums."""
+        parts = [part.reward for model in self._given for part in getattr(model, "parts", ())]
+        return {model.name: model for model in (*self._given, *parts)}
 
     @classmethod
     def from_pretrained(
@@ -215,12 +220,7 @@ class TextTo3DPipeline:
             on_step(event)
         return self.result(trainer)
 
-    def config(
-        self,
-        preset: str,
-        *overrides: Mapping[str, Any],
-        where: str = "config",
-    ) -> Config:
+    def config(self, preset: str, *overrides: Mapping[str, Any], where: str = "config") -> Config:
         """A complete configuration: preset, ``overrides`` in order, and the models of this pipeline.
 
         Args:
@@ -275,15 +275,13 @@ class TextTo3DPipeline:
         """Keeps a picture of the asset while it is made, and lets the log know what reward and judge say of it."""
         from psd_gs.export.pictures import picture_png
 
-        models = [model for model in (self.reward, self.judge) if model is not None]
-
         def observe(step: int, asset: Gaussians) -> dict[str, float]:
             path = runs.progress_frame(folder, step)
             try:
                 with writing(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
                 picture_png(asset, path)
-                return {f"score_{model.name}": self._score(asset, prompt, model) for model in models}
+                return {f"score_{model.name}": self._score(asset, prompt, model) for model in self._given}
             except Exception:  # the run matters more than its pictures
                 logger.info("step %d was not looked at", step, exc_info=True)
                 return {}
@@ -311,14 +309,11 @@ class TextTo3DPipeline:
         return Result(asset, trainer.config, {}, negative, steps_done=trainer.step, rows=rows)
 
     def scored(self, result: Result) -> Result:
-        """The same with the scores of reward and judge, and of the parts of weighted sums."""
-        given = [model for model in (self.reward, self.judge) if model is not None]
-        parts = [part.reward for model in given for part in getattr(model, "parts", ())]
-        models = {model.name: model for model in (*given, *parts)}
+        """The same with the scores of the :attr:`models`."""
         prompt, asset = result.config.prompt, result.gaussians
 
         def scores(asset: Gaussians) -> dict[str, float]:
-            return {name: self._score(asset, prompt, model) for name, model in models.items()}
+            return {name: self._score(asset, prompt, model) for name, model in self.models.items()}
 
         images = Reference(result.config.image).held(asset) if result.config.image.files else []
         if result.rows is None:

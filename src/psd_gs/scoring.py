@@ -14,7 +14,7 @@ from psd_gs.render import render
 from psd_gs.rewards.base import Reward, group_score
 
 MIN_SIZE = 256
-"""Least side in pixels of what a reward is shown that does not ask for less; most want 224."""
+"""Least side, in pixels, of what a reward is shown that names no size itself; most want 224."""
 
 
 def render_size(model: Reward, prior_size: int = 0) -> int:

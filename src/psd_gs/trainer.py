@@ -65,7 +65,7 @@ class StepEvent:
 class Trainer:
     """Optimizes Gaussians under a guidance; iterate over :meth:`run`.
 
-    ``observe`` may be set to what is called with the number of finished steps and the Gaussians at
+    ``observe`` may be set to a function, called with the number of finished steps and the Gaussians at
     :data:`MILESTONES` of the run; the numbers that it returns go into the log of that step.
 
     Args:
@@ -333,7 +333,7 @@ class Trainer:
         write_tensors(latest, state, {"sha256": digest_of(state)}, keep=previous)
 
     def drop_previous_checkpoint(self) -> None:
-        """Only a run that goes on has a use for it."""
+        """Delete it: only a run that goes on has a use for it."""
         assert self.folder is not None
         (self.folder / "checkpoints" / CHECKPOINTS[1]).unlink(missing_ok=True)
 
@@ -391,7 +391,7 @@ class Stopwatch:
         return event
 
     def lap(self, name: str) -> None:
-        """What happened since the last lap, or the start, was ``name``."""
+        """Name what happened since the last lap, or since the start."""
         self.laps.append((name, self._now()))
 
     def seconds(self) -> dict[str, float]:
@@ -443,7 +443,7 @@ def digest_of(state: dict[str, Tensor]) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, which are those that were written.
+    """The tensors of a checkpoint, checked to be those that were written.
 
     Raises:
         FormatError: the file is missing, truncated or damaged.

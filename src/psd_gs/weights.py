@@ -147,7 +147,7 @@ def choose_files(listing: Iterable[str]) -> list[str]:
     """What is needed of a diffusers repository: no remote code, one precision, safetensors where there are any.
 
     Per component the fp16 variant is taken where there is one, else the plain files; pickled ``.bin`` only
-    without safetensors (they are read with ``weights_only``). :data:`SKIPPED` ones are left.
+    without safetensors (they are read with ``weights_only``). Those of :data:`SKIPPED` are left out.
     """
     kept: list[str] = []
     weights: dict[str, list[str]] = {}

@@ -12,22 +12,93 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from PIL import Image
 
 from bench.common import ROOT, Progress, Row, digest, kept
-from bench.mesh_views import against_splat
 from psd_gs.asset import open_asset
+from psd_gs.cameras import Cameras, orbit
 from psd_gs.cli.run_options import parse_shard
+from psd_gs.export.frames import bounding_ball
+from psd_gs.gaussians import Gaussians
 from psd_gs.mesh.build import BuildOptions, build
+from psd_gs.mesh.compare import render_mesh
 from psd_gs.mesh.extract import MeshOptions
+from psd_gs.mesh.surface import Mesh
+from psd_gs.mesh.texture import TexturedMesh
+from psd_gs.render import render
 
 IOU, PSNR = 0.95, 22.0
+UNSEEN = 16
+"""Views that neither the surface nor its texture was made from."""
+_FINER = 2
+"""Samples per pixel and axis of the views of a mesh; those of a splat are blurred by its projection."""
+GREY = 0.5
+
+
+def unseen_cameras(radius: float, size: int) -> Cameras:
+    """Cameras that look at a ball around the origin from random directions, always the same ones."""
+    generator = torch.Generator().manual_seed(16)
+    azimuth = 360 * torch.rand(UNSEEN, generator=generator)
+    elevation = torch.rad2deg(torch.asin(2 * torch.rand(UNSEEN, generator=generator) - 1))
+    distance = 1.05 * radius / np.sin(np.radians(15))
+    return orbit(azimuth, elevation, torch.full((UNSEEN,), distance), torch.full((UNSEEN,), 30.0), size, size)
+
+
+def mesh_views(
+    mesh: Mesh | TexturedMesh, cameras: Cameras
+) -> tuple[Float[np.ndarray, "C H W 3"], Float[np.ndarray, "C H W"]]:
+    """Unlit colours on grey, sRGB, and the share of every pixel that is covered."""
+    images, cover = render_mesh(mesh, cameras.resized(_FINER * cameras.width, _FINER * cameras.height))
+    images[cover == 0] = GREY
+    return _shrunk(images), _shrunk(cover[..., None])[..., 0]
+
+
+def _shrunk(images: Float[np.ndarray, "C H W K"]) -> Float[np.ndarray, "C h w K"]:
+    count, height, width, channels = images.shape
+    return images.reshape(count, height // _FINER, _FINER, width // _FINER, _FINER, channels).mean((2, 4))
+
+
+@torch.no_grad()
+def splat_views(
+    gaussians: Gaussians, cameras: Cameras
+) -> tuple[Float[np.ndarray, "C H W 3"], Float[np.ndarray, "C H W"]]:
+    """Colours on grey, sRGB, and alpha."""
+    out = render(gaussians.to("cpu"), cameras, torch.full((3,), GREY))
+    return out.rgb.clamp(0, 1).numpy(), out.alpha[..., 0].numpy()
+
+
+def against_splat(
+    gaussians: Gaussians, mesh: Mesh | TexturedMesh, size: int = 256
+) -> tuple[dict[str, float], Float[np.ndarray, "C H W2 3"]]:
+    """How far the mesh is from its splat in :data:`UNSEEN` views, and the views, splat left, mesh right.
+
+    Returns:
+        ``iou``: intersection over union of the pixels that are at least half covered, all views together;
+        ``worst_iou``: of the worst view; ``psnr``: dB over the pixels where the splat's alpha is at least one
+        half, both on grey, so a pixel that the mesh misses counts with all of its colour.
+    """
+    centre, radius = bounding_ball(gaussians)
+    cameras = unseen_cameras(radius, size)
+    wanted, alpha = splat_views(replace(gaussians, means=gaussians.means - centre), cameras)
+    got, cover = mesh_views(replace(mesh, vertices=mesh.vertices - centre.cpu().numpy().astype(np.float32)), cameras)
+    inside, covered = alpha >= 0.5, cover >= 0.5
+    both, either = (inside & covered).sum((1, 2)), (inside | covered).sum((1, 2))
+    error = float(((wanted - got)[inside] ** 2).mean())
+    measured = {
+        "iou": float(both.sum() / either.sum()),
+        "worst_iou": float((both / np.maximum(either, 1)).min()),
+        "psnr": float(-10 * np.log10(max(error, 1e-10))),
+    }
+    return measured, np.concatenate([wanted, got], axis=2)
 
 
 def measure(path: Path, texture_size: int, picture: Path) -> Row:

@@ -137,8 +137,7 @@ def kept(folder: Path, decides: Row, make: Callable[[Path], Row]) -> Row:
 
 def provenance(pipeline: TextTo3DPipeline) -> str:
     """Command, date, machine, versions and weights as a Markdown list."""
-    models = {model.name: model for model in (pipeline.reward, pipeline.judge) if model is not None}
-    weights = digests_of(pipeline, models).items()
+    weights = digests_of(pipeline, pipeline.models).items()
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     script = Path(sys.argv[0])
     command = script.relative_to(ROOT) if script.is_absolute() and script.is_relative_to(ROOT) else script

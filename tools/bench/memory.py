@@ -182,8 +182,8 @@ def _clip_h_vision() -> CLIPVisionModel:
     return CLIPVisionModel(CLIPVisionConfig(**sizes, patch_size=14))
 
 
-def _multiview(unet: UNet2DConditionModel) -> Any:
-    return MultiViewPipeline(None, _clip_h(), unet, scheduler(), AutoencoderKL(**VAE), views=4)
+def _multiview(unet: UNet2DConditionModel, tokenizer: Any = None) -> Any:
+    return MultiViewPipeline(tokenizer, _clip_h(), unet, scheduler(), AutoencoderKL(**VAE), views=4)
 
 
 def _clip_g() -> Any:
@@ -191,9 +191,11 @@ def _clip_g() -> Any:
     return CLIPTextModelWithProjection(CLIPTextConfig(**sizes, projection_dim=1280))
 
 
-def build_prior(family: str, vram: int, size: int) -> LatentPrior:
-    """The prior of a family on the GPU, as ``load_prior`` makes it, without data."""
-    options: dict[str, Any] = {"device": GPU, "memory": PRESETS[vram], "image_size": size}
+def build_prior(
+    family: str, vram: int = 0, size: int = 0, device: torch.device = GPU, tokenizer: Any = None
+) -> LatentPrior:
+    """The prior of a family, as ``load_prior`` makes it, with random weights or without data."""
+    options: dict[str, Any] = {"device": device, "memory": PRESETS[vram], "image_size": size}
     half = torch.bfloat16 if family == "sd3" else torch.float16
     if family == "imagedream":
         model = ImageDreamUNet(SD21_4VIEW_IPMV).to(half)
@@ -202,11 +204,12 @@ def build_prior(family: str, vram: int, size: int) -> LatentPrior:
     if family in ("mvdream", "sd"):
         config = unet_config(SD21_4VIEW)
         if family == "mvdream":
-            return MultiViewPrior(_multiview(UNet2DConditionModel(**config)).to(half), **options)
+            return MultiViewPrior(_multiview(UNet2DConditionModel(**config), tokenizer).to(half), **options)
         config |= {"sample_size": 64, "class_embed_type": None, "projection_class_embeddings_input_dim": None}
         pipeline: Any = StableDiffusionPipeline(
-            AutoencoderKL(**VAE), _clip_h(), None, UNet2DConditionModel(**config), scheduler(), None, None, None, False
-        )
+            AutoencoderKL(**VAE), _clip_h(), tokenizer, UNet2DConditionModel(**config), scheduler(),
+            None, None, None, False,
+        )  # fmt: skip
         return StableDiffusionPrior(pipeline.to(half), "sd21", **options)
     if family == "sdxl":
         unet = UNet2DConditionModel(

@@ -24,7 +24,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.mesh_views import against_splat
+from bench.asset_meshes import against_splat
 from psd_gs.cameras import sphere_of_cameras
 from psd_gs.gaussians import Gaussians, rgb_to_sh0, rotation_matrices
 from psd_gs.mesh.build import BuildOptions, build

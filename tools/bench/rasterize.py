@@ -13,7 +13,6 @@ turns, so that another program's load falls on both.
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from psd_gs.cameras import Cameras, turntable
+from psd_gs.evaluation.sweep import processor
 from psd_gs.gaussians import Gaussians, random_ball
 from psd_gs.render import Backend, render
 from psd_gs.render.choose import trouble_with_gsplat, trouble_with_triton
@@ -41,13 +41,6 @@ CASES = {
 """Number of Gaussians, views, pixels along the side, and the size of a Gaussian (the ball's radius is 0.6)."""
 
 Image = Callable[[Gaussians, Cameras], Tensor]
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def scene(n: int, views: int, size: int, scale: float, device: str = "cpu") -> tuple[Gaussians, Cameras]:
@@ -110,13 +103,20 @@ def fastest(images: list[Image], scenes: list[tuple[Gaussians, Cameras]], repeti
     return [(min(f for f, _ in r), min(b for _, b in r), min(f + b for f, b in r)) for r in times]
 
 
+def titled(title: str, columns: tuple[str, ...], left: tuple[str, ...]) -> Table:
+    """A table whose columns hold numbers, but those on the left."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    return table
+
+
 def print_usage(console: Console) -> None:
     """Registers and shared memory of the Triton kernels built for sm_90."""
     from bench import aot
 
-    table = Table(title=f"sm_90, Triton {aot.triton.__version__}", title_justify="left")
-    for column in ("kernel", "warps", "registers", "spilled bytes", "shared bytes"):
-        table.add_column(column, justify="left" if column == "kernel" else "right", no_wrap=True)
+    columns = ("kernel", "warps", "registers", "spilled bytes", "shared bytes")
+    table = titled(f"sm_90, Triton {aot.triton.__version__}", columns, ("kernel",))
     for launch in aot.launches(sh_degree=3, median_depth=False):
         used = aot.usage(aot.compile_for(aot.TARGETS["sm_90"], launch))
         table.add_row(launch.kernel.fn.__name__, str(launch.options.get("num_warps", 4)), *map(str, used))
@@ -128,9 +128,8 @@ def print_limit(console: Console, repetitions: int) -> None:
     from bench import limit
 
     rate = limit.fma_rate()
-    table = Table(title=f"{processor()}, one thread: {rate / 1e9:.1f} GFLOP/s", title_justify="left")
-    for column in ("case", "pairs visited", "contributing", "", "ms", "GFLOP", "GFLOP/s", "share", "GB/s"):
-        table.add_column(column, justify="left" if column in ("case", "") else "right", no_wrap=True)
+    columns = ("case", "pairs visited", "contributing", "", "ms", "GFLOP", "GFLOP/s", "share", "GB/s")
+    table = titled(f"{processor()}, one thread: {rate / 1e9:.1f} GFLOP/s", columns, ("case", ""))
     for title, (n, views, size, scale) in CASES.items():
         gaussians, cameras = scene(n, views, size, scale)
         pairs, *works = limit.measure(gaussians, cameras, repetitions)
@@ -161,9 +160,8 @@ def main() -> None:
         return
     gpu_backends = usable_backends() if torch.cuda.is_available() else []
 
-    table = Table(title=f"{processor()}, torch {torch.__version__}", title_justify="left")
-    for column in ("case", "renderer", "forward ms", "backward ms", "total ms", "ratio"):
-        table.add_column(column, justify="left" if column in ("case", "renderer") else "right", no_wrap=True)
+    columns = ("case", "renderer", "forward ms", "backward ms", "total ms", "ratio")
+    table = titled(f"{processor()}, torch {torch.__version__}", columns, ("case", "renderer"))
     for title, (n, views, size, scale) in CASES.items():
         names = ["cpu, 1 thread"]
         images, scenes = [with_threads(1)], [scene(n, views, size, scale)]

@@ -49,37 +49,24 @@ class Buffers:
     viewmats: Float[Tensor, "B V 4 4"]
     Ks: Float[Tensor, "B V 3 3"]
 
-    def __getitem__(self, index) -> Buffers:
-        return Buffers(self.slots[index], self.normals[index], self.viewmats[index], self.Ks[index])
-
-    def to(self, device) -> Buffers:
-        return Buffers(self.slots.to(device), self.normals.to(device), self.viewmats.to(device), self.Ks.to(device))
-
     def cameras(self) -> Cameras:
         """All B * V cameras, set-major."""
         size = self.slots.shape[-1]
         return Cameras(self.viewmats.flatten(0, 1), self.Ks.flatten(0, 1), size, size)
 
 
-def trace_scene(scene: Scene, cameras: Cameras, device: str = "cpu") -> Buffers:
+def trace_scene(scene: Scene, cameras: Cameras) -> Buffers:
     """Geometry buffers of one scene (B = 1)."""
-    primitives, smooth = build_scene(scene)
-    slots, normals = trace(SDF(primitives, smooth, device), cameras.to(device))
-    return Buffers(
-        slots[None],
-        (normals * 127).round().to(torch.int8)[None],
-        cameras.viewmats.to(device)[None],
-        cameras.Ks.to(device)[None],
-    )
+    slots, normals = trace(SDF(*build_scene(scene)), cameras)
+    return Buffers(slots[None], (normals * 127).round().to(torch.int8)[None], cameras.viewmats[None], cameras.Ks[None])
 
 
 def shade(buffers: Buffers, palettes: list[Palette], light: Float[Tensor, "B 3"]) -> Float[Tensor, "B V 4 H W"]:
     """Premultiplied RGBA of every view: a soft key light, light from the sky, and highlights by material."""
-    device = buffers.slots.device
-    rgb = torch.tensor([p.rgb for p in palettes], device=device)
-    material = torch.tensor([p.material for p in palettes], device=device)
+    rgb = torch.tensor([p.rgb for p in palettes])
+    material = torch.tensor([p.material for p in palettes])
     index = buffers.slots.long()
-    batch = torch.arange(len(palettes), device=device)[:, None, None, None]
+    batch = torch.arange(len(palettes))[:, None, None, None]
     albedo, kind = rgb[batch, index], material[batch, index]
     n = buffers.normals.float() / 127
     light = torch.nn.functional.normalize(light, dim=-1)[:, None, None, None]
@@ -87,8 +74,8 @@ def shade(buffers: Buffers, palettes: list[Palette], light: Float[Tensor, "B 3"]
     to_eye = torch.nn.functional.normalize(position, dim=-1)
     halfway = torch.nn.functional.normalize(light + to_eye, dim=-1)
     diffuse = 0.62 + 0.16 * n[..., 1] + 0.30 * (n * light).sum(-1).clamp_min(0)
-    gloss = torch.tensor([0.04, 0.55, 0.75, 0.04], device=device)[kind]
-    power = torch.tensor([12.0, 40.0, 16.0, 12.0], device=device)[kind]
+    gloss = torch.tensor([0.04, 0.55, 0.75, 0.04])[kind]
+    power = torch.tensor([12.0, 40.0, 16.0, 12.0])[kind]
     dim = torch.where(kind == MATERIALS.index("metal"), 0.72, 1.0)
     highlight = gloss * (n * halfway).sum(-1).clamp_min(0) ** power
     colour = (albedo * (diffuse * dim)[..., None] + highlight[..., None]).clamp(0, 1)
@@ -96,11 +83,11 @@ def shade(buffers: Buffers, palettes: list[Palette], light: Float[Tensor, "B 3"]
     return torch.cat([colour * alpha, alpha], -1).permute(0, 1, 4, 2, 3)
 
 
-def sample_light(n: int, generator: torch.Generator, device="cpu") -> Float[Tensor, "n 3"]:
-    return (torch.tensor(LIGHT) + 0.25 * torch.randn(n, 3, generator=generator)).to(device)
+def sample_light(n: int, generator: torch.Generator) -> Float[Tensor, "n 3"]:
+    return torch.tensor(LIGHT) + 0.25 * torch.randn(n, 3, generator=generator)
 
 
-def sample_background(n: int, generator: torch.Generator, device="cpu") -> Float[Tensor, "n 3"]:
+def sample_background(n: int, generator: torch.Generator) -> Float[Tensor, "n 3"]:
     """White, mid-grey or dark grey, and a random colour in one set of ten.
 
     A few tones suffice to tell a white or a black object from nothing; a random colour behind every set would be
@@ -109,7 +96,7 @@ def sample_background(n: int, generator: torch.Generator, device="cpu") -> Float
     colour = torch.rand(n, 3, generator=generator)
     kind = torch.rand(n, 1, generator=generator)
     tone = torch.where(kind < 0.35, 1.0, torch.where(kind < 0.7, 0.5, 0.2)).expand(n, 3)
-    return torch.where(kind < 0.9, tone, colour).to(device)
+    return torch.where(kind < 0.9, tone, colour)
 
 
 def compose(

@@ -28,7 +28,7 @@ from mini.scenes import (
     sample_scene,
 )
 from mini.tessellate import painted
-from mini.variants import SceneIndex, Variant
+from mini.variants import Variant, variants
 from mini.world import (
     HELD_COLOURS,
     HELD_RELATIONS,
@@ -36,7 +36,7 @@ from mini.world import (
     World,
     beside,
     flat_top,
-    in_front_of_articles,
+    phrased,
     repainted,
     standing,
 )
@@ -45,10 +45,8 @@ from psd_gs.cameras import Cameras
 
 MADE = 0.3
 """Share of episodes of the procedural grammar: parts, accessories, materials."""
-SCENES = 4000
-"""Procedural scenes among which variants are looked for."""
 PAIRS = 0.25
-"""How often such an episode begins with two objects in a relation, beside those among the scenes drawn at random."""
+"""How often such an episode begins with two objects in a relation, beside those that are drawn at random."""
 KINDS = {"object": 0.45, "colour": 0.25, "pair": 0.3}
 """What the scenes of an episode of kit things differ in, and how often."""
 
@@ -110,18 +108,13 @@ class Scenes:
 
     Args:
         world: the things.
-        seed: of the procedural scenes among which variants are found.
     """
 
-    def __init__(self, world: World, seed: int = 0, scenes: int = SCENES) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
         self.names = [name for name in world.solids if name.meshes]
         self.weights = [len(name.meshes) ** 0.5 for name in self.names]
         self.paintable = [(n, i) for n in self.names for i in n.meshes if self._paintable(n, i)]
-        rng = random.Random(seed)
-        self.made = [sample_scene(rng, world.core) for _ in range(scenes)]
-        self.pairs = [i for i, scene in enumerate(self.made) if len(scene.items) == 2]
-        self.index = SceneIndex(self.made, range(scenes))
 
     def _paintable(self, name: Name, ident: str) -> bool:
         return not LOOK_WORDS & set(name.caption.split()) and self.world.pack.mesh(ident).share >= PAINTABLE
@@ -175,7 +168,7 @@ class Scenes:
         out = []
         for k, name in enumerate(names):
             surface, text = self._thing(name, None, rng)
-            out.append((surface, in_front_of_articles(text, rng), "object" if k else "right", Said(((name, None),))))
+            out.append((surface, phrased(text, rng), "object" if k else "right", Said(((name, None),))))
         return out
 
     def _free_colours(self, name: Name, rng: random.Random, besides: set[str]) -> list[str]:
@@ -190,7 +183,7 @@ class Scenes:
         out = []
         for k, colour in enumerate(colours):
             surface, text = self._thing(name, colour, rng, ident)
-            out.append((surface, in_front_of_articles(text, rng), "colour" if k else "right", Said(((name, colour),))))
+            out.append((surface, phrased(text, rng), "colour" if k else "right", Said(((name, colour),))))
         return out
 
     def _pair(self, rng: random.Random) -> list[tuple[Surface, str, str, Said]]:
@@ -252,11 +245,13 @@ class Scenes:
     def _variants(self, rng: random.Random) -> list[Variant]:
         """A look and three variants of it, of different changes where there are as many."""
         while True:
-            scene = rng.choice(self.pairs) if rng.random() < PAIRS else rng.randrange(len(self.made))
-            look = sample_look(self.made[scene], rng)
-            variants = self.index.variants(look, scene, rng)
+            scene, paired = sample_scene(rng, self.world.core), rng.random() < PAIRS
+            while paired and len(scene.items) == 1:
+                scene = sample_scene(rng, self.world.core)
+            look = sample_look(scene, rng)
+            found = variants(look, scene, rng, self.world.core)
             picked: list[Variant] = []
-            for variant in sorted(variants, key=lambda v: sum(v.change == w.change for w in variants)):
+            for variant in sorted(found, key=lambda v: sum(v.change == w.change for w in found)):
                 distinct = sum(variant.change == p.change for p in picked)
                 if all(variant.look != p.look for p in picked) and (distinct == 0 or rng.random() < 0.25):
                     picked.append(variant)
@@ -264,13 +259,13 @@ class Scenes:
                 return [Variant("right", look, scene), *rng.sample(picked, LOOKS - 1)]
 
     def _made(self, rng: random.Random) -> tuple[list[Surface], list[str], list[str], list[list[bool]]]:
-        variants = self._variants(rng)
-        looks = [v.look for v in variants]
+        four = self._variants(rng)
+        looks = [v.look for v in four]
         palettes = [paint(look, rng) for look in looks]
         names = colour_names(palettes).tolist()
         surfaces = [
-            painted(*build_scene(self.made[v.scene]), palette, named_slots(v.look))
-            for v, palette in zip(variants, palettes, strict=True)
+            painted(*build_scene(v.scene), palette, named_slots(v.look))
+            for v, palette in zip(four, palettes, strict=True)
         ]
         false = [[not shows(seen, shown, claim) for claim in looks] for seen, shown in zip(looks, names, strict=True)]
-        return surfaces, [caption(look, rng) for look in looks], [v.change for v in variants], false
+        return surfaces, [caption(look, rng) for look in looks], [v.change for v in four], false

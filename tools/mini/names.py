@@ -58,13 +58,6 @@ class Name:
         """Whether it can be seen from all sides."""
         return bool(self.meshes or self.made)
 
-    def with_article(self, phrase: str | None = None) -> str:
-        """The phrase (by default the caption) as it stands in a sentence."""
-        phrase = phrase or self.caption
-        if not self.article:
-            return phrase
-        return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
-
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a table of the pack."""

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from mini.objects import BY_NAME
 from mini.scenes import COLOURS, SECOND_SLOT, WOOD_COLOURS, ItemLook, Look, Palette
 from mini.variants import NAMES
 from psd_gs.cameras import joined
+from psd_gs.resize import resized
 
 if TYPE_CHECKING:
     from mini.episodes import Scenes
@@ -88,10 +88,7 @@ def shows(seen: Look, names: list[int], claim: Look) -> bool:
 
 def at_resolution(pictures: Float[Tensor, "V 3 H W"], size: int) -> Float[Tensor, "V 3 H W"]:
     """What a picture of fewer pixels looks like after the model's own resizing."""
-    if size == pictures.shape[-1]:
-        return pictures
-    small = F.interpolate(pictures, (size, size), mode="bilinear", align_corners=False, antialias=True)
-    return F.interpolate(small, pictures.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
+    return resized(resized(pictures, size, size), *pictures.shape[-2:])
 
 
 def sample_resolution(size: int, generator: torch.Generator) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -80,13 +81,6 @@ class Scene:
 
     items: tuple[Item, ...]
     relation: str | None = None
-
-    def to_json(self) -> dict:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: dict) -> Scene:
-        return Scene(tuple(Item(**item) for item in data["items"]), data["relation"])
 
 
 @dataclass(frozen=True)
@@ -163,6 +157,11 @@ def build_scene(scene: Scene) -> tuple[list[Primitive], float]:
     return both.primitives, both.smooth
 
 
+def seconds_of(relation: str | None, categories: Sequence[Category]) -> list[Category]:
+    """What something may be on, or next to."""
+    return [c for c in categories if c.stackable and (relation == "next to" or c.name in BASES)]
+
+
 def sample_scene(rng: random.Random, categories: tuple[Category, ...]) -> Scene:
     """Draw a scene: three in four show one object, one in four a relation."""
 
@@ -177,8 +176,7 @@ def sample_scene(rng: random.Random, categories: tuple[Category, ...]) -> Scene:
     stackable = [c for c in categories if c.stackable]
     first = rng.choice(stackable if rng.random() < 0.7 else categories)
     relation = "on" if rng.random() < 0.6 else "next to"
-    others = [c for c in stackable if relation == "next to" or c.name in BASES]
-    second = rng.choice(others)
+    second = rng.choice(seconds_of(relation, categories))
     if (first.name, relation, second.name) in HELD_RELATIONS:
         return sample_scene(rng, categories)
     return Scene((item(first, plain=True), item(second, plain=True)), relation)
@@ -356,15 +354,15 @@ def swapped(look: Look) -> Look | None:
     return None
 
 
-def vocabulary(categories: tuple[Category, ...] = CATEGORIES) -> list[str]:
-    """Every word that a caption of these categories can contain, sorted."""
+def vocabulary() -> list[str]:
+    """Every word that a caption can contain, sorted."""
     words: set[str] = set()
 
     def add(*phrases: str) -> None:
         for phrase in phrases:
             words.update(phrase.replace("{}", " ").replace(",", " ").split())
 
-    for category in categories:
+    for category in CATEGORIES:
         add(*spoken_names(category), *category.parts.values())
     add(*COLOURS, *(w for group in COLOUR_WORDS.values() for w in group))
     for table in (STRETCH_WORDS, MATERIAL_WORDS, RELATION_WORDS):

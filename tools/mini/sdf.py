@@ -179,17 +179,17 @@ class Shape:
 class SDF:
     """The distance field of a list of primitives, packed by kind into tensors."""
 
-    def __init__(self, primitives: list[Primitive], smooth: float, device: torch.device | str = "cpu") -> None:
+    def __init__(self, primitives: list[Primitive], smooth: float) -> None:
         self.order = sorted(primitives, key=lambda p: p.kind)
         self.smooth = smooth
         self.counts = [sum(p.kind == kind for p in self.order) for kind in range(4)]
         rotation = torch.stack([p.rotation for p in self.order]).transpose(1, 2)  # world to local
         center = torch.stack([p.center for p in self.order])
-        self.matrix = rotation.reshape(-1, 3).to(device)
-        self.offset = -torch.einsum("pij,pj->pi", rotation, center).reshape(-1, 1).to(device)
+        self.matrix = rotation.reshape(-1, 3)
+        self.offset = -torch.einsum("pij,pj->pi", rotation, center).reshape(-1, 1)
         sizes = [list(p.size) + [0.0] * (SIZE_COLUMNS - len(p.size)) for p in self.order]
-        self.sizes = torch.tensor(sizes, device=device)
-        self.slots = torch.tensor([[p.slot, p.second_slot, p.pattern] for p in self.order], device=device)
+        self.sizes = torch.tensor(sizes)
+        self.slots = torch.tensor([[p.slot, p.second_slot, p.pattern] for p in self.order])
 
     def local(self, points: Float[Tensor, "R 3"]) -> Float[Tensor, "P 3 R"]:
         return (self.matrix @ points.T + self.offset).view(len(self.order), 3, -1)
@@ -215,7 +215,7 @@ class SDF:
         """The slot that paints each surface point: the nearest primitive's, or its pattern's."""
         nearest = self.distances(points).argmin(0)
         first, second, pattern = self.slots[nearest].unbind(-1)
-        x, y, z = self.local(points)[nearest, :, torch.arange(points.shape[0], device=points.device)].unbind(-1)
+        x, y, z = self.local(points)[nearest, :, torch.arange(points.shape[0])].unbind(-1)
         size = self.sizes[nearest, :3].amax(-1)
         u, v, w = x / size, y / size, z / size
         shows = torch.stack(
@@ -279,12 +279,7 @@ def _torus(p: Tensor, s: Tensor) -> Tensor:
 
 def camera_rays(cameras: Cameras) -> tuple[Float[Tensor, "C H W 3"], Float[Tensor, "C H W 3"]]:
     """Origins and unit directions through the pixel centres."""
-    device = cameras.Ks.device
-    y, x = torch.meshgrid(
-        torch.arange(cameras.height, device=device) + 0.5,
-        torch.arange(cameras.width, device=device) + 0.5,
-        indexing="ij",
-    )
+    y, x = torch.meshgrid(torch.arange(cameras.height) + 0.5, torch.arange(cameras.width) + 0.5, indexing="ij")
     pixels = torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3)
     c2w = cameras.camera_to_world
     directions = pixels @ torch.linalg.inv(cameras.Ks).transpose(1, 2) @ c2w[:, :3, :3].transpose(1, 2)
@@ -323,7 +318,7 @@ def trace(
                 break
         t = t + distance.clamp_min(tolerance)
     index, point = torch.cat(hits), torch.cat(points)
-    slots = torch.zeros(o.shape[0], dtype=torch.uint8, device=o.device)
+    slots = torch.zeros(o.shape[0], dtype=torch.uint8)
     normals = torch.zeros_like(o)
     if len(index):
         slots[index] = sdf.slot_at(point).to(torch.uint8)

@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -38,6 +37,7 @@ from mini.names import HELD
 from mini.networks import CHANNELS, SHARD, VIEWS, Model, make_unet, warm_start
 from mini.world import Group, Groups
 from psd_gs.cameras import turntable
+from psd_gs.export.pictures import contact_sheet
 from psd_gs.files import atomic_path
 from psd_gs.priors.multiview import encode_prompts, from_cells, to_cells
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline, cosine_scheduler, set_views
@@ -139,22 +139,16 @@ def make_optimizers(model: Model, lr: float) -> list[torch.optim.Optimizer]:
 
 
 @torch.no_grad()
-def sample_sheet(pipeline: MultiViewPipeline, prompts: list[str], path: Path, columns: int = 2, seed: int = 0) -> None:
+def sample_sheet(pipeline: MultiViewPipeline, prompts: list[str], path: Path) -> None:
     """A contact sheet: the model's four views of each prompt."""
     pipeline.set_progress_bar_config(disable=True)
     size = pipeline.unet.config.sample_size * pipeline.config.patch
     cameras = turntable(VIEWS, elevation=15.0, radius=0.68, size=size)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     images = pipeline(prompts, cameras, generator=generator, output_type="pt", num_inference_steps=15).images.cpu()
-    wide, high = VIEWS * size + 6, size + 14
-    sheet = Image.new("RGB", (columns * wide, -(-len(prompts) // columns) * high), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (prompt, views) in enumerate(zip(prompts, images, strict=True)):
-        strip = Image.fromarray((torch.cat([*views], 2).permute(1, 2, 0).numpy() * 255).round().astype("uint8"))
-        x, y = (i % columns) * wide, (i // columns) * high
-        draw.text((x + 2, y + 1), prompt, fill="black")
-        sheet.paste(strip, (x, y + 13))
-    sheet.save(path)
+    captions = [text for prompt in prompts for text in (prompt, *[""] * (VIEWS - 1))]
+    pictures = [*images.flatten(0, 1).permute(0, 2, 3, 1)]
+    contact_sheet(pictures, path, captions=captions, columns=2 * VIEWS, size=size)
 
 
 def looked_at() -> list[str]:

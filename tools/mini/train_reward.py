@@ -177,7 +177,6 @@ class Batches(Dataset):
         if rng.random() < self.dreams:
             return None
         if self.maker is None:
-            torch.set_num_threads(1)
             self.maker = make_episodes(self.pack, self.model)
         views = rng.choices(*zip(*VIEW_MIX, strict=True))[0]
         return self.maker.batch(round(self.episodes * (4 / views) ** 0.6), views, rng, generator)

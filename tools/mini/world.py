@@ -149,7 +149,7 @@ def beside(surface: Surface, other: Surface, gap: float) -> Surface:
     return surface.moved(1, (shift, b[:, 1].min() - a[:, 1].min(), 0))
 
 
-def in_front_of_articles(text: str, rng: random.Random) -> str:
+def phrased(text: str, rng: random.Random) -> str:
     """The caption in one of the phrasings of ``scenes.caption``."""
     if rng.random() < 0.3:
         return rng.choice(TEMPLATES).format(text)
@@ -266,7 +266,7 @@ class World:
         else:
             thing = self.thing(rng.choices(self.solids, self.weights)[0], rng, coloured=0.3)
             surface, text = thing.surface, self._phrase(thing)
-        return surface, in_front_of_articles(text, rng)
+        return surface, phrased(text, rng)
 
     def pair(self, rng: random.Random) -> tuple[Surface, str]:
         """Two things in a relation."""
@@ -347,7 +347,7 @@ class World:
             free = (name.caption, natural) not in HELD_COLOURS and not HELD_SYNONYMS.search(f"{natural} {phrase}")
             if natural and not says_looks and free and rng.random() < 0.15:
                 phrase = f"{natural} {phrase}"
-            captions.append(in_front_of_articles(article(phrase) if name.article else phrase, rng))
+            captions.append(phrased(article(phrase) if name.article else phrase, rng))
         alpha = np.stack(alphas)
         return Group(
             _bytes(np.stack(images)), _bytes(alpha), _bytes(np.ones_like(alpha), 32), torch.zeros(VIEWS, 16), captions
@@ -378,7 +378,6 @@ class Groups(Dataset):
 
     def __getitem__(self, index: int) -> Group:
         if self.world is None:
-            torch.set_num_threads(1)
             self.world = World(Pack(self.pack), self.size)
         rng = random.Random(f"{self.seed}:{index}")
         return self.world.flat(rng) if self.is_flat(index // self.batch) else self.world.solid(rng)

@@ -87,10 +87,10 @@ def torch_and_gpu() -> Iterator[Finding]:
                 renderer, reason = choose_renderer(torch.device(kind))
                 text = f"networks of published priors run here, beside renderer {renderer} ({reason}); not tested yet"
                 yield Finding(kind, "note", text)
-        driver = shutil.which("nvidia-smi")
+        nvidia = shutil.which("nvidia-smi")
         text = f"{torch.__version__}, no CUDA GPU: the embedded model runs on the CPU"
-        remedy = "install a CUDA build of torch, see https://pytorch.org/get-started" if driver else ""
-        yield Finding("torch", "note" if driver else "ok", text, remedy)
+        remedy = "install a CUDA build of torch, see https://pytorch.org/get-started" if nvidia else ""
+        yield Finding("torch", "note" if nvidia else "ok", text, remedy)
         return
     yield Finding("torch", "ok", f"{torch.__version__}, {driver()}")
     for index in range(torch.cuda.device_count()):

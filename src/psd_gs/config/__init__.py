@@ -45,7 +45,7 @@ RECIPES: tuple[str, ...] = get_args(Recipe)
 MAX_PROMPT = 500
 """Characters."""
 SOLID_STEPS = 150
-"""After which a solid changes no more."""
+"""Steps after which a solid no longer changes."""
 STRENGTH = 0.7
 """Highest noise level of a refinement, unless another one is asked for."""
 

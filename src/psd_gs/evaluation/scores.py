@@ -264,14 +264,14 @@ def _is_clip(model: Reward) -> bool:
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def turntable_webp(ring: Float[Tensor, "R 3 H W"], milliseconds: int = 150) -> bytes:
+def turntable_webp(ring: Float[Tensor, "R 3 H W"]) -> bytes:
     """The views as a film that loops, small enough to embed by the hundred."""
     from PIL import Image
 
     pixels = (ring * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     first, *others = (Image.fromarray(np.ascontiguousarray(view)) for view in pixels)
     out = io.BytesIO()
-    first.save(out, "WEBP", save_all=True, append_images=others, duration=milliseconds, loop=0, quality=70)
+    first.save(out, "WEBP", save_all=True, append_images=others, duration=150, loop=0, quality=70)
     return out.getvalue()
 
 

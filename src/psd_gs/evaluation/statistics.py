@@ -24,15 +24,14 @@ def bootstrap(
     return float(low), float(high)
 
 
-def wilson(wins: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson(wins: float, n: int) -> tuple[float, float]:
     """Score interval of a share (Wilson 1927), which stays in [0, 1] and is not empty at 0 or ``n`` wins.
 
     Args:
         wins: how many of ``n``; a tie may count as a half.
         n: at least 1.
-        level: of confidence.
     """
-    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    z2 = NormalDist().inv_cdf((1 + LEVEL) / 2) ** 2
     share = wins / n
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)

@@ -85,10 +85,10 @@ def parse_suite(text: str, where: str = "suite") -> list[Item]:
     return [Item(i.prompt, i.wrong or wrong_captions(i.prompt, prompts), i.group) for i in items]
 
 
-def wrong_captions(prompt: str, others: list[str], count: int = WRONG) -> tuple[str, ...]:
-    """At most ``count`` of the other prompts, evenly spread."""
+def wrong_captions(prompt: str, others: list[str]) -> tuple[str, ...]:
+    """At most :data:`WRONG` of the other prompts, evenly spread."""
     rest = [other for other in others if other != prompt]
-    count = min(count, len(rest))
+    count = min(WRONG, len(rest))
     return tuple(rest[i * len(rest) // count] for i in range(count))
 
 

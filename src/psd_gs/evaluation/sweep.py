@@ -112,9 +112,7 @@ class Sweep:
 
     def __init__(self, pipeline: TextTo3DPipeline, plan: Plan, folder: Path, judges: Models | None = None) -> None:
         self.pipeline, self.plan, self.folder = pipeline, plan, folder
-        given = [model for model in (pipeline.reward, pipeline.judge) if model is not None]
-        parts = [part.reward for model in given for part in getattr(model, "parts", ())]  # of weighted sums
-        self.models = {model.name: model for model in (*given, *parts)} | dict(judges or {})
+        self.models = pipeline.models | dict(judges or {})
         for arm in plan.arms:  # a misspelt option must not show after hours
             self.config(arm, plan.items[0].prompt, 0)
         self._warm = False

@@ -103,7 +103,7 @@ class BaseScore:
         weighting: what ``auto`` stands for.
         invert: makes the prior's view of a render from one noise, where that is not the render noised.
         unguided: whether ``x0 - cond``, the residual without guidance, is of the same kind.
-        wants_negative: whether it is nothing without a negative prompt.
+        wants_negative: whether it needs a negative prompt.
         lora: the copy of the prior that is trained beside the asset, :attr:`Denoiser.lora`.
     """
 

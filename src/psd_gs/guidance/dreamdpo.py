@@ -51,7 +51,7 @@ def rank(
 
 
 class DreamDPO(PairPreference):
-    """The pure contrast above tau, the winner alone below; logs ``kappa``, the part of the loser."""
+    """The pure contrast above tau, the winner alone below; logs ``kappa``, the share of the loser."""
 
     options: DreamDPOConfig
     several_rewards = True

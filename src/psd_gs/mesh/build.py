@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -17,9 +17,6 @@ from psd_gs.mesh.extract import Extraction, MeshOptions, extract, field_colors
 from psd_gs.mesh.shapes import Collision, collision_shapes
 from psd_gs.mesh.surface import Mesh, Triangles, vertex_normals
 from psd_gs.mesh.texture import VIEWS, TexturedMesh, bake
-
-if TYPE_CHECKING:
-    from psd_gs.render.rasterize import Backend
 
 Pivot = Literal["base", "center", "keep"]
 Preset = Literal["mobile", "game", "hero", "film"]
@@ -142,7 +139,6 @@ def build(
     gaussians: Gaussians,
     options: BuildOptions = BuildOptions(),
     *,
-    backend: Backend = "auto",
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Built:
     """Make a mesh of an asset.
@@ -150,7 +146,6 @@ def build(
     Args:
         gaussians: the asset, world frame.
         options: what is made.
-        backend: of the rasterizer.
         on_stage: called with what is done next, in words.
 
     Raises:
@@ -159,7 +154,7 @@ def build(
     """
     on_stage("surface")
     unit = usual_size(bounding_ball(gaussians)[1])
-    extraction = extract(scaled(gaussians, 1 / unit), options.surface, backend=backend)
+    extraction = extract(scaled(gaussians, 1 / unit), options.surface)
     placement = place(extraction.mesh.vertices * unit, options.height, options.pivot)
     levels: list[Mesh | TexturedMesh] = []
     mesh = extraction.mesh
@@ -171,14 +166,7 @@ def build(
         if options.texture_size:
             on_stage(f"texture {level}" if level else "texture")
             size = max(_SMALLEST_TEXTURE, options.texture_size >> level)
-            finished = bake(
-                extraction,
-                size,
-                mesh=mesh,
-                normal_map=options.normal_map,
-                views=options.texture_views,
-                backend=backend,
-            )
+            finished = bake(extraction, size, mesh=mesh, normal_map=options.normal_map, views=options.texture_views)
         levels.append(replace(finished, vertices=placement(finished.vertices * unit)))
     if options.collision != "none":
         on_stage("collision shapes")

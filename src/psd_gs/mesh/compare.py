@@ -19,7 +19,7 @@ from psd_gs.mesh.raster import located, project, rasterize, sample
 from psd_gs.mesh.surface import Mesh
 from psd_gs.mesh.texture import TexturedMesh
 
-_VIEWS = 4
+_VIEWS, _SIZE = 4, 320
 _WHITE = np.ones(3, np.float32)
 
 
@@ -62,7 +62,6 @@ def compare_png(
     mesh: Mesh | TexturedMesh,
     path: str | os.PathLike[str],
     *,
-    size: int = 320,
     metadata: Metadata | None = None,
 ) -> None:
     """Four views around the asset: Gaussians, mesh, and the mesh in grey.
@@ -71,7 +70,6 @@ def compare_png(
         gaussians: the asset.
         mesh: of it, in the same world.
         path: of the ``.png``; replaced in one step.
-        size: of each view, pixels.
         metadata: goes into an ``iTXt`` chunk.
 
     Raises:
@@ -81,17 +79,17 @@ def compare_png(
 
     centre, radius = bounding_ball(gaussians)
     unit = usual_size(radius)
-    cameras = turntable(_VIEWS, radius=1.1 * radius / unit, size=size)
+    cameras = turntable(_VIEWS, radius=1.1 * radius / unit, size=_SIZE)
     centred = scaled(replace(gaussians, means=gaussians.means - centre), 1 / unit)
     white = gaussians.means.new_ones(3)
     with torch.no_grad():
         splat = render(centred, cameras.to(gaussians.device), white).rgb.cpu()
     fine = replace(mesh, vertices=((mesh.vertices - centre.cpu().numpy()) / unit).astype(np.float32))
-    double = cameras.resized(2 * size, 2 * size)
+    double = cameras.resized(2 * _SIZE, 2 * _SIZE)
     colors, light = (_halved(render_mesh(fine, double, shaded=shaded)[0]) for shaded in (False, True))
     images = [*splat, *colors, *light]
     captions = [f"{name}, {90 * i} degrees" for name in ("splat", "mesh", "shape") for i in range(_VIEWS)]
-    contact_sheet(images, path, captions=captions, columns=_VIEWS, size=size, metadata=metadata)
+    contact_sheet(images, path, captions=captions, columns=_VIEWS, size=_SIZE, metadata=metadata)
 
 
 def _halved(images: Float[np.ndarray, "C H W 3"]) -> Tensor:

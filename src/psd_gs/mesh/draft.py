@@ -1,4 +1,4 @@
-"""What a mesh file that gets other base colours has to say for itself, whatever its format."""
+"""What there is to know of a mesh file that gets other base colours, whatever its format."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ Gaussians, this gives one wall instead of two and needs no threshold (Huang et a
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,9 +31,6 @@ from psd_gs.mesh.surface import (
 )
 from psd_gs.mesh.tsdf import Grid, fuse
 from psd_gs.solidify import solidify
-
-if TYPE_CHECKING:
-    from psd_gs.render.rasterize import Backend
 
 _NEIGHBOURS = 16
 
@@ -108,18 +104,17 @@ class Extraction:
         self.topology = topology(self.mesh.vertices, self.mesh.faces)
 
 
-def extract_mesh(gaussians: Gaussians, options: MeshOptions = MeshOptions(), *, backend: Backend = "auto") -> Mesh:
+def extract_mesh(gaussians: Gaussians, options: MeshOptions = MeshOptions()) -> Mesh:
     """The surface of the asset as one closed mesh with vertex colours; see :func:`extract`."""
-    return extract(gaussians, options, backend=backend).mesh
+    return extract(gaussians, options).mesh
 
 
-def extract(gaussians: Gaussians, options: MeshOptions = MeshOptions(), *, backend: Backend = "auto") -> Extraction:
+def extract(gaussians: Gaussians, options: MeshOptions = MeshOptions()) -> Extraction:
     """Depth maps of the asset, fused, contoured, cleaned and decimated.
 
     Args:
         gaussians: the asset, world frame.
         options: how.
-        backend: of the rasterizer.
 
     Raises:
         InputError: nothing in the asset is opaque.
@@ -133,7 +128,7 @@ def extract(gaussians: Gaussians, options: MeshOptions = MeshOptions(), *, backe
     centre, radius = bounding_ball(asset)
     centred = replace(asset, means=asset.means - centre)
     cameras = sphere_of_cameras(options.views, radius, options.pixels)
-    depth, alpha = render_depth(centred, cameras, backend)
+    depth, alpha = render_depth(centred, cameras)
     surface = back_project(depth, alpha, cameras)
     if len(surface) == 0:
         raise _empty("no view reaches an alpha of one half")
@@ -199,7 +194,7 @@ def solid_part(gaussians: Gaussians) -> Bool[Tensor, " N"]:
 
 
 def render_depth(
-    gaussians: Gaussians, cameras: Cameras, backend: Backend = "auto"
+    gaussians: Gaussians, cameras: Cameras
 ) -> tuple[Float[np.ndarray, "C H W"], Float[np.ndarray, "C H W"]]:
     """Depth of the surface along the camera axis, world units, and alpha of every view.
 
@@ -214,7 +209,7 @@ def render_depth(
         reach = half_depth(gaussians, camera)
         shown = replace(gaussians, sh0=rgb_to_sh0(reach[:, None, None].expand(-1, 1, 3)), shN=gaussians.shN[:, :0])
         with torch.no_grad():
-            out = render(shown, camera, median_depth=True, backend=backend)
+            out = render(shown, camera, median_depth=True)
         assert out.median_depth is not None
         front = out.median_depth[..., 0] - out.rgb[..., 0] / out.alpha[..., 0].clamp_min(1e-3)
         depth.append(front.cpu().numpy())

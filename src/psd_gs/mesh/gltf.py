@@ -50,7 +50,7 @@ _POINTS, _TRIANGLES, _STRIP, _FAN = 0, 4, 5, 6
 MODES = (_TRIANGLES, _STRIP, _FAN)
 """Of primitives that have faces."""
 _INVISIBLE = 0.05
-"""Less opaque surfaces of a material that blends are glass at most."""
+"""Surfaces of a blending material that are less opaque than this are left out, as glass is."""
 _WRAPS: dict[int, Wrap] = {10497: "repeat", 33648: "mirror", 33071: "clamp"}
 _NEAREST = 9728
 

@@ -21,7 +21,7 @@ from psd_gs.mesh.scene import PLAIN, Material, Part, Scene, label, linear_rgba, 
 MAX_LIBRARY = 1 << 24
 MAX_PICTURE = 1 << 28
 _INVISIBLE = 0.05
-"""What is dissolved further is not there."""
+"""Surfaces that are less opaque than this are left out."""
 _OPTIONS = {
     **dict.fromkeys(("-blendu", "-blendv", "-boost", "-cc", "-clamp", "-imfchan", "-texres", "-type", "-bm"), (1, 1)),
     **{"-mm": (2, 2), "-o": (1, 3), "-s": (1, 3), "-t": (1, 3)},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +15,6 @@ from psd_gs.mesh.extract import Extraction, field_colors
 from psd_gs.mesh.raster import Pixels, located, project, rasterize, sample
 from psd_gs.mesh.surface import Mesh, Triangles
 from psd_gs.mesh.uv import Atlas, fill_gutters, texels, unwrap
-
-if TYPE_CHECKING:
-    from psd_gs.render.rasterize import Backend
 
 _CHUNK = 65536
 VIEWS = 24
@@ -58,7 +54,6 @@ def bake(
     mesh: Mesh | None = None,
     normal_map: bool = False,
     views: int = VIEWS,
-    backend: Backend = "auto",
 ) -> TexturedMesh:
     """A mesh cut into an atlas, with a texture of what the Gaussians look like.
 
@@ -71,7 +66,6 @@ def bake(
         mesh: what gets the textures, such as a coarser level of detail; the extraction's own by default.
         normal_map: also bake the normals of the dense surface.
         views: of the Gaussians, for the correction; 0 leaves the colours of the field.
-        backend: of the rasterizer of the Gaussians.
 
     Raises:
         BackendError: xatlas is not installed.
@@ -89,7 +83,7 @@ def bake(
     if views:
         normals = _unit(places.interpolate(cut.normals, cut.faces))
         texture[places.rows, places.columns] += correction(
-            texture, extraction.solid, cut, atlas, points, normals, views=views, backend=backend
+            texture, extraction.solid, cut, atlas, points, normals, views=views
         )
         texture = fill_gutters(texture, covered)
     out = TexturedMesh(cut.vertices, cut.faces, cut.normals, atlas.uv, _bytes(texture))
@@ -119,7 +113,6 @@ def correction(
     normals: Float[np.ndarray, "P 3"],
     *,
     views: int = VIEWS,
-    backend: Backend = "auto",
 ) -> Float[np.ndarray, "P 3"]:
     """What to add to the texture so that renders of the mesh look like those of the Gaussians.
 
@@ -136,7 +129,6 @@ def correction(
         points: world positions of the texels.
         normals: unit surface normals there.
         views: how many, evenly from all directions.
-        backend: of the rasterizer of the Gaussians.
     """
     size, side = len(texture), max(64, len(texture) // 2)
     centre, radius = bounding_ball(gaussians)
@@ -147,7 +139,7 @@ def correction(
     total, weight = np.zeros((len(points), 3), np.float32), np.full((len(points), 1), _PRIOR, np.float32)
     for c in range(views):
         camera = cameras[c : c + 1]
-        target, alpha = unblended(centred, camera, backend)
+        target, alpha = unblended(centred, camera)
         flat = project(vertices, camera)
         ids, depth = rasterize(flat, mesh.faces, side, side)
         shown = located(ids[0], flat[0], mesh.faces)
@@ -200,13 +192,13 @@ def _seen(
 
 
 def unblended(
-    gaussians: Gaussians, cameras: Cameras, backend: Backend = "auto"
+    gaussians: Gaussians, cameras: Cameras
 ) -> tuple[Float[np.ndarray, "C H W 3"], Float[np.ndarray, "C H W"]]:
     """Colour without the background, sRGB, and alpha of every view."""
     from psd_gs.render import render
 
     with torch.no_grad():
-        out = render(gaussians, cameras.to(gaussians.device), backend=backend)
+        out = render(gaussians, cameras.to(gaussians.device))
     color = (out.rgb / out.alpha.clamp_min(1e-3)).clamp(0, 1)
     return color.cpu().numpy(), out.alpha[..., 0].cpu().numpy()
 

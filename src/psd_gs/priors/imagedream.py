@@ -29,13 +29,7 @@ from psd_gs.priors.loading import check_component, explained, without_bars
 from psd_gs.priors.memory import one_at_a_time
 from psd_gs.priors.multiview import MultiViewPrior
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline, set_views
-from psd_gs.priors.mvdream import (
-    SD21_4VIEW,
-    original_names,
-    read_components,
-    unet_config,
-    variant,
-)
+from psd_gs.priors.mvdream import SD21_4VIEW, original_names, read_components, unet_config, variant
 from psd_gs.resize import resized
 from psd_gs.weights import compare_shapes
 
@@ -46,7 +40,7 @@ SD21_4VIEW_IPMV = SD21_4VIEW | {"ip_dim": 16}
 """``sd-v2.1-base-4view-ipmv``; source: bytedance/ImageDream, ``imagedream/configs/sd_v2_base_ipmv.yaml``."""
 
 RESAMPLER = {"depth": 4, "dim_head": 64, "heads": 12, "ffn_ratio": 4.0}
-"""Layers, channels of a head, heads, and what the inner layers are wider by; source: the same repository."""
+"""Layers, channels of a head, heads, and how many times as wide inner layers are; source: the same repository."""
 
 _RESAMPLER_LAYER = {
     "ln0": "0.norm1",

@@ -69,10 +69,10 @@ def read_answers(path: str | Path) -> list[Answer]:
         FormatError: lines that are JSON but no answers, or a file that is too large.
         InputError: the file cannot be read.
     """
-    return _answers(read_bounded(path, BYTES), path)
+    return _answers(read_bounded(path, BYTES), path, 1)
 
 
-def _answers(data: bytes, path: str | Path, first: int = 1) -> list[Answer]:
+def _answers(data: bytes, path: str | Path, first: int) -> list[Answer]:
     out = []
     for number, line in enumerate(data.split(b"\n"), first):
         try:
@@ -104,7 +104,7 @@ class AnswerFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.answers: list[Answer] = []
-        self._seen = 0
+        self._seen, self._line = 0, 1
         self.look()
 
     def look(self) -> list[Answer]:
@@ -114,8 +114,9 @@ class AnswerFile:
         with contextlib.suppress(ValueError):
             loads(data[end:], Answer)
             end = len(data)
-        new = _answers(data[:end], self.path)
+        new = _answers(data[:end], self.path, self._line)
         self._seen += end
+        self._line += data[:end].count(b"\n")
         self.answers += new
         return new
 

@@ -139,7 +139,7 @@ class Server(PageServer):
         port: 0 takes a free one.
 
     Raises:
-        ConfigError: no port.
+        ConfigError: ``port`` is no port number.
         OutputError: the port is taken.
     """
 

@@ -158,10 +158,10 @@ class CrossAttention(nn.Module):
 class Mlp(nn.Module):
     """Pre-normalized two-layer perceptron with a residual."""
 
-    def __init__(self, width: int, factor: int = 2) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, factor * width), nn.GELU(), nn.Linear(factor * width, width)
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:

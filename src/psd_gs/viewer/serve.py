@@ -95,7 +95,7 @@ class PageServer(ThreadingHTTPServer):
         token: that every request must have.
 
     Raises:
-        ConfigError: no port.
+        ConfigError: ``port`` is no port number.
         OutputError: the port is taken or reserved.
     """
 
@@ -255,7 +255,7 @@ def page_server(page: str, port: int = 0) -> tuple[PageServer, str]:
         port: 0 for any free one.
 
     Raises:
-        ConfigError: no port.
+        ConfigError: ``port`` is no port number.
         OutputError: the port is taken or reserved.
     """
     reply = Reply(page.encode(), "text/html; charset=utf-8")
