@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from psd_gs.config.guidance import GuidanceConfig, check_choices, check_range
+from psd_gs.config.guidance import GuidanceConfig, check_choices, check_range, hints_of
 from psd_gs.config.image import ImageConfig
 from psd_gs.entries import PRIORS, PUBLISHED
 from psd_gs.errors import ConfigError, InputError
@@ -312,7 +312,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected options by name, received {short(data)}.")
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)  # type: ignore[arg-type]  # types are hashable
     places = {f.name: f.metadata.get("sections") for f in fields(cls)}  # type: ignore[arg-type]
     names = [name for name, sections in places.items() if not sections]
     values: dict[str, Any] = {}
