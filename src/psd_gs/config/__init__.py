@@ -23,7 +23,7 @@ from psd_gs.config.guidance import GuidanceConfig, check_choices, check_range, h
 from psd_gs.config.image import ImageConfig
 from psd_gs.entries import PRIORS, PUBLISHED
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.files import YAML_BYTES, parse_yaml, read_bounded, read_given, short
+from psd_gs.files import YAML_BYTES, called, parse_yaml, read_bounded, read_given, short
 
 T = TypeVar("T")
 
@@ -428,11 +428,11 @@ def read_yaml(path: str | Path, *, given: bool = False) -> dict[str, Any]:
     except InputError as error:
         raise ConfigError(str(error)) from error
     except ValueError as error:
-        raise ConfigError(f"{path} is not valid YAML ({error}). Compare it with a file in configs/.") from error
+        raise ConfigError(f"{called(path)} is not valid YAML ({error}). Compare it with a file in configs/.") from error
     if data is None:  # everything is commented out
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected options by name, received {type(data).__name__}.")
+        raise ConfigError(f"{called(path)}: expected options by name, received {type(data).__name__}.")
     return data
 
 

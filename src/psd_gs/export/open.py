@@ -17,7 +17,7 @@ from psd_gs.errors import InputError, PsdGsError
 from psd_gs.export.formats import FORMATS, format_of, geometry, is_known, load, read_metadata, sniff, stored_frame
 from psd_gs.export.frames import Frame, scaled
 from psd_gs.export.metadata import Metadata
-from psd_gs.files import STREAM
+from psd_gs.files import STREAM, called
 from psd_gs.gaussians import Gaussians, RenderMode
 
 SPLAT = "splat.ply"
@@ -109,7 +109,7 @@ def on_disk(path: str | os.PathLike[str]) -> Iterator[Path]:
     if not stream and (is_known(path) or not path.exists()):
         yield path
         return
-    name = "standard input" if str(path) == STREAM else str(path)
+    name = called(path)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
             file = sys.stdin.buffer if str(path) == STREAM else stack.enter_context(path.open("rb"))
