@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -106,9 +107,12 @@ def on_disk(path: str | os.PathLike[str]) -> Iterator[Path]:
                 f"{path.parent}: expected a run folder with {SPLAT}, received one without. Name a file in it."
             )
     stream = str(path) == STREAM or (path.exists() and not path.is_file())
-    if not stream and (is_known(path) or not path.exists()):
+    there = stream or path.exists()
+    if not stream and (is_known(path) or (path.suffix and not there)):
         yield path
         return
+    if not there:  # such as a run folder, misspelt
+        raise InputError(f"cannot read {path}: {os.strerror(errno.ENOENT)}. Check the path.")
     name = called(path)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
