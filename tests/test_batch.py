@@ -60,7 +60,7 @@ def tasks_in(folder: Path, *prompts: str, **options) -> list[Task]:
 # --- prompts and tasks -----------------------------------------------------------------------------------------------
 
 
-def test_prompts(tmp_path):
+def test_prompts(tmp_path, monkeypatch):
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeffa corgi\n# not this\n\n  a  red\tcube \na corgi\nein Bär\n", encoding="utf-8")
     assert read_prompts(path) == ["a corgi", "a red cube", "ein Bär"]
@@ -72,6 +72,9 @@ def test_prompts(tmp_path):
         read_prompts(path)
     with pytest.raises(InputError, match="No such file"):
         read_prompts(tmp_path / "none.txt")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"# nothing")))
+    with pytest.raises(InputError, match=r"^standard input: expected one prompt"):
+        read_prompts("-")
 
 
 def test_every_prompt_has_its_own_folder(tmp_path):

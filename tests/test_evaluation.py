@@ -124,6 +124,11 @@ def test_the_mini_suites_are_those_of_the_benchmarks():
     assert not report & development
 
 
+def test_a_suite_may_begin_with_the_mark_of_windows_editors(tmp_path):
+    (tmp_path / "mine.txt").write_bytes("\ufeffa red ball\r\na cone\r\n".encode())
+    assert [item.prompt for item in load_suite(str(tmp_path / "mine.txt"))] == ["a red ball", "a cone"]
+
+
 def test_a_suite_of_ones_own(tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text("# all mine\n\na cube | a ball | a cone\n[two]\n  a red hat\na dog\n", encoding="utf-8")

@@ -224,6 +224,11 @@ def read_bounded(path: str | os.PathLike[str], limit: int, start: int = 0) -> by
     return _within(data, limit, path)
 
 
+def called(path: str | os.PathLike[str]) -> str:
+    """What messages call a file that a person names, which may be standard input."""
+    return "standard input" if str(path) == STREAM else str(path)
+
+
 def read_given(path: str | os.PathLike[str], limit: int) -> bytes:
     """What a person names on the command line: a file, what comes out of a pipe (``<(...)``, ``/dev/stdin``), or ``-``
     for standard input. Names that stand in files go to :func:`read_bounded` instead.
@@ -242,8 +247,8 @@ def read_given(path: str | os.PathLike[str], limit: int) -> bytes:
             with open(path, "rb") as file:
                 data = file.read(limit + 1)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
-    return _within(data, limit, path)
+        raise InputError(f"cannot read {called(path)}: {error.strerror or error}. Check the path.") from error
+    return _within(data, limit, called(path))
 
 
 def _within(data: bytes, limit: int, path: str | os.PathLike[str]) -> bytes:

@@ -30,6 +30,8 @@ from test_field_mesh_formats import CORNERS, FACE, QUAD_OBJ, XYZ, ply
 
 from psd_gs.cli import main
 from psd_gs.errors import FormatError, InputError, PsdGsError
+from psd_gs.export import gltf_file
+from psd_gs.export.gltf_file import objects
 from psd_gs.export.gltf_plain import plain_glb
 from psd_gs.mesh.describe import describe_mesh
 from psd_gs.mesh.read import read_scene
@@ -293,6 +295,26 @@ def write(path: Path, data: bytes) -> Path:
 def peak() -> float:
     """The most memory that this process has had, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_the_time_of_a_scene_grows_with_its_nodes_alone(tmp_path, monkeypatch):
+    """A list is checked once, not for every entry: twenty thousand nodes took minutes."""
+    checked = []
+    monkeypatch.setattr(gltf_file, "objects", lambda holder, key: checked.append(key) or objects(holder, key))
+    for count in (3, 60):
+        glb = Glb()
+        quad_glb(tmp_path / "a.glb", {}, glb)
+        glb.document["nodes"] = [{"mesh": 0, "children": [i + 1]} for i in range(count - 1)] + [{"mesh": 0}]
+        glb.save(tmp_path / "a.glb")
+        assert len(read_scene(tmp_path / "a.glb").parts) == count
+        assert checked.count("nodes") <= 2
+        checked.clear()
+
+
+def test_deep_json_in_the_comment_of_a_mesh_is_no_metadata(tmp_path):
+    comment = 'comment psd-gs {"a": ' + "[" * 10**5 + "]" * 10**5 + "}"
+    path = ply_head(tmp_path / "a.ply", comment, *VERTEX, body=bytes(24) + b"\0\0\x80?" * 3)
+    assert describe_mesh(path)["metadata"] == {}
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -211,6 +211,13 @@ def test_from_standard_input_to_standard_output(tmp_path, streamed):
     assert err == b"standard input: 1 further properties are not kept (label)\n"
 
 
+def test_a_file_that_is_not_there(tmp_path, streamed):
+    for name in ("nowhere", "nowhere.spz"):
+        code, _, err = streamed(b"", "export", str(tmp_path / name), str(tmp_path / "b.ply"))
+        assert code == 1
+        assert f"cannot read {tmp_path / name}: No such file or directory".encode() in err
+
+
 def test_from_a_pipe_with_a_name(tmp_path, streamed):
     write_ply(tmp_path / "a.ply", ball(50))
     os.mkfifo(tmp_path / "pipe")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from psd_gs import runs
 from psd_gs.config import Config
 from psd_gs.errors import InputError, OutputError, PsdGsError
-from psd_gs.files import read_given
+from psd_gs.files import called, read_given
 from psd_gs.job import LOCK, Job
 
 if TYPE_CHECKING:
@@ -68,14 +68,15 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         InputError: the file cannot be read, or has no prompts.
     """
+    name = called(path)
     try:
         text = read_given(path, PROMPT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {path}: {error}. Give a text file in UTF-8, one prompt per line.") from error
+        raise InputError(f"cannot read {name}: {error}. Give a text file in UTF-8, one prompt per line.") from error
     lines = [" ".join(line.split()) for line in text.splitlines()]
     prompts = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not prompts:
-        raise InputError(f"{path}: expected one prompt per line, received no prompts.")
+        raise InputError(f"{name}: expected one prompt per line, received no prompts.")
     return prompts
 
 

@@ -112,6 +112,7 @@ class SharedOptions:
     def request(self, prompt: str) -> Request:
         """What is asked for with this prompt."""
         from psd_gs.config import read_yaml
+        from psd_gs.files import called
         from psd_gs.job import Request
 
         return Request(
@@ -120,7 +121,7 @@ class SharedOptions:
             self.recipe,
             read_yaml(self.config, given=True) if self.config else {},
             self.named,
-            str(self.config) if self.config else "command line",
+            called(self.config) if self.config else "command line",
         )
 
     def resolve(self, prompt: str) -> Config:

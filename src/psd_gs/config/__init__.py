@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from psd_gs.config.guidance import GuidanceConfig, check_choices, check_range
+from psd_gs.config.guidance import GuidanceConfig, check_choices, check_range, hints_of
 from psd_gs.config.image import ImageConfig
 from psd_gs.entries import PRIORS, PUBLISHED
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.files import YAML_BYTES, parse_yaml, read_bounded, read_given, short
+from psd_gs.files import YAML_BYTES, called, parse_yaml, read_bounded, read_given, short
 
 T = TypeVar("T")
 
@@ -312,7 +312,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected options by name, received {short(data)}.")
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)  # type: ignore[arg-type]  # types are hashable
     places = {f.name: f.metadata.get("sections") for f in fields(cls)}  # type: ignore[arg-type]
     names = [name for name, sections in places.items() if not sections]
     values: dict[str, Any] = {}
@@ -428,11 +428,11 @@ def read_yaml(path: str | Path, *, given: bool = False) -> dict[str, Any]:
     except InputError as error:
         raise ConfigError(str(error)) from error
     except ValueError as error:
-        raise ConfigError(f"{path} is not valid YAML ({error}). Compare it with a file in configs/.") from error
+        raise ConfigError(f"{called(path)} is not valid YAML ({error}). Compare it with a file in configs/.") from error
     if data is None:  # everything is commented out
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected options by name, received {type(data).__name__}.")
+        raise ConfigError(f"{called(path)}: expected options by name, received {type(data).__name__}.")
     return data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from psd_gs.entries import METHODS, PREFERENCES
@@ -35,9 +36,15 @@ def check_range(config: object, low: float, high: float, *names: str) -> None:
             )
 
 
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """The types of a dataclass by field, worked out once: there may be a configuration for each of many prompts."""
+    return get_type_hints(cls)
+
+
 def check_choices(config: object) -> None:
     """Refuse values outside a field's Literal, which the command line checks but the Python API does not."""
-    for name, hint in get_type_hints(type(config)).items():
+    for name, hint in hints_of(type(config)).items():  # type: ignore[arg-type]  # types are hashable
         choices, value = get_args(hint) if get_origin(hint) is Literal else (), getattr(config, name)
         if choices and value not in choices:
             raise ConfigError(

@@ -99,6 +99,6 @@ def _read(suite: str) -> str:
     if not path.suffix and not path.exists():
         raise InputError(f"unknown suite {suite!r}: expected a suite or a text file.{suggestion(suite, SUITES)}")
     try:
-        return read_given(path, SUITE_BYTES).decode()
+        return read_given(path, SUITE_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {suite}: {error}. Give a text file in UTF-8.") from error

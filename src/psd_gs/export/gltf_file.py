@@ -65,6 +65,7 @@ class GltfFile:
         self.size = len(data)
         self.is_binary = data[:4] == b"glTF"
         self.document, self.blob, self.other_chunks = _chunks(data, path)
+        self._lists: dict[str, list[dict[str, Any]]] = {}
         self._buffers: dict[int, memoryview] = {}
         self._unpacked: dict[int, memoryview] = {}
         version = objects({"asset": [self.document.get("asset", {})]}, "asset")[0].get("version", "2.0")
@@ -83,7 +84,9 @@ class GltfFile:
 
     def part(self, key: str, i: Any) -> dict[str, Any]:
         """Entry ``i`` of a list at the top, such as ``meshes``."""
-        entries = objects(self.document, key)
+        if key not in self._lists:  # checked once, however many entries are asked for
+            self._lists[key] = objects(self.document, key)
+        entries = self._lists[key]
         return entries[index(i, len(entries), key)]
 
     # --- buffers -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -17,7 +18,7 @@ from psd_gs.errors import InputError, PsdGsError
 from psd_gs.export.formats import FORMATS, format_of, geometry, is_known, load, read_metadata, sniff, stored_frame
 from psd_gs.export.frames import Frame, scaled
 from psd_gs.export.metadata import Metadata
-from psd_gs.files import STREAM
+from psd_gs.files import STREAM, called
 from psd_gs.gaussians import Gaussians, RenderMode
 
 SPLAT = "splat.ply"
@@ -106,10 +107,13 @@ def on_disk(path: str | os.PathLike[str]) -> Iterator[Path]:
                 f"{path.parent}: expected a run folder with {SPLAT}, received one without. Name a file in it."
             )
     stream = str(path) == STREAM or (path.exists() and not path.is_file())
-    if not stream and (is_known(path) or not path.exists()):
+    there = stream or path.exists()
+    if not stream and (is_known(path) or (path.suffix and not there)):
         yield path
         return
-    name = "standard input" if str(path) == STREAM else str(path)
+    if not there:  # such as a run folder, misspelt
+        raise InputError(f"cannot read {path}: {os.strerror(errno.ENOENT)}. Check the path.")
+    name = called(path)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
             file = sys.stdin.buffer if str(path) == STREAM else stack.enter_context(path.open("rb"))

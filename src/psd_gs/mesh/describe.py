@@ -17,6 +17,7 @@ from psd_gs.export.formats import metadata_beside
 from psd_gs.export.gltf import read_gltf_metadata
 from psd_gs.export.metadata import METADATA_KEY
 from psd_gs.export.ply import read_ply_header
+from psd_gs.files import loads
 from psd_gs.mesh.read import read_scene
 from psd_gs.mesh.scene import Material, joined
 from psd_gs.mesh.surface import Triangles, topology
@@ -59,7 +60,7 @@ def describe_mesh(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             "bodies": shape.bodies,
             "watertight": shape.watertight,
             "boundary_edges": shape.boundary_edges,
-            "materials": [material for i, material in enumerate(materials) if material not in materials[:i]],
+            "materials": list({json.dumps(material): material for material in materials}.values()),
             "collision_shapes": len(meshes) - len(shown),
             "lods": sorted(other.name for other in path.parent.glob(f"*{path.suffix}") if _is_level(other, path)),
         }
@@ -89,7 +90,7 @@ def mesh_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     elif suffix == ".ply":
         comments = [line for line in read_ply_header(path).comments if line.startswith(f"{METADATA_KEY} {{")]
         try:
-            found = json.loads(comments[0].removeprefix(METADATA_KEY)) if comments else None
+            found = loads(comments[0].removeprefix(METADATA_KEY), dict[str, Any]) if comments else None
         except ValueError:
             found = None
     return metadata_beside(path) if found is None else found
