@@ -151,7 +151,7 @@ LAYERS = {
     "report": {"errors", "files"},
     "runs": {"errors", "files"},
     "weights": {"errors", "entries", "files", "published"},
-    "render": {"errors", "gaussians", "cameras", "kernels"},
+    "render": {"errors", "gaussians", "cameras", "kernels", "resize"},
     "priors": {"text_encoder", "errors", "resize", "cameras", "files", "weights", "entries", "plugins"},
     "rewards": {"text_encoder", "errors", "resize", "cameras", "files", "weights", "entries", "plugins", "config"},
     "guidance": {"adam", "errors", "resize", "cameras", "priors", "rewards", "entries", "plugins", "config"},

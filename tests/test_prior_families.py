@@ -247,6 +247,15 @@ def test_the_number_of_cameras_is_checked(prior):
         prior.predict(x_t, t, text, negative, cameras[:1])
 
 
+def test_renders_above_white_reach_the_encoder_clamped_and_still_learn(priors):
+    prior = priors["sd15"]
+    images = torch.full((1, 1, 3, 64, 64), 1.3, requires_grad=True)
+    x0 = prior.encode(images)
+    assert torch.equal(x0, prior.encode(torch.ones(1, 1, 3, 64, 64)))
+    x0.sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.full)])
 def test_half_precision(folders, priors, dtype):
     for name in ("sd15", "sdxl", "mvdream"):

@@ -24,8 +24,8 @@ from psd_gs.config.guidance import DreamFLConfig, GuidanceConfig
 from psd_gs.errors import BackendError, FormatError, OutputError, PsdGsError
 from psd_gs.evaluation.scores import ring_images, view_scores
 from psd_gs.gaussians import sh0_to_rgb
-from psd_gs.render import RenderOutput, render
-from psd_gs.scoring import evaluation_images, score_asset
+from psd_gs.render import render
+from psd_gs.scoring import score_asset
 from psd_gs.trainer import (
     Trainer,
     read_tensors,
@@ -78,17 +78,13 @@ def test_the_asset_becomes_what_the_prior_wants():
 
 
 class Watching(PaintedPrior):
-    """A prior and a reward in one; ``seen`` collects the pictures that reach them."""
+    """A prior and a reward in one; ``seen`` collects the pictures that the reward is shown."""
 
     differentiable, render_size = True, 32
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
-
-    def encode(self, images: Tensor) -> Tensor:
-        self.seen.append(images.detach())
-        return super().encode(images)
 
     def score(self, images: Tensor, prompts: list[str], cameras: Cameras | None = None) -> Tensor:
         self.seen.append(images.detach())
@@ -104,36 +100,21 @@ def dazzling(config: Config) -> tuple[Trainer, Watching]:
     return trainer, watching
 
 
-def one_shade(output: RenderOutput) -> Tensor:
-    return 0 * output.rgb.permute(0, 3, 1, 2) + 0.25
-
-
-@pytest.mark.parametrize("space", ["latent", "image"])
-@pytest.mark.parametrize("preference", ["none", "dreamfl"])
-def test_a_step_shows_no_network_more_than_white(monkeypatch, space, preference):
-    """The prior with its autoencoder, and a reward that looks at renders."""
+def test_a_step_shows_no_reward_more_than_white():
     always = DreamFLConfig(start=0.0, t_max=1.0, estimate_t_max=0.0)
-    config = tiny_config(guidance=GuidanceConfig(preference=preference, space=space, dreamfl=always))
-    trainer, watching = dazzling(config)
+    trainer, watching = dazzling(tiny_config(guidance=GuidanceConfig(preference="dreamfl", dreamfl=always)))
     advance(trainer, 1)
-    assert [float(images.max()) for images in watching.seen] == [1.0] * (2 if preference == "dreamfl" else 1)
+    assert [float(images.max()) for images in watching.seen] == [1.0]
     assert trainer.gaussians.sh0.detach().mean() < 5.0  # it learns all the same
-    watching.seen.clear()
-    monkeypatch.setattr(RenderOutput, "pictures", property(one_shade))
-    advance(trainer, 1)
-    assert all(images.eq(0.25).all() for images in watching.seen), "expected the one rule, received another"
 
 
-def test_a_score_shows_no_network_more_than_white(monkeypatch):
+def test_a_score_shows_no_network_more_than_white():
     """Of a reward or judge after a run, in ``eval`` and where a reward is fitted to answers."""
     trainer, watching = dazzling(tiny_config())
     asset = trainer.gaussians.detach()
     score_asset(asset, "a ball", watching)
     view_scores(watching, ring_images(asset, 4, 32), "a ball")
     assert [float(images.max()) for images in watching.seen] == [1.0, 1.0]
-    monkeypatch.setattr(RenderOutput, "pictures", property(one_shade))
-    assert evaluation_images(asset, 32).eq(0.25).all()
-    assert ring_images(asset, 4, 32).eq(0.25).all()
 
 
 def test_it_runs_on_the_analytic_toy():
@@ -545,15 +526,17 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, monkeypatch):
     assert resumed.step == 3
 
 
-def test_unwritable_folders_are_one_clear_line(tmp_path):
+def test_unwritable_folders_are_one_clear_line(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     trainer = make_trainer(folder=tmp_path / "file")
     with pytest.raises(OutputError, match=r"cannot write .*checkpoints"):
         advance(trainer, 1)
     gone = make_trainer(folder=tmp_path / "gone")
     gone.step = 1
-    with pytest.raises(OutputError, match=r"cannot write .*metrics.jsonl: No such file or directory"):
-        advance(gone, 1)
+    assert len(advance(gone, 2)) == 2
+    (line,) = (message for message in caplog.messages if "metrics.jsonl" in message)
+    assert "No such file or directory" in line
+    assert line.endswith("Going on without a log from step 2 on.")
 
 
 ENDLESS = """

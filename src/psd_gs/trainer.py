@@ -210,7 +210,7 @@ class Trainer:
         out = render(self.scene, shown, background, absgrad=True, backend=self.renderer)
         rgb = out.rgb[: len(cameras)]
         # Here, and nowhere else, the pictures cross to the networks; the backward pass brings their gradient home.
-        images = out.pictures[: len(cameras)].unflatten(0, (groups, views)).to(there)
+        images = rgb.permute(0, 3, 1, 2).unflatten(0, (groups, views)).to(there)
         watch.lap("render")
         guided = self.guidance(images, cameras.to(there), progress, self.step)
         watch.lap("guidance")

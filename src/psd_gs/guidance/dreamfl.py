@@ -15,6 +15,7 @@ from psd_gs.config.guidance import DreamFLConfig
 from psd_gs.errors import ConfigError
 from psd_gs.guidance.base_scores import rescale_guidance
 from psd_gs.guidance.preference import Preference, Setup, Views, judge
+from psd_gs.resize import clamped
 
 
 def judged_images(
@@ -74,6 +75,6 @@ class DreamFL(Preference):
             with torch.no_grad():
                 guided = views.prediction.guided(self.config.guidance_scale)
                 estimates = self.prior.decode(rescale_guidance(guided, views.prediction.cond, self.config.rescale)[0])
-        seen = judged_images(views.renders, estimates, clean)
+        seen = judged_images(clamped(views.renders), estimates, clean)
         scores = judge(self.rewards[0], seen, self.prompt, views.denoiser.cameras, self.options)
         return reward_loss(views.images, views.base, scores, views.judged, self.options)

@@ -15,6 +15,7 @@ from psd_gs.errors import ConfigError, InputError, ModelError
 from psd_gs.plugins import resolved
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.priors.memory import Memory, one_at_a_time, slice_attention
+from psd_gs.resize import clamped
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -173,7 +174,8 @@ class LatentPrior(ABC):
         if self.vae is None:
             return 2 * images - 1
         self._make_room()
-        mean = self.vae.encode((2 * images - 1).flatten(0, 1).to(self.vae.dtype)).latent_dist.mean.float()
+        scaled = 2 * clamped(images).flatten(0, 1) - 1
+        mean = self.vae.encode(scaled.to(self.vae.dtype)).latent_dist.mean.float()
         latents = ((mean - self._shift) * self.vae.config.scaling_factor).unflatten(0, images.shape[:2])
         if latents.requires_grad:  # the gradient comes back after the denoiser has spoken
             latents.register_hook(lambda gradient: self._make_room())

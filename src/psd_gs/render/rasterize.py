@@ -14,6 +14,7 @@ from psd_gs.errors import BackendError, ConfigError, InputError
 from psd_gs.gaussians import Gaussians
 from psd_gs.render.backend import Settings
 from psd_gs.render.choose import Backend, choose_renderer, require_triton
+from psd_gs.resize import clamped
 
 
 @dataclass
@@ -41,11 +42,8 @@ class RenderOutput:
 
     @property
     def pictures(self) -> Float[Tensor, "C 3 H W"]:
-        """``rgb`` as every network is to see it: in [0, 1], for none has seen anything brighter than white.
-
-        The gradient is that of ``rgb``, so that what is too bright still learns it.
-        """
-        return (self.rgb.clamp(0, 1).detach() + (self.rgb - self.rgb.detach())).permute(0, 3, 1, 2)
+        """``rgb`` as rewards are shown it, in [0, 1]."""
+        return clamped(self.rgb).permute(0, 3, 1, 2)
 
 
 def render(
