@@ -28,6 +28,7 @@ from psd_gs.cli import making
 from psd_gs.config import Config, from_dict, to_dict
 from psd_gs.errors import OutputError
 from psd_gs.export.ply import read_ply_metadata, write_ply
+from psd_gs.files import writing
 from psd_gs.gaussians import random_ball
 from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.render import choose_renderer
@@ -642,7 +643,7 @@ def test_known_words_are_not(command):
 def fill_disk(monkeypatch, name: str, nth: int) -> None:
     """From the ``nth`` write of the file ``name`` on, there is no space left."""
     left = [nth]
-    replace, opened = os.replace, Path.open
+    replace, append = os.replace, trainer.append
 
     def check(path: Path) -> None:
         if path.name == name:
@@ -654,32 +655,41 @@ def fill_disk(monkeypatch, name: str, nth: int) -> None:
         check(Path(target))
         replace(source, target)
 
-    def full_open(path: Path, mode: str = "r", *args, **kwargs):
-        if "a" in mode:
+    def full_append(path: Path, line: bytes) -> None:
+        with writing(path):
             check(path)
-        return opened(path, mode, *args, **kwargs)
+        append(path, line)
 
     monkeypatch.setattr(os, "replace", full_replace)
-    monkeypatch.setattr(Path, "open", full_open)
+    monkeypatch.setattr(trainer, "append", full_append)
 
 
-@pytest.mark.parametrize(
-    ("name", "nth"),
-    [
-        ("latest.safetensors", 0),
-        ("metrics.jsonl", 7),
-        ("splat.ply", 0),
-        ("psd_gs.json", 0),
-    ],
-)
-def test_a_full_disk_is_one_clear_line_and_loses_nothing(command, whole, monkeypatch, name, nth):
+@pytest.mark.parametrize("name", ["latest.safetensors", "splat.ply", "psd_gs.json"])
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(command, whole, monkeypatch, name):
+    """But pictures of the progress, which make room for the asset."""
     with monkeypatch.context() as patch:
-        fill_disk(patch, name, nth)
+        fill_disk(patch, name, 0)
         one_line(command(*BALL), "cannot write", "No space left on device", "Free some space")
     begun = (FOLDER / "config.yaml").exists()
-    assert begun == ((name, nth) != ("latest.safetensors", 0))
+    assert begun == (name != "latest.safetensors")
     assert command(*BALL, *(["--resume"] if begun else []))[0] == 0
-    assert contents(FOLDER) == whole
+    found = contents(FOLDER)
+    gone = {path for path in whole if "progress" in str(path)} if name == "splat.ply" else set()
+    assert whole.keys() - found.keys() == gone
+    record = {"psd_gs.json"} if gone else set()  # it lists the files
+    assert {path: found[path] for path in found.keys() - record} == {
+        path: whole[path] for path in found.keys() - record
+    }
+
+
+def test_a_log_that_fills_the_disk_costs_the_log_only(command, whole, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        fill_disk(patch, "metrics.jsonl", 7)
+        assert command(*BALL)[0] == 0
+    assert "Going on without a log from step 8 on." in caplog.text
+    found = contents(FOLDER)
+    assert found["splat.ply"] == whole["splat.ply"]
+    assert len(found["metrics.jsonl"]) == 7
 
 
 @pytest.mark.parametrize("name", ["preview.png", "turntable.mp4", "mesh.glb", "report.html"])

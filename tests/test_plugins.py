@@ -106,9 +106,11 @@ def installed(site):
             fresh = Registry(table.kind, table.entry, table.group, table.own, table.prefix)
             patch.setattr(table, "plugins", fresh.plugins)
         patch.setattr(guidance_module, "Preference", Literal[tuple(PREFERENCES)])
+        guidance_module.hints_of.cache_clear()
         yield
         for table in tables:
             table._loaded.clear()
+    guidance_module.hints_of.cache_clear()
 
 
 # --- the package of the guide ----------------------------------------------------------------------------------------
