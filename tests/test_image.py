@@ -91,12 +91,13 @@ def test_sixteen_bits_are_read_as_eight(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
-def test_of_a_film_the_first_frame_counts(tmp_path, suffix):
+def test_of_a_film_the_first_frame_counts(tmp_path, caplog, suffix):
     frames = [Image.open(square(tmp_path / f"{i}.png", colour=colour)) for i, colour in enumerate((BLUE, (0, 255, 0)))]
     options = {"lossless": True} if suffix == "webp" else {"disposal": 2} if suffix == "gif" else {}
     frames[0].save(tmp_path / f"film.{suffix}", save_all=True, append_images=frames[1:], **options)
     _, green, blue, alpha = cut_out(str(tmp_path / f"film.{suffix}")).getpixel((50, 50))
     assert (alpha, green < 80, blue > 200) == (255, True, True)
+    assert caplog.messages == [f"{tmp_path / f'film.{suffix}'}: a film, of which the first picture is taken"]
 
 
 def opaque(path: Path) -> None:
@@ -111,12 +112,19 @@ def opaque(path: Path) -> None:
         (lambda p: Image.new("RGBA", (64, 64)).save(p), "received 0 x 0"),
         (lambda p: square(p, (4, 60)), "at least 16 x 16 pixels that are more than half opaque, received 4 x 60"),
         (lambda p: p.write_bytes(b"hello"), "expected a sound PNG"),
+        (lambda p: Image.new("L", (9, 9)).save(p, "TIFF"), "TIFF pictures are not read"),
+        (lambda p: Image.new("RGBA", (9, 9)).save(p, "BMP"), "BMP pictures are not read. Convert it to PNG"),
+        (lambda p: p.write_bytes(b"\0\0\0\x1cftypavif" + bytes(99)), "AVIF or HEIC pictures are not read"),
+        (lambda p: p.write_bytes(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "SVG pictures are not read"),
         (lambda p: p.write_bytes(png(8, 6, np.zeros((1, 1, 4)))[:40]), "expected a sound PNG"),
         (lambda p: p.write_bytes(png(8, 0, np.zeros((6000, 6000)))), "36000000|6000 x 6000 pixels are more than"),
         (lambda p: p.mkdir(), "it is a folder"),
         (lambda p: None, "cannot read"),
     ],
-    ids=["opaque", "deep", "empty", "thin", "text", "cut off", "huge", "folder", "missing"],
+    ids=[
+        *("opaque", "deep", "empty", "thin", "text", "TIFF", "BMP", "AVIF", "SVG"),
+        *("cut off", "huge", "folder", "missing"),
+    ],
 )
 def test_what_cannot_be_used_is_one_line(tmp_path, monkeypatch, make, message):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

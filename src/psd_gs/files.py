@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import io
 import json
+import logging
 import os
 import re
 import reprlib
@@ -33,10 +34,12 @@ from typing import (
     is_typeddict,
 )
 
-from psd_gs.errors import FormatError, InputError, OutputError
+from psd_gs.errors import FormatError, InputError, OutputError, UnsupportedError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -59,6 +62,17 @@ PICTURE_PIXELS = 1 << 25
 """Largest picture, compressed and decoded: 8192 x 4096."""
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF")
 """Formats that are decoded; Pillow has others, some of which run programs."""
+_OTHER_PICTURES = {
+    rb"II\*\0|MM\0\*": "TIFF",
+    rb"BM": "BMP",
+    rb"....ftyp(avi|hei|mif)": "AVIF or HEIC",
+    rb"\0\0\0\x0cJXL|\xff\x0a": "JPEG XL",
+    rb"8BPS": "Photoshop",
+    rb"\x76\x2f\x31\x01": "OpenEXR",
+    rb"#\?RADIANCE": "Radiance",
+    rb"\s*<(svg|\?xml)": "SVG",
+}
+"""How pictures begin that are known and not read."""
 
 
 @contextlib.contextmanager
@@ -449,7 +463,8 @@ def read_picture(
         upright: turn it as the camera says that it was held (Exif).
 
     Raises:
-        FormatError: no such picture, a damaged one, or one beyond :data:`PICTURE_BYTES` or :data:`PICTURE_PIXELS`.
+        UnsupportedError: a picture of another kind.
+        FormatError: a damaged one, or one beyond :data:`PICTURE_BYTES` or :data:`PICTURE_PIXELS`.
         InputError: it cannot be opened, or is a folder, device or pipe.
     """
     import numpy as np
@@ -457,11 +472,16 @@ def read_picture(
 
     name = "the picture" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_bounded(source, PICTURE_BYTES)
+    for start, kind in _OTHER_PICTURES.items():
+        if re.match(start, data, re.DOTALL):
+            raise UnsupportedError(f"{name}: {kind} pictures are not read. Convert it to PNG first.")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=PICTURES) as picture:
             width, height = picture.size
             if width * height > PICTURE_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are more than {PICTURE_PIXELS:,}")
+            if getattr(picture, "is_animated", False):
+                logger.warning("%s: a film, of which the first picture is taken", name)
             turned: Image.Image = ImageOps.exif_transpose(picture) if upright else picture
             if turned.mode.startswith("I;16"):  # 16 bits of grey, which Pillow would cut off at 255
                 turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
