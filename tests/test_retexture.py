@@ -452,6 +452,8 @@ def test_the_command(tmp_path, capsys):
         ("arm.glb", ["--keep", "-1"], "keep: expected a value from 0"),
         ("points.obj", [], "expected a mesh with faces, received none"),
         ("points.glb", [], "expected a mesh with faces, received none"),
+        ("line.obj", [], "expected triangles with an area, received none"),
+        ("line.obj", ["--material", "cloth"], "--material: expected no name, as no material of"),
         ("ball.ply", [], "expected a mesh (.glb, .gltf, .obj), received .ply"),
         ("nowhere.glb", [], "nowhere.glb"),
         ("broken.glb", [], "broken.glb"),
@@ -461,6 +463,7 @@ def test_bad_input_is_one_line(name, arguments, message, tmp_path, capsys):
     whole = meshes.arm().glb(tmp_path / "arm.glb").read_bytes()
     (tmp_path / "broken.glb").write_bytes(whole[:400])
     (tmp_path / "points.obj").write_text("v 0 0 0\nv 1 0 0\n")
+    (tmp_path / "line.obj").write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n")
     (tmp_path / "ball.ply").write_bytes(b"ply\n")
     out = meshes.Writer()
     points = {"attributes": {"POSITION": out.accessor(np.eye(3), "VEC3")}, "mode": 0}

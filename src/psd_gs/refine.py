@@ -145,7 +145,8 @@ class Original:
         most = PIECES if config.max_splats is None else config.max_splats
         surface = coat(path, config.texture_size, config.material, most, config.sha256)
         if not surface.chosen.any():
-            raise InputError(f"--material: expected one that shows in {path.name}, received {config.material!r}.")
+            faces = "triangles" if config.material is None else f"triangles of --material {config.material!r}"
+            raise InputError(f"{path.name}: expected {faces} with an area, received none. Nothing of it can be seen.")
         to_world = _fit(surface.gaussians, _turn(config, torch.ones(3, dtype=torch.float64)))
         return cls(path, "gltf", surface.gaussians, 1.0, to_world, surface.chosen, None, surface)
 

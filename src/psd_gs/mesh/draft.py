@@ -51,6 +51,8 @@ def chosen_names(names: Sequence[str], material: str | None, path: Path) -> list
     if not names:
         raise InputError(f"{path}: expected a mesh with faces, received none. Export it as triangles.")
     chosen = [material is None or name == material for name in names]
+    if not any(chosen) and not any(names):
+        raise InputError(f"--material: expected no name, as no material of {path} has one, received {material!r}.")
     if not any(chosen):
         known = ", ".join(repr(label(name)) for name in list(dict.fromkeys(names))[:8])
         more = len(set(names)) - 8
