@@ -269,7 +269,7 @@ def test_growth_is_printed_with_its_bar(capsys, monkeypatch):
 
 
 def test_every_shared_format_is_converted_both_ways(tmp_path):
-    directions = export.conversions(tmp_path)
+    directions = export.conversions(tmp_path, export.SHARED)
     assert [title for title, *_ in directions][:3] == [
         "PLY to .ply",
         "PLY to .compressed.ply",
@@ -282,4 +282,4 @@ def test_every_shared_format_is_converted_both_ways(tmp_path):
 
 def test_splat_transform_has_to_be_there(tmp_path):
     with pytest.raises(SystemExit, match=r"expected splat-transform, received no .*cli\.mjs"):
-        export.compare(10, tmp_path, 1)
+        export.compare(10, tmp_path, export.SHARED, 1)
