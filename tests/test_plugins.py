@@ -176,7 +176,7 @@ def test_sums_use_the_units_of_an_entry(installed):
     [
         ({"best": {"shere": 1}}, r"test\.best: unknown option 'shere'. Did you mean share"),
         ({"best": {"share": "most"}}, r"test\.best\.share: expected float, received 'most'"),
-        ({"best": {"share": 3}}, r"BestConfig.share: expected a value from 0 to 1, received 3.0"),
+        ({"best": {"share": 3}}, r"test\.best\.share: expected a value from 0 to 1, received 3.0"),
         ({"bast": {}}, "unknown option 'bast'"),
         ({"preference": "bast"}, "test.preference: expected .*'best'"),
         ({"others": {"best": {}}}, "unknown option 'others'"),

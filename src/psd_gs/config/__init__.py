@@ -332,7 +332,10 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str) -> T:
             if isinstance(hint, type) and is_dataclass(hint)
             else _convert(value, hint, path)
         )
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError as error:  # a class does not know where its options were written
+        raise ConfigError(re.sub(rf"^{cls.__name__}(?=\.)", lambda match: where, str(error))) from None
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
