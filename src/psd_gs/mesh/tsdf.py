@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from psd_gs.cameras import Cameras
 from psd_gs.kernels import njit
@@ -80,13 +80,17 @@ def _beside(alpha: Float[np.ndarray, "C H W"]) -> Float[np.ndarray, "C H W"]:
 
     A full vote for "free" right beside the outline would eat into whatever is blurred there.
     """
+    out = np.full(alpha.shape, np.inf, np.float32)
+    parallel(_distances, len(alpha), alpha < 0.5, out)
+    return out
+
+
+def _distances(first: int, last: int, free: Bool[np.ndarray, "C H W"], out: Float[np.ndarray, "C H W"]) -> None:
     from scipy.ndimage import distance_transform_edt
 
-    out = np.full(alpha.shape, np.inf, np.float32)
-    for free, distance in zip(alpha < 0.5, out, strict=True):
-        if not free.all():
-            distance[:] = np.maximum(distance_transform_edt(free) - 0.5, 0)  # between the centres of two pixels
-    return out
+    for c in range(first, last):
+        if not free[c].all():
+            out[c] = np.maximum(distance_transform_edt(free[c]) - 0.5, 0)  # between the centres of two pixels
 
 
 @njit(nogil=True, error_model="numpy")
