@@ -33,7 +33,7 @@ from psd_gs.export.blocks import (
 from psd_gs.export.frames import Frame, turn_x180
 from psd_gs.export.metadata import Metadata
 from psd_gs.export.ply import make_ply_header, stored_mode
-from psd_gs.export.ply_table import columns, read_ply_blocks, read_ply_header
+from psd_gs.export.ply_table import columns, read_ply_blocks, read_ply_header, say_rest
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path
 from psd_gs.gaussians import SH_C0, Gaussians, sh0_to_rgb
@@ -114,6 +114,7 @@ def read_compressed_ply(
             "received others. Export it again, or name a 3DGS PLY .ply."
         )
     check_unpacked(path, count, round((len(rest) / 3 + 1) ** 0.5) - 1, os.path.getsize(path), large)
+    say_rest(path, header)
     names = [name for name in _BOUNDS if bounds.get(name) == "f4"]
     if len(names) != len(_BOUNDS):
         names = _BOUNDS[:12]

@@ -25,7 +25,7 @@ from psd_gs.errors import FormatError, UnsupportedError
 from psd_gs.export.blocks import MAX_LOGIT, blocks, gather, logit, open_file, tensors, usable_rows
 from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata, to_json
-from psd_gs.export.ply_table import PlyHeader, columns, read_ply_blocks, read_ply_header
+from psd_gs.export.ply_table import PlyHeader, columns, read_ply_blocks, read_ply_header, say_rest
 from psd_gs.files import atomic_path, loads, printable, short
 from psd_gs.gaussians import SH_C0, Gaussians, RenderMode
 
@@ -191,6 +191,7 @@ def read_ply(
         logger.warning("%s: %d further properties are not kept (%s)", path, len(others), names)
     if more := [name for name, (count, _) in header.elements.items() if count and name != "vertex"]:
         logger.warning("%s: besides the splats it has %s: not kept", path, printable(", ".join(more)[:200]))
+    say_rest(path, header)
 
     def parts() -> Iterator[Gaussians]:
         for block in read_ply_blocks(path, header, "vertex"):

@@ -7,6 +7,7 @@ passed over.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -17,8 +18,10 @@ from typing import BinaryIO
 import numpy as np
 
 from psd_gs.errors import FormatError
-from psd_gs.export.blocks import damaged, open_file, ranges
+from psd_gs.export.blocks import damaged, open_file, ranges, say_surplus
 from psd_gs.files import short
+
+logger = logging.getLogger(__name__)
 
 _HEADER_LIMIT = 1 << 22
 _MOST_PROPERTIES = 1000
@@ -49,12 +52,14 @@ class PlyHeader:
             of length and items), names in small letters. Of properties of one name the second is called ``name#2``.
         comments: without the leading word; bytes that are no UTF-8 are escaped as surrogates.
         size: of the header, bytes.
+        surplus: bytes behind the last row, as far as the header tells: none where rows have lists or are text.
     """
 
     format: str
     elements: dict[str, tuple[int, dict[str, str]]]
     comments: list[str]
     size: int = 0
+    surplus: int = 0
 
     def scalars(self, element: str) -> dict[str, str]:
         """Types of the properties that hold one number; empty if there is no such element."""
@@ -91,7 +96,9 @@ def read_ply_header(path: str | os.PathLike[str]) -> PlyHeader:
             f"{path} is truncated: expected at least {minimum} bytes after the header, received {size - end.end()}. "
             "Copy or export the file again."
         )
-    return replace(header, size=end.end())
+    kinds = [kind for _, properties in header.elements.values() for kind in properties.values()]
+    known = header.format != "ascii" and not any(kind.startswith(_LIST) for kind in kinds)
+    return replace(header, size=end.end(), surplus=size - end.end() - minimum if known else 0)
 
 
 def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
@@ -176,6 +183,18 @@ def read_ply_blocks(path: str | os.PathLike[str], header: PlyHeader, element: st
             raise damaged(path, f"malformed PLY data ({reason})") from error
 
 
+def say_rest(path: str | os.PathLike[str], header: PlyHeader) -> None:
+    """Log what is behind the last row of the last element, if anything is."""
+    say_surplus(path, header.surplus, "the last row")
+    if header.format == "ascii":
+        rows = sum(count for count, properties in header.elements.values() if properties)
+        with open_file(path) as file:
+            file.seek(header.size)
+            more = sum(1 for line in _lines(file) if line.strip()) - rows
+        if more > 0:
+            logger.warning("%s: %d lines behind the last row are not kept", path, more)
+
+
 def _skip(file: BinaryIO, rows: int, kinds: dict[str, str], order: str) -> None:
     if not any(kind.startswith(_LIST) for kind in kinds.values()):
         file.seek(rows * sum(np.dtype(kind).itemsize for kind in kinds.values()), os.SEEK_CUR)
@@ -212,7 +231,7 @@ def _text_blocks(
     row = np.dtype([(name, "f8") for name, kind in kinds.items() if not kind.startswith(_LIST)])
     width = len(row.names or ())
     lists = width < len(kinds)
-    lines = (line for line in io.TextIOWrapper(file, "latin-1", newline=None) if line.strip())
+    lines = (line for line in _lines(file) if line.strip())
     skipped = sum(rows for rows, kinds in before if kinds)
     if sum(1 for _ in islice(lines, skipped)) < skipped:
         raise ValueError("too few lines")
@@ -227,6 +246,10 @@ def _text_blocks(
         if table.shape[1] != width:
             raise ValueError(f"expected {width} numbers in a row, received {table.shape[1]}")
         yield np.ascontiguousarray(table).view(row)[:, 0]
+
+
+def _lines(file: BinaryIO) -> Iterator[str]:
+    return io.TextIOWrapper(file, "latin-1", newline=None)
 
 
 def _text_row(line: str, kinds: dict[str, str]) -> list[float]:
