@@ -274,6 +274,20 @@ def test_members_are_bounded_whatever_packed_them(tmp_path, method):
         Zip(data, "a.sog").read("a", 1 << 20)
 
 
+@pytest.mark.parametrize("change", [lambda data: repacked(data), lambda data: flagged(data, 1)])
+def test_a_usdz_that_is_packed_is_named(tmp_path, change):
+    pytest.importorskip("pxr.UsdVol")
+    save(asset(9, 0), tmp_path / "a.usdz")
+    (tmp_path / "a.usdz").write_bytes(change((tmp_path / "a.usdz").read_bytes()))
+    with pytest.raises(UnsupportedError, match="its files are packed or encrypted"):
+        load(tmp_path / "a.usdz")
+
+
+def repacked(data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return zipped({name: archive.read(name) for name in archive.namelist()}, zipfile.ZIP_DEFLATED)
+
+
 OTHERS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "7z": (lambda data: b"7z\xbc\xaf\x27\x1c" + bytes(100), "7-Zip"),
     "rar": (lambda data: b"Rar!\x1a\x07\x01\0" + bytes(100), "RAR"),

@@ -119,7 +119,7 @@ class Zip:
         parts, size = [], 0
         try:
             with self._archive.open(info) as file:
-                while size <= limit and (part := file.read1(_MEMBER_PIECE)):
+                while size <= limit and (part := file.read(_MEMBER_PIECE)):
                     parts.append(part)
                     size += len(part)
         except NotImplementedError as error:
