@@ -114,7 +114,6 @@ def read_compressed_ply(
             "received others. Export it again, or name a 3DGS PLY .ply."
         )
     check_unpacked(path, count, round((len(rest) / 3 + 1) ** 0.5) - 1, os.path.getsize(path), large)
-    say_rest(path, header)
     names = [name for name in _BOUNDS if bounds.get(name) == "f4"]
     if len(names) != len(_BOUNDS):
         names = _BOUNDS[:12]
@@ -143,7 +142,9 @@ def read_compressed_ply(
                 shN=((steps / 256 - 0.5) * 8).reshape(n, 3, len(rest) // 3).swapaxes(1, 2),
             )
 
-    return gather(parts(), count, path, frame, lenient, stored_mode(header))
+    found = gather(parts(), count, path, frame, lenient, stored_mode(header))
+    say_rest(path, header)
+    return found
 
 
 def _normalize(values: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:

@@ -38,6 +38,10 @@ _TYPES = {
     **dict.fromkeys(("float", "float32"), "f4"),
     **dict.fromkeys(("double", "float64"), "f8"),
 }
+PLY_START = re.compile(rb"(?i)(?:\xef\xbb\xbf)?ply[ \t]*(\r*\n|\r)")
+"""The first line, also behind the mark that editors of Windows put before it; its end is a group."""
+_ODD_NUMBERS = ((re.compile(r"(?i)1\.#inf\w*"), "inf"), (re.compile(r"(?i)1\.#\w+|nan\(\w*\)"), "nan"))
+"""How programs that were built with Visual Studio write what is not finite."""
 _FORMATS = ("ascii", "binary_little_endian", "binary_big_endian")
 _LIST = "list"
 
@@ -76,11 +80,11 @@ def read_ply_header(path: str | os.PathLike[str]) -> PlyHeader:
     """
     with open_file(path) as file:
         start = file.read(1 << 16)
-        found = re.match(rb"ply[ \t]*(\r\n|\n|\r)", start)
+        found = PLY_START.match(start)
         if not found:
             raise FormatError(f"{path} is not a PLY file: expected it to begin with 'ply', received {start[:8]!r}.")
         # After a header of lines that end in \r alone, \n is data.
-        end_line = re.compile(rb"[\r\n][ \t]*end_header[ \t]*" + (rb"\r" if found[1] == b"\r" else rb"\r?\n"))
+        end_line = re.compile(rb"(?i)[\r\n][ \t]*end_header[ \t]*" + (rb"\r" if found[1] == b"\r" else rb"\r*\n"))
         while not (end := end_line.search(start)) and len(start) < _HEADER_LIMIT and (more := file.read(1 << 20)):
             start += more
         size = file.seek(0, os.SEEK_END)
@@ -88,7 +92,7 @@ def read_ply_header(path: str | os.PathLike[str]) -> PlyHeader:
         raise FormatError(f"{path}: the PLY header does not end. The file is truncated; copy or export it again.")
     lines = start[found.end() : end.start()].decode("utf-8", "surrogateescape")
     try:
-        header, minimum = _parse_header(re.split(r"\r\n|\n|\r", lines))
+        header, minimum = _parse_header(re.split(r"\r*\n|\r", lines))
     except ValueError as error:
         raise FormatError(f"{path}: malformed PLY header ({error}). Copy or export the file again.") from error
     if size - end.end() < minimum:
@@ -108,13 +112,14 @@ def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
     comments: list[str] = []
     properties: dict[str, str] | None = None
     for line in lines:
-        match line.split():
-            case []:
+        first, *words = line.split() or [""]
+        match [first.lower(), *words]:
+            case [""]:
                 pass
-            case ["format", kind, "1.0"] if kind in _FORMATS:
-                file_format = kind
-            case ["comment" | "obj_info" as word, *_]:
-                comments.append(line.strip().removeprefix(word).lstrip())
+            case ["format", kind, "1.0"] if kind.lower() in _FORMATS:
+                file_format = kind.lower()
+            case ["comment" | "obj_info", *_]:
+                comments.append(line.strip()[len(first) :].lstrip())
             case ["element", name, number] if number.isdecimal() and len(number) < 20 and name.lower() not in elements:
                 properties = {}
                 elements[name.lower()] = (int(number), properties)
@@ -242,10 +247,18 @@ def _text_blocks(
         if lists:
             table = np.array([_text_row(line, kinds) for line in part], np.float64)
         else:
-            table = np.loadtxt(part, np.float64, comments=None, ndmin=2)
+            table = np.loadtxt([plain_numbers(line) for line in part], np.float64, comments=None, ndmin=2)
         if table.shape[1] != width:
             raise ValueError(f"expected {width} numbers in a row, received {table.shape[1]}")
         yield np.ascontiguousarray(table).view(row)[:, 0]
+
+
+def plain_numbers(text: str) -> str:
+    """Numbers as Python reads them, see :data:`_ODD_NUMBERS`."""
+    if "#" in text or "(" in text:
+        for pattern, plain in _ODD_NUMBERS:
+            text = pattern.sub(plain, text)
+    return text
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
@@ -254,7 +267,7 @@ def _lines(file: BinaryIO) -> Iterator[str]:
 
 def _text_row(line: str, kinds: dict[str, str]) -> list[float]:
     """The numbers of one row of text; lists are passed over."""
-    words = iter(line.split())
+    words = iter(plain_numbers(line).split())
     numbers = []
     for kind in kinds.values():
         word = next(words, "")

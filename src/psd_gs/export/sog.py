@@ -91,6 +91,7 @@ def write_sog(
     }
     if gaussians.mode != "default":
         meta["model"] = gaussians.mode
+        meta["antialias"] = gaussians.mode == "antialiased"  # the word of the specification
     if metadata is not None:
         meta["asset"]["psd_gs"] = jsonable(metadata)
     for name, values in (("scales", scales), ("sh0", sh0)):

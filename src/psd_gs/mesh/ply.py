@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from psd_gs.errors import UnsupportedError
 from psd_gs.export.blocks import read_bytes
-from psd_gs.export.ply import PlyHeader, read_ply_header
+from psd_gs.export.ply_table import PlyHeader, plain_numbers, read_ply_header
 from psd_gs.export.siblings import read_sibling
 from psd_gs.gaussians import SH_C0
 from psd_gs.mesh.picture import Picture, Texture
@@ -104,7 +104,8 @@ def _elements(
     at = header.size
     if header.format == "ascii":
         # all numbers are equal there: one table of doubles
-        ascii_numbers = np.fromiter(map(float, bytes(data[header.size :]).split()), np.float64)
+        text = plain_numbers(bytes(data[header.size :]).decode("latin-1"))
+        ascii_numbers = np.fromiter(map(float, text.split()), np.float64)
         data, at = memoryview(ascii_numbers.tobytes()), 0
     order = ">" if header.format == "binary_big_endian" else "<"
     for element, (count, properties) in header.elements.items():
