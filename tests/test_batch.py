@@ -164,10 +164,18 @@ def test_what_a_process_killed_at_its_end_left_is_cleared_away(tmp_path):
 
 
 class Scripted:
-    """A pool in which tasks end as told, ``lost`` as often as given."""
+    """A pool in which tasks end as told, ``lost`` and ``busy`` as often as given."""
 
-    def __init__(self, size: int, lost: dict[str, int], failing: tuple[str, ...] = (), fatal: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        lost: dict[str, int],
+        failing: tuple[str, ...] = (),
+        fatal: bool = False,
+        busy: dict[str, int] | None = None,
+    ) -> None:
         self.size, self.lost, self.failing, self.fatal = size, Counter(lost), failing, fatal
+        self.busy = Counter(busy or {})
         self.started: list[str] = []
         self.running: dict[int, Task] = {}
 
@@ -182,6 +190,9 @@ class Scripted:
         if self.lost[prompt] > 0:
             self.lost[prompt] -= 1
             return [(slot, None)]
+        if self.busy[prompt] > 0:
+            self.busy[prompt] -= 1
+            return [(slot, Outcome(busy=True))]
         error = "no" if prompt in self.failing or self.fatal else None
         return [(slot, Outcome(None if error else {"mini": 1.0}, error, self.fatal))]
 
@@ -204,6 +215,21 @@ def test_lost_tasks_are_done_again_and_failures_stop_nobody(tmp_path):
     assert len(ended) == len(set(ended)) == 7
     events = Counter(json.loads(line)["event"] for line in (tmp_path / "batch.jsonl").read_text().splitlines())
     assert events == {"started": 10, "lost": 4, "finished": 5, "failed": 2}
+
+
+def test_what_another_process_works_on_is_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("psd_gs.batch.queue.BUSY", 0.05)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    tasks = tasks_in(tmp_path, "a held ball", "a free ball")
+    pool = Scripted(1, {}, busy={"a held ball": 2})
+    done = run_all(tasks, pool, Journal(tmp_path / "batch.jsonl"))
+    assert [outcome.error for _, outcome in done] == [None, None]
+    assert pool.started == ["a held ball", "a free ball", "a held ball", "a held ball"]
+    assert caplog.text.count("another process works on it: waiting") == 1
+    with Job(tasks[0].folder, tasks[0].config):
+        worker = Worker("cpu")
+        worker.pipeline = object()
+        assert worker.run(tasks[0]) == Outcome(busy=True)
 
 
 def test_models_that_cannot_be_loaded_end_it(tmp_path):

@@ -18,6 +18,7 @@ from urllib.request import urlopen
 import pytest
 from ranked import Client, annotate, make_runs
 
+from psd_gs.cli.rank import Rank
 from psd_gs.errors import ConfigError, FormatError, InputError, OutputError
 from psd_gs.ranking.answers import Answer, AnswerFile, agreement, append_answer, krippendorff_alpha, read_answers
 from psd_gs.ranking.pairs import MOST, find_runs, folder_of, name_of, plan
@@ -144,6 +145,15 @@ def test_what_cannot_be_ranked(tmp_path, outputs):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x", "left": "a", "right": "b", "verdict": 7}\n')
     with pytest.raises(FormatError, match=r"line 1: expected prompt, left, right and a verdict"):
         read_answers(tmp_path / "bad.jsonl")
+
+
+@pytest.mark.parametrize("error", [KeyError(0), OSError("No username set in the environment")])
+def test_a_user_without_a_name_is_anonymous(monkeypatch, error):
+    def nobody() -> str:
+        raise error
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert Rank(()).annotator == "anonymous"
 
 
 def test_names_move_with_the_file(tmp_path):

@@ -81,6 +81,14 @@ def saved(tmp_path_factory) -> Path:
 # --- finding and fetching --------------------------------------------------------------------------------------------
 
 
+def test_without_a_home_nothing_is_cached(monkeypatch):
+    def nowhere(*arguments, **options):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", nowhere)
+    assert not weights.is_here(WEIGHTS["sd15"])
+
+
 def test_pinned_then_cached(hub, saved):
     hub.repos[PINNED] = saved
     folder = weights.locate("sd21")

@@ -38,6 +38,10 @@ class OutputError(PsdGsError):
     """A target that cannot be written, or that holds other work."""
 
 
+class BusyError(OutputError):
+    """A folder in which another process works."""
+
+
 class PluginError(PsdGsError):
     """An installed package that offers a prior, reward, preference or exporter, and is broken."""
 

@@ -29,7 +29,7 @@ from psd_gs.config import (
     suggestion,
     to_dict,
 )
-from psd_gs.errors import ConfigError, FormatError, OutputError, is_out_of_memory
+from psd_gs.errors import BusyError, ConfigError, FormatError, OutputError, is_out_of_memory
 from psd_gs.files import sweep_parts, writing
 from psd_gs.guidance.guide import check_combination
 from psd_gs.priors import prior_entry, prior_family
@@ -243,9 +243,8 @@ class Job:
         while True:
             try:
                 job = cls.open(free, config, on_mismatch="keep")
-            except OutputError:
-                if not is_claimed(free):
-                    raise
+            except BusyError:
+                pass
             else:
                 if not runs.has_begun(free):
                     return job
@@ -432,14 +431,15 @@ def _claim(folder: Path) -> FileLock:
     """The lock of a folder, taken; what a killed process left half done in it is put right.
 
     Raises:
-        OutputError: another process holds it, or the folder cannot be written.
+        BusyError: another process holds it.
+        OutputError: the folder cannot be written.
     """
     lock = FileLock(folder / LOCK, thread_local=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise OutputError(
+        raise BusyError(
             f"{folder}: expected a folder that nobody is working in, received one that another process holds. Wait for "
             "it, or choose another --output-dir or --seed."
         ) from error

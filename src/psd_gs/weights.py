@@ -104,7 +104,7 @@ def cached(entry: Weights, repo: str, revision: str | None) -> Path | None:
     folder: str | None
     try:
         folder = snapshot_download(repo, revision=revision, local_files_only=True)
-    except (OSError, ValueError) as error:  # not there, or without the files that nobody uses
+    except (OSError, ValueError, RuntimeError) as error:  # not there, without the files that nobody uses, or no home
         folder = getattr(error, "snapshot_path", None)
     return Path(folder) if folder and is_complete(Path(folder), entry.files) else None
 

@@ -70,6 +70,7 @@ BOMBS = {
     "c.ply": b"ply\ncomment " + b"x" * (5 << 20),
     "d.ply": b"ply\nformat binary_little_endian 1.0\nelement a 9\nproperty list uint double l\nelement vertex 1\n"
     b"property float scale_0\nend_header\n" + b"\xff" * 40,
+    "e.ply": b"ply\n" + b"\r" * (3 << 20) + b"\nend_header\n",
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from psd_gs.export.formats import FORMATS, format_of, load, save
 from psd_gs.export.frames import sh_basis, transform
 from psd_gs.export.open import open_splats
 from psd_gs.gaussians import rotation_matrices
+from psd_gs.mesh.read import read_scene
 
 KHR = "KHR_gaussian_splatting"
 
@@ -34,6 +35,8 @@ HEADERS = {
     "of 200 kB": {"before": [b"comment " + b"x" * 900] * 220},
     "CRLF": {"eol": b"\r\n"},
     "CR": {"eol": b"\r"},
+    "CRLF of text that was converted twice": {"eol": b"\r\r\n"},
+    "capitals": {"before": [b"COMMENT by hand"], "end": b"END_HEADER"},
     "a blank after the end": {"end": b"end_header \t"},
     "blank lines": {"before": [b"", b"  "]},
     "big endian": {"form": "binary_big_endian"},
@@ -70,6 +73,31 @@ def test_headers_of_ply(tmp_path, header):
     assert all(np.allclose(values, back[name], atol=1e-6) for name, values in columns.items())
 
 
+@pytest.mark.parametrize("old", [b"ply\n", b"format ascii"])
+@pytest.mark.parametrize("form", ["binary_little_endian", "ascii"])
+def test_marks_and_capitals_before_the_header(tmp_path, old, form):
+    write_ply(tmp_path / "a.ply", ball(20), form=form)
+    data = (tmp_path / "a.ply").read_bytes()
+    (tmp_path / "b.ply").write_bytes(b"\xef\xbb\xbf" + data.replace(old, old.upper()))
+    assert load(tmp_path / "b.ply").means.equal(load(tmp_path / "a.ply").means)
+
+
+def test_numbers_of_visual_studio(tmp_path, caplog):
+    """And in the vertices of a mesh."""
+    columns = ball(6)
+    write_ply(tmp_path / "a.ply", columns, form="ascii")
+    head, rows = (tmp_path / "a.ply").read_text().split("end_header\n")
+    for word in ("1.#INF", "-1.#INF00", "-nan(ind)", "1.#QNAN"):
+        rows = rows.replace(" 3.0 ", f" {word} ", 1)
+    (tmp_path / "a.ply").write_text(f"{head}end_header\n{rows}")
+    assert load(tmp_path / "a.ply", lenient=True).opacities.tolist() == [15.0, -15.0, 3.0, 3.0]
+    assert "left out 2 of 6" in caplog.text
+    lines = [f"property float {axis}" for axis in "xyz"]
+    text = ["ply", "format ascii 1.0", "element vertex 3", *lines, "end_header", "0 0 0", "1 1.#INF 0", "0 1 -1.#IND00"]
+    (tmp_path / "b.ply").write_text("\n".join(text))
+    assert "2 of 3 points are not finite: left out" in read_scene(tmp_path / "b.ply").notes
+
+
 def test_text_may_hold_lists_and_infinities(tmp_path):
     columns = ball(3)
     head = ["ply", "format ascii 1.0", "element vertex 3", "property list uchar int seen"]
@@ -99,7 +127,8 @@ def test_the_render_mode_goes_through_every_format(tmp_path, extension, comment)
         assert read_spz(path.read_bytes())[3] == 1
     if extension == ".sog":
         with zipfile.ZipFile(path) as archive:
-            assert json.loads(archive.read("meta.json"))["model"] == "antialiased"
+            meta = json.loads(archive.read("meta.json"))
+        assert (meta["model"], meta["antialias"]) == ("antialiased", True)
     if extension == ".ply":
         assert "SplatRenderMode: mip" in read_ply(path)[1]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,8 +15,12 @@ from psd_gs.batch.tasks import Outcome, Task
 from psd_gs.errors import BackendError
 from psd_gs.files import append
 
+logger = logging.getLogger(__name__)
+
 TRIES = 3
 """How many workers a task may cost before it counts as failed."""
+BUSY = 5.0
+"""Seconds between two looks at a task that another process works on."""
 
 
 class Pool(Protocol):
@@ -61,7 +67,8 @@ def run_all(
     on_done: Callable[[Task, Outcome], None] = lambda task, outcome: None,
     on_wait: Callable[[Mapping[int, Task]], None] = lambda running: None,
 ) -> list[tuple[Task, Outcome]]:
-    """Do all tasks; those that lose their worker are tried again, from their last checkpoint.
+    """Do all tasks; those that lose their worker are tried again, from their last checkpoint, and those that another
+    process works on once it is done, or gone.
 
     Args:
         tasks: with different folders.
@@ -76,14 +83,18 @@ def run_all(
     waiting, free = deque(tasks), list(range(pool.size))
     running: dict[int, Task] = {}
     losses: Counter[Path] = Counter()
+    again: dict[Path, float] = {}  # when to look at a task that another process works on
     done: dict[Path, tuple[Task, Outcome]] = {}
     while waiting or running:
-        while waiting and free:
+        while free and (task := _due(waiting, again)):
             slot = free.pop(0)
-            running[slot] = waiting.popleft()
-            journal("started", running[slot], slot)
-            pool.start(slot, running[slot])
-        for slot, outcome in pool.wait(1.0):
+            running[slot] = task
+            if task.folder not in again:
+                journal("started", task, slot)
+            pool.start(slot, task)
+        if not running:
+            time.sleep(1.0)
+        for slot, outcome in pool.wait(1.0) if running else ():
             task = running.pop(slot)
             free.append(slot)
             if outcome is None:
@@ -93,6 +104,12 @@ def run_all(
                     waiting.appendleft(task)
                     continue
                 outcome = Outcome(error=f"its worker died {TRIES} times; out of memory? Try fewer --workers.")
+            if outcome.busy:
+                if task.folder not in again:
+                    logger.warning("%s: another process works on it: waiting", task.folder)
+                again[task.folder] = time.monotonic() + BUSY
+                waiting.append(task)
+                continue
             if outcome.fatal:
                 raise BackendError(f"no worker can begin: {outcome.error}")
             journal("failed" if outcome.error else "finished", task, slot, outcome.error or "")
@@ -100,3 +117,13 @@ def run_all(
             on_done(task, outcome)
         on_wait(running)
     return [done[task.folder] for task in tasks]
+
+
+def _due(waiting: deque[Task], again: Mapping[Path, float]) -> Task | None:
+    """The next task, taken out; None if there is none to do now."""
+    now = time.monotonic()
+    for i, task in enumerate(waiting):
+        if again.get(task.folder, now) <= now:
+            del waiting[i]
+            return task
+    return None

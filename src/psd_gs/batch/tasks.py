@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from psd_gs import runs
 from psd_gs.config import Config
-from psd_gs.errors import InputError, OutputError, PsdGsError
+from psd_gs.errors import BusyError, InputError, OutputError, PsdGsError
 from psd_gs.files import called, read_given
 from psd_gs.job import LOCK, Job
 
@@ -52,11 +52,13 @@ class Outcome:
         scores: by model.
         error: what was wrong with this task; None if it is finished.
         fatal: no other task can do better, for the models cannot be loaded.
+        busy: another process works on it.
     """
 
     scores: dict[str, float] | None = None
     error: str | None = None
     fatal: bool = False
+    busy: bool = False
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -126,6 +128,8 @@ class Worker:
             return Outcome(error=_text(error), fatal=True)
         try:
             return Outcome(run_task(self.pipeline, replace(task, config=replace(task.config, device=self.device))))
+        except BusyError:
+            return Outcome(busy=True)
         except Exception as error:  # a bug in one run must not stop the others
             if not isinstance(error, PsdGsError):
                 logger.exception("%s failed", task.folder)
@@ -154,7 +158,8 @@ def run_task(pipeline: TextTo3DPipeline, task: Task) -> dict[str, float]:
     """Begin a run, go on with it, or leave it if it is finished; returns its scores.
 
     Raises:
-        OutputError: the folder holds a run of another prompt or with other options, or another process works in it.
+        BusyError: another process works in the folder.
+        OutputError: it holds a run of another prompt or with other options.
     """
     with Job.open(task.folder, task.config) as job:
         if job.is_finished:

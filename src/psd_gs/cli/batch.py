@@ -46,17 +46,16 @@ class Batch(RunOptions):
     """Show tracebacks."""
 
     def run(self) -> None:
-        from rich.console import Console
-
         from psd_gs.batch.index import THUMBNAILS
         from psd_gs.batch.tasks import EMBEDDINGS, make_tasks, read_prompts
+        from psd_gs.cli.console import work_console
         from psd_gs.errors import ConfigError
         from psd_gs.files import sharing, writing
         from psd_gs.models import fetch
 
         if self.workers < 0:
             raise ConfigError(f"--workers: expected 1 or more, received {self.workers}.")
-        console = Console(highlight=False, markup=False)
+        console = work_console()
         prompts = read_prompts(self.prompts)
         config = self._config(prompts[0])
         self.check_code(config)

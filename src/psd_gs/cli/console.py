@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import unicodedata
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from rich.console import Console
+
+logger = logging.getLogger(__name__)
 
 _KEPT = "\n\t"
 
@@ -28,6 +32,38 @@ class _Plain(Console):
 def console(**options: Any) -> Console:
     """A console that prints lines as they are, without markup, colours and breaks of its own."""
     return _Plain(highlight=False, markup=False, emoji=False, **options)
+
+
+class _Steady:
+    """Standard output, whose lines alone are lost when the disk behind it is full, which is said once."""
+
+    def __init__(self) -> None:
+        self._stream, self._said = sys.stdout, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._do(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._do(self._stream.flush)
+
+    def _do(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if not self._said:
+                logger.warning("standard output: %s. Going on without it", error.strerror)
+            self._said = True
+
+
+def work_console(**options: Any) -> Console:
+    """For commands whose work is files, which need not end because nobody can be told."""
+    return Console(highlight=False, markup=False, file=cast(Any, _Steady()), **options)
 
 
 class NoteHandler(logging.StreamHandler):

@@ -70,8 +70,8 @@ class Run(SharedOptions):
 
     def run(self) -> None:
         import torch
-        from rich.console import Console
 
+        from psd_gs.cli.console import work_console
         from psd_gs.cli.terminal import silence_libraries, threads_each
         from psd_gs.evaluation.arms import parse_arms
         from psd_gs.evaluation.scores import Viewing
@@ -81,7 +81,7 @@ class Run(SharedOptions):
         from psd_gs.pipeline import TextTo3DPipeline
         from psd_gs.rewards import check_judge
 
-        console = Console(highlight=False, markup=False)
+        console = work_console()
         silence_libraries()
         items = load_suite(self.suite, self.prompts)
         plan = Plan(

@@ -54,11 +54,10 @@ class Making(RunOptions):
         """One asset per seed."""
         if self.quiet:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        from rich.console import Console
-
+        from psd_gs.cli.console import work_console
         from psd_gs.errors import ConfigError
 
-        console = Console(highlight=False, markup=False, quiet=self.quiet)
+        console = work_console(quiet=self.quiet)
         if self.resume and self.overwrite:
             raise ConfigError("expected --resume or --overwrite, received both. Leave one of them out.")
         if self.best_of < 1:
@@ -77,7 +76,7 @@ class Making(RunOptions):
                 stack.callback(view.close)
             pipeline = self._pipeline(console, first)
             done = [(job.folder, self._make(console, pipeline, job, view)) for job in jobs]
-        plain = Console(highlight=False, markup=False)
+        plain = work_console()
         for folder, result in sorted(done, key=lambda pair: -pair[1].scores.get(first.reward, 0.0)):
             scores = ", ".join(f"{name} {score:.3f}" for name, score in result.metadata["scores"].items())
             plain.print(f"{folder}  ({scores})", soft_wrap=True)
@@ -128,12 +127,11 @@ class Making(RunOptions):
         """The live view, if it is wanted; its address is printed even with --quiet."""
         if not self.live:
             return None
-        from rich.console import Console as Loud
-
+        from psd_gs.cli.console import work_console
         from psd_gs.live import LiveView
 
         view = LiveView(self.live_port)
-        loud = Loud(highlight=False, markup=False) if self.quiet else console
+        loud = work_console() if self.quiet else console
         loud.print(f"live view: {view.address}", soft_wrap=True)
         return view
 

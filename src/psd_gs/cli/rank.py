@@ -11,6 +11,14 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 
+def user() -> str:
+    """The user's name; a container may run as a number that has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return "anonymous"
+
+
 @dataclass
 class Rank:
     """Compare finished runs of the same prompt by eye, on a page that only this machine can open.
@@ -24,7 +32,7 @@ class Rank:
     """Run folders, or folders of them, such as outputs."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("pairs.jsonl")
     """Answers, one JSON line each; several annotators may share the file."""
-    annotator: Annotated[str, arg(metavar="NAME", help_behavior_hint="")] = field(default_factory=getpass.getuser)
+    annotator: Annotated[str, arg(metavar="NAME", help_behavior_hint="")] = field(default_factory=user)
     """Who answers. Default: the user's name."""
     repeats: Annotated[int, arg(metavar="N")] = 0
     """Ask N pairs a second time with sides exchanged, to see how steady the answers are."""

@@ -333,3 +333,9 @@ def open_file(path: str | os.PathLike[str]) -> BufferedReader:
 def damaged(path: str | os.PathLike[str], what: str) -> FormatError:
     """The error for a file that is broken or truncated."""
     return FormatError(f"{path}: {what}. The file is damaged or truncated; copy or export it again.")
+
+
+def say_surplus(path: str | os.PathLike[str], count: int, after: str) -> None:
+    """Log that a file goes on for ``count`` bytes behind what it says that it holds, if it does."""
+    if count:
+        logger.warning("%s: %d bytes behind %s are not kept", path, count, after)

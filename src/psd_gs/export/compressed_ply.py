@@ -33,7 +33,7 @@ from psd_gs.export.blocks import (
 from psd_gs.export.frames import Frame, turn_x180
 from psd_gs.export.metadata import Metadata
 from psd_gs.export.ply import make_ply_header, stored_mode
-from psd_gs.export.ply_table import columns, read_ply_blocks, read_ply_header
+from psd_gs.export.ply_table import columns, read_ply_blocks, read_ply_header, say_rest
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path
 from psd_gs.gaussians import SH_C0, Gaussians, sh0_to_rgb
@@ -142,7 +142,9 @@ def read_compressed_ply(
                 shN=((steps / 256 - 0.5) * 8).reshape(n, 3, len(rest) // 3).swapaxes(1, 2),
             )
 
-    return gather(parts(), count, path, frame, lenient, stored_mode(header))
+    found = gather(parts(), count, path, frame, lenient, stored_mode(header))
+    say_rest(path, header)
+    return found
 
 
 def _normalize(values: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from io import BufferedReader
 
 from psd_gs.errors import UnsupportedError
+from psd_gs.export.packed import Gunzip
 
-_GZIP, _ZIP = rb"\x1f\x8b\x08", rb"PK\x03\x04"
+_GZIP, _ZIP = rb"\x1f\x8b\x08", rb"PK(\x03\x04|\x07\x08|\x05\x06)"
 _PACKED = {
     _GZIP: ("gzip", "gunzip"),
     _ZIP: ("zip", "unzip"),
@@ -20,6 +21,10 @@ _PACKED = {
     rb"\x28\xb5\x2f\xfd": ("Zstandard", "unzstd"),
     rb"7z\xbc\xaf\x27\x1c": ("7-Zip", "7z x"),
     rb"Rar!\x1a\x07": ("RAR", "unrar x"),
+    rb"(?s).{257}ustar": ("tar", "tar -xf"),
+    rb"\x04\x22\x4d\x18": ("LZ4", "lz4 -d"),
+    rb"LZIP": ("lzip", "lzip -d"),
+    rb"MSCF": ("a cabinet", "cabextract"),
 }
 _START = 1 << 10
 _LEFT = {
@@ -45,8 +50,8 @@ def refuse_foreign(path: str | os.PathLike[str], file: BufferedReader) -> None:
 
 def _may_be_spz(file: BufferedReader) -> bool:
     try:
-        return zlib.decompressobj(wbits=31).decompress(file.peek(_START), 4) in (b"NGSP", b"")
-    except zlib.error:  # damaged, which its reader tells
+        return Gunzip(file.peek(_START)).read(4) == b"NGSP"
+    except zlib.error:  # damaged, or the names before the data are long, which its reader tells
         return True
 
 

@@ -135,7 +135,7 @@ def extension_of(path: str | os.PathLike[str], *, write: bool = False) -> str:
     if fitting := [extension for extension in FORMATS if name.endswith(extension)]:
         return max(fitting, key=len)
     if not write:
-        if name == "lod-meta.json" or name.endswith(sog.META):
+        if name == sog.STREAMED or name.endswith(sog.META):
             return ".sog"
         if (suffix := Path(name).suffix) in READ_TOO:
             return READ_TOO[suffix]

@@ -164,6 +164,8 @@ def read_gltf(
                 f"{path} has no {EXTENSION}: expected splats, received a glTF of something else. "
                 "A mesh can start a run with --init, or get other colours with psd-gs retexture."
             )
+        for what in file.unused():
+            logger.warning("%s: %s are not kept", path, what)
         clouds = []
         count = degree = 0
         for primitive, matrix in found:

@@ -36,6 +36,7 @@ DRACO = "KHR_draco_mesh_compression"
 _MAX_RATIO = 1000
 """A packed view or primitive that promises more than so many times its bytes is refused: no mesh packs like that."""
 _MAX_BUFFER = 1 << 32
+_GLB_HEAD, _CHUNK_HEAD, _PADDING = 12, 8, 3
 _MAX_PICTURE = 1 << 28
 _MAX_UNPACKED = 1 << 30
 """Bytes that all compressed views of a file unpack to."""
@@ -51,6 +52,7 @@ class GltfFile:
         is_binary: whether it is a container with chunks.
         blob: the binary chunk.
         other_chunks: kind and bytes of those that are neither JSON nor the binary chunk.
+        behind: bytes after the last chunk.
 
     Raises:
         FormatError: it names a file outside its folder.
@@ -64,7 +66,7 @@ class GltfFile:
         data = read_bytes(path)
         self.size = len(data)
         self.is_binary = data[:4] == b"glTF"
-        self.document, self.blob, self.other_chunks = _chunks(data, path)
+        self.document, self.blob, self.other_chunks, self.behind = _chunks(data, path)
         self._lists: dict[str, list[dict[str, Any]]] = {}
         self._buffers: dict[int, memoryview] = {}
         self._unpacked: dict[int, memoryview] = {}
@@ -88,6 +90,18 @@ class GltfFile:
             self._lists[key] = objects(self.document, key)
         entries = self._lists[key]
         return entries[index(i, len(entries), key)]
+
+    def unused(self) -> list[str]:
+        """What of the container nothing in the document names, each a phrase."""
+        first = next(iter(objects(self.document, "buffers")), {"uri": ""})
+        named = 0 if "uri" in first else first.get("byteLength")
+        left = len(self.blob) - named if type(named) is int else 0
+        others = sum(len(chunk) for _, chunk in self.other_chunks)
+        return [
+            *([f"{left} bytes behind the buffer of the binary chunk"] if left > _PADDING else []),
+            *([f"{others} bytes in {len(self.other_chunks)} further chunks"] if self.other_chunks else []),
+            *([f"{self.behind} bytes behind the last chunk"] if self.behind else []),
+        ]
 
     # --- buffers -----------------------------------------------------------------------------------------------------
 
@@ -315,20 +329,21 @@ def numbers(holder: dict[str, Any], key: str, count: int, default: list[float] |
 
 def _chunks(
     data: bytes, path: str | os.PathLike[str]
-) -> tuple[dict[str, Any], memoryview, list[tuple[bytes, memoryview]]]:
-    """The JSON document, the binary chunk, and all others."""
+) -> tuple[dict[str, Any], memoryview, list[tuple[bytes, memoryview]], int]:
+    """The JSON document, the binary chunk, all others, and how many bytes are behind them."""
     if data[:4] != b"glTF":
-        return _document(data), memoryview(b""), []
+        return _document(data), memoryview(b""), [], 0
     chunks = list(_glb_chunks(data, path))
+    behind = len(data) - _GLB_HEAD - sum(_CHUNK_HEAD + len(chunk) for _, chunk in chunks)
     parts, known = dict(chunks), (b"JSON", b"BIN\0")
     if b"JSON" not in parts:
         raise ValueError("no JSON chunk")
     others = [chunk for chunk in chunks if chunk[0] not in known]
-    return _document(bytes(parts[b"JSON"])), parts.get(b"BIN\0", memoryview(b"")), others
+    return _document(bytes(parts[b"JSON"])), parts.get(b"BIN\0", memoryview(b"")), others, behind
 
 
 def _glb_chunks(data: bytes, path: str | os.PathLike[str]) -> Iterator[tuple[bytes, memoryview]]:
-    if len(data) < 12:
+    if len(data) < _GLB_HEAD:
         raise ValueError("no whole header")
     version, length = struct.unpack_from("<II", data, 4)
     if version != 2:
@@ -337,13 +352,14 @@ def _glb_chunks(data: bytes, path: str | os.PathLike[str]) -> Iterator[tuple[byt
         )
     if length > len(data):
         raise ValueError(f"it is truncated: {len(data)} of {length} bytes")
-    begin = 12
-    while begin + 8 <= length:
+    begin = _GLB_HEAD
+    while begin + _CHUNK_HEAD <= length:
         size, kind = struct.unpack_from("<I4s", data, begin)
-        if begin + 8 + size > length:
+        begin += _CHUNK_HEAD
+        if begin + size > length:
             raise ValueError(f"a chunk of {size} bytes goes beyond the file")
-        yield kind, memoryview(data)[begin + 8 : begin + 8 + size]
-        begin += 8 + size
+        yield kind, memoryview(data)[begin : begin + size]
+        begin += size
 
 
 def _document(text: bytes) -> dict[str, Any]:

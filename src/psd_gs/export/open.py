@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from psd_gs.errors import InputError, PsdGsError
+from psd_gs.export.blocks import open_file
 from psd_gs.export.formats import FORMATS, format_of, geometry, is_known, load, read_metadata, sniff, stored_frame
 from psd_gs.export.frames import Frame, scaled
 from psd_gs.export.metadata import Metadata
@@ -119,19 +120,21 @@ def on_disk(path: str | os.PathLike[str]) -> Iterator[Path]:
             file = sys.stdin.buffer if str(path) == STREAM else stack.enter_context(path.open("rb"))
             start = file.read(1 << 10)
             extension = sniff(start)
-            if extension is None:
-                raise InputError(
-                    f"{name}: expected a splat file, one of {', '.join(FORMATS)}, received something that begins "
-                    f"with {start[:8]!r}. Give the file the extension of its format."
-                )
-            copy = Path(folder) / f"input{extension}"
+            copy = Path(folder) / f"input{extension or ''}"
             with copy.open("wb") as target:
                 target.write(start)
-                shutil.copyfileobj(file, target)
+                if extension:
+                    shutil.copyfileobj(file, target)
         except OSError as error:
             raise InputError(f"cannot read {name}: {error.strerror or error}. Check the path.") from error
         stack.enter_context(_called(copy, name))
         try:
+            if extension is None:
+                open_file(copy).close()  # says what it is, if that is known
+                raise InputError(
+                    f"{name}: expected a splat file, one of {', '.join(FORMATS)}, received something that begins "
+                    f"with {start[:8]!r}. Give the file the extension of its format."
+                )
             yield copy
         except PsdGsError as error:
             raise type(error)(str(error).replace(str(copy), name)) from error

@@ -25,7 +25,7 @@ from psd_gs.errors import FormatError, UnsupportedError
 from psd_gs.export.blocks import MAX_LOGIT, blocks, gather, logit, open_file, tensors, usable_rows
 from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata, to_json
-from psd_gs.export.ply_table import PlyHeader, columns, read_ply_blocks, read_ply_header
+from psd_gs.export.ply_table import PLY_START, PlyHeader, columns, read_ply_blocks, read_ply_header, say_rest
 from psd_gs.files import atomic_path, loads, printable, short
 from psd_gs.gaussians import SH_C0, Gaussians, RenderMode
 
@@ -212,7 +212,9 @@ def read_ply(
                 shN=shN,
             )
 
-    return gather(parts(), header.elements["vertex"][0], path, frame, lenient, mode)
+    found = gather(parts(), header.elements["vertex"][0], path, frame, lenient, mode)
+    say_rest(path, header)
+    return found
 
 
 def _blurred(
@@ -279,7 +281,7 @@ def is_gaussian_ply(path: str | os.PathLike[str]) -> bool:
         InputError: the file cannot be opened.
     """
     with open_file(path) as file:
-        if file.read(3) != b"ply":
+        if not PLY_START.match(file.read(1 << 10)):
             return False
     kinds = read_ply_header(path).scalars("vertex")
     return _is_splat(kinds) or is_packed(kinds)

@@ -7,6 +7,7 @@ passed over.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -17,8 +18,10 @@ from typing import BinaryIO
 import numpy as np
 
 from psd_gs.errors import FormatError
-from psd_gs.export.blocks import damaged, open_file, ranges
+from psd_gs.export.blocks import damaged, open_file, ranges, say_surplus
 from psd_gs.files import short
+
+logger = logging.getLogger(__name__)
 
 _HEADER_LIMIT = 1 << 22
 _MOST_PROPERTIES = 1000
@@ -35,6 +38,10 @@ _TYPES = {
     **dict.fromkeys(("float", "float32"), "f4"),
     **dict.fromkeys(("double", "float64"), "f8"),
 }
+PLY_START = re.compile(rb"(?i)(?:\xef\xbb\xbf)?ply[ \t]*(\r*\n|\r)")
+"""The first line, also behind the mark that editors of Windows put before it; its end is a group."""
+_ODD_NUMBERS = ((re.compile(r"(?i)1\.#inf\w*"), "inf"), (re.compile(r"(?i)1\.#\w+|nan\(\w*\)"), "nan"))
+"""How programs that were built with Visual Studio write what is not finite."""
 _FORMATS = ("ascii", "binary_little_endian", "binary_big_endian")
 _LIST = "list"
 
@@ -49,12 +56,14 @@ class PlyHeader:
             of length and items), names in small letters. Of properties of one name the second is called ``name#2``.
         comments: without the leading word; bytes that are no UTF-8 are escaped as surrogates.
         size: of the header, bytes.
+        surplus: bytes behind the last row, as far as the header tells: none where rows have lists or are text.
     """
 
     format: str
     elements: dict[str, tuple[int, dict[str, str]]]
     comments: list[str]
     size: int = 0
+    surplus: int = 0
 
     def scalars(self, element: str) -> dict[str, str]:
         """Types of the properties that hold one number; empty if there is no such element."""
@@ -71,11 +80,11 @@ def read_ply_header(path: str | os.PathLike[str]) -> PlyHeader:
     """
     with open_file(path) as file:
         start = file.read(1 << 16)
-        found = re.match(rb"ply[ \t]*(\r\n|\n|\r)", start)
+        found = PLY_START.match(start)
         if not found:
             raise FormatError(f"{path} is not a PLY file: expected it to begin with 'ply', received {start[:8]!r}.")
         # After a header of lines that end in \r alone, \n is data.
-        end_line = re.compile(rb"[\r\n][ \t]*end_header[ \t]*" + (rb"\r" if found[1] == b"\r" else rb"\r?\n"))
+        end_line = re.compile(rb"(?i)[\r\n][ \t]*end_header[ \t]*" + (rb"\r" if found[1] == b"\r" else rb"\r*\n"))
         while not (end := end_line.search(start)) and len(start) < _HEADER_LIMIT and (more := file.read(1 << 20)):
             start += more
         size = file.seek(0, os.SEEK_END)
@@ -83,7 +92,7 @@ def read_ply_header(path: str | os.PathLike[str]) -> PlyHeader:
         raise FormatError(f"{path}: the PLY header does not end. The file is truncated; copy or export it again.")
     lines = start[found.end() : end.start()].decode("utf-8", "surrogateescape")
     try:
-        header, minimum = _parse_header(re.split(r"\r\n|\n|\r", lines))
+        header, minimum = _parse_header(re.split(r"[\r\n]", lines))
     except ValueError as error:
         raise FormatError(f"{path}: malformed PLY header ({error}). Copy or export the file again.") from error
     if size - end.end() < minimum:
@@ -91,7 +100,9 @@ def read_ply_header(path: str | os.PathLike[str]) -> PlyHeader:
             f"{path} is truncated: expected at least {minimum} bytes after the header, received {size - end.end()}. "
             "Copy or export the file again."
         )
-    return replace(header, size=end.end())
+    kinds = [kind for _, properties in header.elements.values() for kind in properties.values()]
+    known = header.format != "ascii" and not any(kind.startswith(_LIST) for kind in kinds)
+    return replace(header, size=end.end(), surplus=size - end.end() - minimum if known else 0)
 
 
 def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
@@ -101,13 +112,14 @@ def _parse_header(lines: list[str]) -> tuple[PlyHeader, int]:
     comments: list[str] = []
     properties: dict[str, str] | None = None
     for line in lines:
-        match line.split():
-            case []:
+        first, *words = line.split() or [""]
+        match [first.lower(), *words]:
+            case [""]:
                 pass
-            case ["format", kind, "1.0"] if kind in _FORMATS:
-                file_format = kind
-            case ["comment" | "obj_info" as word, *_]:
-                comments.append(line.strip().removeprefix(word).lstrip())
+            case ["format", kind, "1.0"] if kind.lower() in _FORMATS:
+                file_format = kind.lower()
+            case ["comment" | "obj_info", *_]:
+                comments.append(line.strip()[len(first) :].lstrip())
             case ["element", name, number] if number.isdecimal() and len(number) < 20 and name.lower() not in elements:
                 properties = {}
                 elements[name.lower()] = (int(number), properties)
@@ -176,6 +188,18 @@ def read_ply_blocks(path: str | os.PathLike[str], header: PlyHeader, element: st
             raise damaged(path, f"malformed PLY data ({reason})") from error
 
 
+def say_rest(path: str | os.PathLike[str], header: PlyHeader) -> None:
+    """Log what is behind the last row of the last element, if anything is."""
+    say_surplus(path, header.surplus, "the last row")
+    if header.format == "ascii":
+        rows = sum(count for count, properties in header.elements.values() if properties)
+        with open_file(path) as file:
+            file.seek(header.size)
+            more = sum(1 for line in _lines(file) if line.strip()) - rows
+        if more > 0:
+            logger.warning("%s: %d lines behind the last row are not kept", path, more)
+
+
 def _skip(file: BinaryIO, rows: int, kinds: dict[str, str], order: str) -> None:
     if not any(kind.startswith(_LIST) for kind in kinds.values()):
         file.seek(rows * sum(np.dtype(kind).itemsize for kind in kinds.values()), os.SEEK_CUR)
@@ -212,7 +236,7 @@ def _text_blocks(
     row = np.dtype([(name, "f8") for name, kind in kinds.items() if not kind.startswith(_LIST)])
     width = len(row.names or ())
     lists = width < len(kinds)
-    lines = (line for line in io.TextIOWrapper(file, "latin-1", newline=None) if line.strip())
+    lines = (line for line in _lines(file) if line.strip())
     skipped = sum(rows for rows, kinds in before if kinds)
     if sum(1 for _ in islice(lines, skipped)) < skipped:
         raise ValueError("too few lines")
@@ -223,15 +247,27 @@ def _text_blocks(
         if lists:
             table = np.array([_text_row(line, kinds) for line in part], np.float64)
         else:
-            table = np.loadtxt(part, np.float64, comments=None, ndmin=2)
+            table = np.loadtxt([plain_numbers(line) for line in part], np.float64, comments=None, ndmin=2)
         if table.shape[1] != width:
             raise ValueError(f"expected {width} numbers in a row, received {table.shape[1]}")
         yield np.ascontiguousarray(table).view(row)[:, 0]
 
 
+def plain_numbers(text: str) -> str:
+    """Numbers as Python reads them, see :data:`_ODD_NUMBERS`."""
+    if "#" in text or "(" in text:
+        for pattern, plain in _ODD_NUMBERS:
+            text = pattern.sub(plain, text)
+    return text
+
+
+def _lines(file: BinaryIO) -> Iterator[str]:
+    return io.TextIOWrapper(file, "latin-1", newline=None)
+
+
 def _text_row(line: str, kinds: dict[str, str]) -> list[float]:
     """The numbers of one row of text; lists are passed over."""
-    words = iter(line.split())
+    words = iter(plain_numbers(line).split())
     numbers = []
     for kind in kinds.values():
         word = next(words, "")

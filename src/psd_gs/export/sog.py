@@ -45,11 +45,13 @@ from psd_gs.export.blocks import (
 from psd_gs.export.codebooks import codebook, nearest_code, palette
 from psd_gs.export.frames import Frame, turn_x180
 from psd_gs.export.metadata import Metadata, jsonable
+from psd_gs.export.packed import Zip
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
-from psd_gs.files import atomic_path, loads, read_bounded, read_picture, short
+from psd_gs.export.texels import Pictures
+from psd_gs.files import atomic_path, loads, read_bounded, short
 from psd_gs.gaussians import Gaussians, RenderMode, rgb_to_sh0, sh0_to_rgb
 
-META = "meta.json"
+META, STREAMED = "meta.json", "lod-meta.json"
 _PALETTE = 1 << 16  # labels have 16 bits
 _ACROSS = 64  # palette entries in a row of the picture of centroids
 _META_LIMIT = 1 << 20
@@ -89,6 +91,7 @@ def write_sog(
     }
     if gaussians.mode != "default":
         meta["model"] = gaussians.mode
+        meta["antialias"] = gaussians.mode == "antialiased"  # the word of the specification
     if metadata is not None:
         meta["asset"]["psd_gs"] = jsonable(metadata)
     for name, values in (("scales", scales), ("sh0", sh0)):
@@ -157,10 +160,7 @@ def read_sog(
     try:
         meta, member, size = _opened(path)
         if "lodLevels" in meta or "tree" in meta:
-            raise UnsupportedError(
-                f"{path}: a streamed SOG of several levels of detail, which is not read. Convert it into one .ply or "
-                ".sog with splat-transform."
-            )
+            raise _streamed(path)
         version = meta.get("version", 1)
         if version not in (1, 2):
             raise UnsupportedError(
@@ -172,7 +172,7 @@ def read_sog(
             raise damaged(path, f"it promises {short(count)} Gaussians")
         degree = _degree(meta)
         check_unpacked(path, count, degree, size, large)
-        decoded = _decode(meta, member, count, degree, version)
+        decoded = _decode(meta, Pictures(path, member), count, degree, version)
     except FormatError:
         raise
     except _UNREADABLE as error:
@@ -182,6 +182,13 @@ def read_sog(
     if meta.get("antialias") is True:
         mode = "antialiased"
     return gather(decoded, count, path, frame, lenient, mode)
+
+
+def _streamed(path: str | os.PathLike[str]) -> UnsupportedError:
+    return UnsupportedError(
+        f"{path}: a streamed SOG of several levels of detail, which is not read. Convert it into one .ply or .sog with "
+        "splat-transform."
+    )
 
 
 Member = Callable[[str, int], bytes]
@@ -206,19 +213,17 @@ def _opened(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Member, int]:
         pictures = {name for section in meta.values() if isinstance(section, dict) for name in section.get("files", ())}
         return meta, beside, sum((folder / str(name)).stat().st_size for name in sorted(map(str, pictures)))
     data = read_bytes(path)
-    archive = zipfile.ZipFile(io.BytesIO(data))
-    names = archive.namelist()  # some zips of Windows have backslashes
-    inner = [name for name in names if PureWindowsPath(name).name == META and "__MACOSX" not in name]
+    archive = Zip(data, path)
+    named = {name: PureWindowsPath(name).name for name in archive.names() if "__MACOSX" not in name}
+    if STREAMED in named.values():
+        raise _streamed(path)
+    inner = [name for name, last in named.items() if last == META]  # some zips of Windows have backslashes
     if not inner:
         raise ValueError(f"no {META} in it")
     prefix = min(inner, key=len).removesuffix(META)
 
     def member(name: str, limit: int) -> bytes:
-        with archive.open(prefix + name) as file:
-            found = file.read(limit + 1)
-        if len(found) > limit:
-            raise ValueError(f"{short(name)} unpacks to an absurd size")
-        return found
+        return archive.read(prefix + name, limit)
 
     return loads(member(META, _META_LIMIT), dict[str, Any]), member, len(data)
 
@@ -233,11 +238,11 @@ def _degree(meta: dict[str, Any]) -> int:
     return bands
 
 
-def _decode(meta: dict[str, Any], member: Member, count: int, degree: int, version: int) -> Iterator[Gaussians]:
+def _decode(meta: dict[str, Any], pictures: Pictures, count: int, degree: int, version: int) -> Iterator[Gaussians]:
     """Reads and checks everything; the blocks that it returns are made as they are taken."""
 
-    def picture(section: str, i: int) -> np.ndarray:
-        return _texels(member, meta[section]["files"][i], count)
+    def picture(section: str, i: int = 0, **about: bool) -> np.ndarray:
+        return pictures.texels(meta[section]["files"][i], count, **about)
 
     def bounds(section: str, size: int) -> tuple[np.ndarray, np.ndarray]:
         low, high = (np.asarray(meta[section][name], np.float64) for name in ("mins", "maxs"))
@@ -255,12 +260,12 @@ def _decode(meta: dict[str, Any], member: Member, count: int, degree: int, versi
         return lambda texels: padded[texels]
 
     low, high = bounds("means", 3)
-    means_l, means_u, quats = picture("means", 0), picture("means", 1), picture("quats", 0)
-    scales, sh0 = picture("scales", 0), picture("sh0", 0)
+    means_l, means_u, quats = picture("means", varied=True), picture("means", 1), picture("quats", varied=True)
+    scales, sh0 = picture("scales"), picture("sh0", colours=True)
     scale_of, color_of = lookup("scales", 3), lookup("sh0", 4 if version == 1 else 3)
     harmonics, labels = np.zeros((1, 0, 3)), np.zeros(count, np.int64)
     if degree:
-        harmonics = _palette_of(meta["shN"], member, degree, lookup("shN", 3))
+        harmonics = _palette_of(meta["shN"], pictures, degree, lookup("shN", 3))
         rg = picture("shN", 1).astype(np.int64)
         labels = rg[:, 0] | rg[:, 1] << 8
         if labels.max() >= len(harmonics):
@@ -290,44 +295,22 @@ def _decode(meta: dict[str, Any], member: Member, count: int, degree: int, versi
 
 
 def _palette_of(
-    section: dict[str, Any], member: Member, degree: int, values: Callable[[np.ndarray], np.ndarray]
+    section: dict[str, Any], pictures: Pictures, degree: int, values: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """The vectors of the palette, [size, K - 1, 3]; those of version 1 tell their number by the size of the picture."""
     if "bands" in section:
         size, k = section["count"], (degree + 1) ** 2 - 1
         if type(size) is not int or not 1 <= size <= _PALETTE:
             raise ValueError(f"a palette of {short(size)} entries")
-        texels = _texels(member, section["files"][0], math.ceil(size / _ACROSS) * _ACROSS * k, _ACROSS * k)
+        rows = math.ceil(size / _ACROSS) * _ACROSS * k
+        texels = pictures.texels(section["files"][0], rows, _ACROSS * k, colours=True)
         return values(texels[: size * k, :3]).reshape(size, k, 3)
-    across, down = _size(member(section["files"][0], _PALETTE * 15 * 4))
+    across, down = pictures.size(section["files"][0], _PALETTE * 15 * 4)
     k = across // _ACROSS
     if (across % _ACROSS, k in (3, 8, 15), down <= _PALETTE // _ACROSS) != (0, True, True):
         raise ValueError(f"a palette of {across}x{down} texels")
-    texels = _texels(member, section["files"][0], across * down, across)
+    texels = pictures.texels(section["files"][0], across * down, across, colours=True)
     return values(texels[:, :3]).reshape(down * _ACROSS, k, 3)
-
-
-def _texels(member: Member, name: str, rows: int, width: int | None = None) -> np.ndarray:
-    """The first ``rows`` texels of a picture as bytes [rows, 4]; nothing is decoded before its size is checked."""
-    data = member(name, (1 << 16) + 8 * rows)
-    across, down = _size(data)
-    if not rows <= across * down <= 2 * rows + 4096 or width not in (None, across):
-        raise ValueError(f"{short(name)} has {across}x{down} texels for {rows}")
-    try:
-        return np.asarray(read_picture(data, "RGBA")).reshape(-1, 4)[:rows]
-    except FormatError as error:
-        raise ValueError(f"{short(name)}: {error}") from error
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    """Width and height of a picture, which is not decoded for it."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data), formats=("WEBP", "PNG")) as image:
-            return image.size
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from error
 
 
 def read_sog_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:

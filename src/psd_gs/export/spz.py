@@ -2,13 +2,14 @@
 
 One stream per attribute: positions (24-bit fixed point), opacities, colours, log scales, rotations
 (smallest three of xyzw, 10 bits each) and harmonics (basis-major, a byte each over [-1, 1)). Version 3
-is a gzip of a 16-byte header and the streams, version 4 a plain 32-byte header, a table of contents
-and one zstd frame per stream. Version 3 is what viewers read. Records of extensions follow the streams, or in
+is a gzip of a 16-byte header and the streams, which some leave unpacked, version 4 a plain 32-byte header, a table of
+contents and one zstd frame per stream. Version 3 is what viewers read. Records of extensions follow the streams, or in
 version 4 the header; one of them names the axes.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -34,6 +35,7 @@ from psd_gs.export.blocks import (
     logit,
     ranges,
     read_bytes,
+    say_surplus,
     sigmoid,
     tensors,
     usable_mask,
@@ -41,13 +43,15 @@ from psd_gs.export.blocks import (
 )
 from psd_gs.export.frames import Frame, robust_box, scaled, transform, turn_x180
 from psd_gs.export.metadata import Metadata
+from psd_gs.export.packed import Gunzip
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path
 from psd_gs.gaussians import Gaussians, RenderMode
 
 logger = logging.getLogger(__name__)
 
-_MAGIC = b"NGSP"
+_MAGIC, _GZIP = b"NGSP", b"\x1f\x8b"
+_UNPACKED_VERSIONS = tuple(version.to_bytes(4, "little") for version in (1, 2, 3))
 _HEADER, _HEADER_4 = struct.Struct("<4sIIBBBB"), struct.Struct("<4sIIBBBBI12x")
 _ENTRY = struct.Struct("<QQ")
 _RECORD = struct.Struct("<II")
@@ -267,9 +271,9 @@ def unpack_spz(data: bytes, path: str | os.PathLike[str], large: bool = False) -
     Raises:
         FormatError: another kind of file, or a damaged or truncated one.
     """
-    if data[:2] == b"\x1f\x8b":
+    if data.startswith(_GZIP) or (data.startswith(_MAGIC) and data[4:8] in _UNPACKED_VERSIONS):
         head, count, degree, streams, records = _unpack_gzip(data, path, large)
-    elif data[:4] == _MAGIC:
+    elif data.startswith(_MAGIC):
         head, count, degree, streams, records = _unpack_zstd(data, path, large)
     else:
         raise FormatError(
@@ -280,12 +284,15 @@ def unpack_spz(data: bytes, path: str | os.PathLike[str], large: bool = False) -
     if degree > 3:
         logger.warning("%s: spherical harmonics of degree 4 are left out", path)
     mode: RenderMode = "antialiased" if flags & _ANTIALIASED else "default"
-    world = _world(path, records) if flags & _EXTENSIONS else None
+    world = None
+    if flags & _EXTENSIONS:
+        world, records = _world(path, records)
+    say_surplus(path, len(records), f"{count} Gaussians")
     return Unpacked(version, count, degree, fraction, streams, mode, world)
 
 
-def _world(path: str | os.PathLike[str], records: bytes) -> Float[Tensor, "4 4"] | None:
-    """What the records of extensions say of the axes; others are skipped and logged.
+def _world(path: str | os.PathLike[str], records: bytes) -> tuple[Float[Tensor, "4 4"] | None, bytes]:
+    """What the records of extensions say of the axes, and what is behind them; others are skipped and logged.
 
     Raises:
         FormatError: a record goes beyond its place, or names no axes.
@@ -306,7 +313,7 @@ def _world(path: str | os.PathLike[str], records: bytes) -> Float[Tensor, "4 4"]
         axes = _SYSTEMS[number - 1] if number else "RUB"
         found = torch.eye(4, dtype=torch.float64)
         found[:3, :3] = torch.tensor([_DIRECTIONS[axis] for axis in axes], dtype=torch.float64).T
-    return found
+    return found, records[place:]
 
 
 def _widths(version: int, degree: int) -> list[int]:
@@ -319,9 +326,10 @@ _Parts = tuple[tuple[int, int, int], int, int, list[np.ndarray], bytes]
 
 
 def _unpack_gzip(data: bytes, path: str | os.PathLike[str], large: bool) -> _Parts:
-    inflate = zlib.decompressobj(wbits=31)
+    """Of version 1 to 3, packed or not."""
+    stream = Gunzip(data) if data.startswith(_GZIP) else io.BytesIO(data)
     try:
-        head = inflate.decompress(data, _HEADER.size)
+        head = stream.read(_HEADER.size)
         if len(head) < _HEADER.size:
             raise damaged(path, "no whole SPZ header")
         magic, version, count, degree, fraction, flags, _ = _HEADER.unpack(head)
@@ -329,13 +337,15 @@ def _unpack_gzip(data: bytes, path: str | os.PathLike[str], large: bool) -> _Par
         widths = _widths(version, degree)
         size = count * sum(widths)
         check_unpacked(path, count, degree, len(data), large)
-        body = inflate.decompress(inflate.unconsumed_tail, size + _MOST_TRAILING)
-        if not inflate.eof:
-            body += inflate.flush(1)
+        body = stream.read(size + _MOST_TRAILING)
+        whole = not stream.read(1)
     except zlib.error as error:
         raise damaged(path, f"damaged gzip data ({error})") from error
-    if len(body) < size or not inflate.eof:
-        raise damaged(path, f"expected {size} bytes of {count} Gaussians, received {len(body)}")
+    if len(body) < size or not whole:
+        received = f"{len(body)}" if whole else f"more than {len(body)}"
+        raise damaged(path, f"expected {size} bytes of {count} Gaussians, received {received}")
+    if isinstance(stream, Gunzip):
+        say_surplus(path, stream.surplus, "the gzip stream")
     return (version, fraction, flags), count, degree, _split(body, count, widths), body[size:]
 
 
@@ -359,13 +369,15 @@ def _unpack_zstd(data: bytes, path: str | os.PathLike[str], large: bool) -> _Par
     for squeezed, size in entries:
         try:
             # A reader, because it stops at the promised size whatever the frame says of itself.
-            with ZstdDecompressor(max_window_size=1 << 27).stream_reader(data[place : place + squeezed]) as reader:
+            frames = data[place : place + squeezed]
+            with ZstdDecompressor(max_window_size=1 << 27).stream_reader(frames, read_across_frames=True) as reader:
                 streams.append(reader.read(size + 1))
         except ZstdError as error:
             raise damaged(path, f"damaged zstd data ({error})") from error
         place += squeezed
     if [len(stream) for stream in streams] != expected:
         raise damaged(path, "a stream of another size than promised")
+    say_surplus(path, max(0, len(data) - place), "the last stream")
     return (version, fraction, flags), count, degree, _split(b"".join(streams), count, widths), data[32:begin]
 
 

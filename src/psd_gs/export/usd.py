@@ -6,7 +6,9 @@ under a Y-up stage in metres. Needs usd-core, the extra ``usd``.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import zipfile
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -23,12 +25,14 @@ from psd_gs.export.blocks import (
     logit,
     open_file,
     ranges,
+    read_bytes,
     sigmoid,
     tensors,
     usable_rows,
 )
 from psd_gs.export.frames import Frame, similarity, transform
 from psd_gs.export.metadata import METADATA_KEY, Metadata, to_json
+from psd_gs.export.packed import Zip
 from psd_gs.export.usd_arrays import MODE_KEY, NAMES, read_arrays
 from psd_gs.files import atomic_path, loads
 from psd_gs.gaussians import Gaussians, RenderMode
@@ -97,6 +101,7 @@ def read_usd(
     """
     require_usd()
     open_file(path).close()
+    _check_zip(path)
     fields: list[tuple[list[np.ndarray], torch.Tensor]] = []
     try:
         arrays = read_arrays(path)
@@ -139,6 +144,19 @@ def read_usd(
 
 
 _IDENTITY = torch.eye(4, dtype=torch.float64)
+
+
+def _check_zip(path: str | os.PathLike[str]) -> None:
+    """Raises:
+    UnsupportedError: a ``.usdz`` of another kind than usd-core, which calls it broken, reads.
+    """
+    data = read_bytes(path)
+    with contextlib.suppress(zipfile.BadZipFile):
+        if data.startswith(b"PK") and not Zip(data, path).stored():
+            raise UnsupportedError(
+                f"{path}: its files are packed or encrypted, which OpenUSD does not read. Unpack it, and zip them "
+                "again with zip -0."
+            )
 
 
 def read_usd_metadata(path: str | os.PathLike[str]) -> dict[str, Any] | None:

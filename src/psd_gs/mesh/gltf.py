@@ -91,6 +91,8 @@ class _Reader:
         self._check_extensions()
         if objects(self.file.document, "animations"):
             self._note("animations are ignored: the scene is at rest")
+        for what in self.file.unused():
+            self._note(f"{what} are ignored")
         return Scene([part for node in self.file.placed for part in self._parts(node)], self.notes)
 
     def _check_extensions(self) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from psd_gs.errors import UnsupportedError
 from psd_gs.export.blocks import read_bytes
-from psd_gs.export.ply import PlyHeader, read_ply_header
+from psd_gs.export.ply_table import PlyHeader, plain_numbers, read_ply_header
 from psd_gs.export.siblings import read_sibling
 from psd_gs.gaussians import SH_C0
 from psd_gs.mesh.picture import Picture, Texture
@@ -50,12 +50,12 @@ def read_ply_scene(path: str | os.PathLike[str]) -> Scene:
             f"{path}: expected a point cloud or mesh, received splats (the vertices have rotations or scales), of "
             "which properties are missing or unknown. Export it again as a 3DGS PLY."
         )
-    elements = dict(_elements(path, header))
+    notes: list[str] = []
+    elements = dict(_elements(path, header, notes))
     vertex = elements.get("vertex", {})
     positions = np.stack([_scalars(vertex, axis).astype(np.float64) for axis in "xyz"], axis=1)
     colors = _colors(vertex)
     face = elements.get("face", elements.get("faces", {}))
-    notes: list[str] = []
     if not any(isinstance(column, _Lists) for column in face.values()) or not len(_corners(face).counts):
         strips = next((elements[name] for name in ("tristrips", "tristrip") if name in elements), None)
         faces = np.zeros((0, 3), np.int64) if strips is None else _strips(_corners(strips).items.astype(np.int64))
@@ -95,14 +95,17 @@ def read_ply_scene(path: str | os.PathLike[str]) -> Scene:
     return Scene([part for part in parts if len(part.faces)], notes)
 
 
-def _elements(path: str | os.PathLike[str], header: PlyHeader) -> Iterator[tuple[str, dict[str, np.ndarray | _Lists]]]:
-    """The columns of every element up to the faces, by the name of the property."""
+def _elements(
+    path: str | os.PathLike[str], header: PlyHeader, notes: list[str]
+) -> Iterator[tuple[str, dict[str, np.ndarray | _Lists]]]:
+    """The columns of every element, by the name of the property; what is behind the last one becomes a note."""
     data = memoryview(read_bytes(path))
     ascii_numbers = None
     at = header.size
     if header.format == "ascii":
         # all numbers are equal there: one table of doubles
-        ascii_numbers = np.fromiter(map(float, bytes(data[header.size :]).split()), np.float64)
+        text = plain_numbers(bytes(data[header.size :]).decode("latin-1"))
+        ascii_numbers = np.fromiter(map(float, text.split()), np.float64)
         data, at = memoryview(ascii_numbers.tobytes()), 0
     order = ">" if header.format == "binary_big_endian" else "<"
     for element, (count, properties) in header.elements.items():
@@ -118,6 +121,9 @@ def _elements(path: str | os.PathLike[str], header: PlyHeader) -> Iterator[tuple
                 if not isinstance(column, _Lists)
             } | {name: column for name, column in columns.items() if isinstance(column, _Lists)}
         yield element, columns
+    if left := len(data) - at:
+        what = f"{left} bytes" if ascii_numbers is None else f"{left // 8} numbers"
+        notes.append(f"{what} behind the last row are ignored")
 
 
 def _columns(

@@ -29,7 +29,8 @@ def read_stl_scene(path: str | os.PathLike[str]) -> Scene:
     # many a binary file begins with "solid" too: then its length tells
     if len(data) >= _HEAD and (length == len(data) or (not text and length < len(data))):
         facets = np.frombuffer(data, _FACET, count, _HEAD)
-        return Scene([_part(facets["corners"], _colors(data[:80], facets["color"]))])
+        notes = [f"{len(data) - length} bytes behind the last triangle are ignored"] if length < len(data) else []
+        return Scene([_part(facets["corners"], _colors(data[:80], facets["color"]))], notes)
     if not text:
         raise ValueError(f"it is truncated: {len(data)} bytes, {length} promised")
     rows = re.findall(rb"(?i)\bvertex\s+(\S+)\s+(\S+)\s+(\S+)", data)
