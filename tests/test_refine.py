@@ -256,7 +256,7 @@ def test_what_is_wanted_much_is_held_less():
 def test_small_gaussians_share_gradients_and_large_ones_do_not(grey):
     config = refining(grey)
     refinement = Refinement(Original.of(config.refine), config)
-    cell = 2 * 2 * config.cameras.radius / config.cameras.size[0]
+    cell = 2 * config.cameras.radius / 16
     start = refinement.start
     start.scales = torch.full_like(start.scales, np.log(cell / 5))
     start.scales[::3] = np.log(cell)
@@ -264,7 +264,7 @@ def test_small_gaussians_share_gradients_and_large_ones_do_not(grey):
         parameter.requires_grad_(True)
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     own = {name: parameter.grad.clone() for name, parameter in start.params().items()}
-    assert torch.equal(refinement.pool(start, step=3), start.means)
+    assert torch.equal(refinement.pool(start, step=3, seen=16), start.means)
     small = torch.arange(150) % 3 > 0
     offset = torch.rand(3, generator=torch.Generator().manual_seed(3))
     places = [tuple(row) for row in ((start.means.detach() / cell + offset).floor()).tolist()]

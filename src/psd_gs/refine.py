@@ -45,10 +45,6 @@ MOST_ZOOM = 4
 LARGEST = 1024
 """Largest views, pixels."""
 
-CELL = 2.0
-"""Side of the cells in which small Gaussians share their gradients, in pixels of the first views: about a pixel of what
-the prior sees."""
-
 KEEP, KEEP_WITHIN = 0.15, 0.2
 """``keep`` at the usual strength, unless told, and how far from that strength it has fallen to nothing: below, faults
 are to go; above, the thing is to become another one. Chosen on edits 9, 18 and 23 of ``tools/bench/refine.json``."""
@@ -302,7 +298,7 @@ class Refinement:
         self.rows = original.chosen.nonzero()[:, 0]
         self._ties = original.coat.ties[original.chosen].to(whole.device) if original.coat else None
         self.zoom = _zoom(whole, config)
-        self._cell = CELL * _pixel(config)
+        self._across = 2 * config.cameras.radius
         self._kept = whole if config.refine.keep else None
         self._covered = _covered(whole) if config.refine.keep else None
         room = config.densify.cap
@@ -331,25 +327,27 @@ class Refinement:
         return ((self.rows >= 0) & lookup[self.rows.clamp_min(0)]).to(self.start.device)
 
     @torch.no_grad()
-    def pool(self, gaussians: Gaussians, step: int) -> Float[Tensor, "N 3"]:
-        """Let small Gaussians that lie together share their gradients.
+    def pool(self, gaussians: Gaussians, step: int, seen: int) -> Float[Tensor, "N 3"]:
+        """Let small Gaussians share their gradients that lie together in a cell, as large as a pixel of the prior's.
 
-        The prior cannot tell them apart, so that each one's own gradient is noise, which Adam would make as large as
-        what it means. What varies between them in the original goes on varying. On a mesh, texels tie them instead.
+        It cannot tell them apart, so that each one's own gradient is noise, which Adam would make as large as what it
+        means. What varies between them in the original goes on varying. On a mesh, texels tie them instead.
 
         Args:
             gaussians: with gradients, which are changed in place.
             step: its number; the cells lie elsewhere in each, so that no seams show.
+            seen: side of the images that the prior sees, pixels.
 
         Returns:
             Where each one is, for :meth:`confine`.
         """
         means = gaussians.means.detach()
         if self.original.coat is None:
+            cell = self._across / seen
             offset = torch.rand(3, generator=torch.Generator().manual_seed(step)).to(means.device)
-            number = cells(means / self._cell + offset)
+            number = cells(means / cell + offset)
             # All of it up to a quarter of a cell, nothing from half a cell on: those are seen by themselves.
-            share = (2 - 4 * gaussians.scales.detach().exp().amax(1) / self._cell).clamp(0, 1)
+            share = (2 - 4 * gaussians.scales.detach().exp().amax(1) / cell).clamp(0, 1)
             for parameter in gaussians.params().values():
                 if parameter.grad is not None and parameter.grad.numel():
                     weight = share.view(-1, *[1] * (parameter.ndim - 1))
@@ -446,7 +444,7 @@ def bounded(error: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 def cells(places: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
     """The number of the unit cube that each place lies in, from 0 without gaps."""
-    cube = places.clamp(-1e5, 1e5).floor().long()
+    cube = places.nan_to_num(0.0).clamp(-1e5, 1e5).floor().long()
     cube -= cube.amin(0)
     _, height, depth = (cube.amax(0) + 1).tolist()
     return ((cube[:, 0] * height + cube[:, 1]) * depth + cube[:, 2]).unique(return_inverse=True)[1]
@@ -462,11 +460,6 @@ def _zoom(whole: Gaussians, config: Config) -> int:
     size = whole.scales.exp().topk(2, dim=1).values.log().mean(1).exp()
     shows = whole.opacities.sigmoid() >= VISIBLE
     usual = float((size[shows] if shows.any() else size).median())
-    return max(
-        1, min(math.ceil(PIXEL * _pixel(config) / max(usual, 1e-6)), MOST_ZOOM, LARGEST // config.cameras.size[0])
-    )
-
-
-def _pixel(config: Config) -> float:
-    """Of the first views, world units."""
-    return 2 * config.cameras.radius / config.cameras.size[0]
+    side = config.cameras.size[0]
+    pixel = 2 * config.cameras.radius / side
+    return max(1, min(math.ceil(PIXEL * pixel / max(usual, 1e-6)), MOST_ZOOM, LARGEST // side))
