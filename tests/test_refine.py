@@ -238,7 +238,7 @@ def test_keep_holds_the_original(grey, tmp_path):
 
 
 def test_a_refinement_holds_on_by_its_strength(grey):
-    assert [task(grey, strength)["refine"]["keep"] for strength in (0.2, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)] == [
+    assert [task(grey, strength)["refine"]["keep"] for strength in (0.2, 0.6, 0.65, 0.7, 0.75, 0.8, 1.0)] == [
         0, 0, 0.075, 0.15, 0.075, 0, 0
     ]  # fmt: skip
     assert task(grey, 0.7, keep=0.0)["refine"]["keep"] == 0

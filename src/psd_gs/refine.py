@@ -45,9 +45,10 @@ MOST_ZOOM = 4
 LARGEST = 1024
 """Largest views, pixels."""
 
-KEEP, KEEP_WITHIN = 0.15, 0.2
+KEEP, KEEP_WITHIN = 0.15, 0.1
 """``keep`` at the usual strength, unless told, and how far from that strength it has fallen to nothing: below, faults
-are to go; above, the thing is to become another one. Chosen on edits 9, 18 and 23 of ``tools/bench/refine.json``."""
+are to go; above, all of it is to become another one. Chosen on edits 9, 13, 18 and 23 of
+``tools/bench/refine.json``."""
 
 BOUND = 0.1
 """Squared difference from the original, over all colours of a pixel or a Gaussian, from which being pulled back grows

@@ -22,7 +22,7 @@ class Starting(Making):
 
     keep: Annotated[float | None, arg(metavar="WEIGHT", help_behavior_hint="")] = None
     """Hold on to the original's views and parameters; at 1 small differences count as much as what the model wants.
-    Default: of a splat 0.15 at strength 0.7, less the farther from it, 0 up to 0.5 and from 0.9; of a mesh 0."""
+    Default: of a splat 0.15 at strength 0.7, less the farther from it, 0 up to 0.6 and from 0.8; of a mesh 0."""
     up: Annotated[Axis | None, arg(help_behavior_hint="")] = None
     """Axis of the file that is up. Default: as usual for its format."""
     front: Annotated[Axis | None, arg(help_behavior_hint="")] = None
