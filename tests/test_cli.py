@@ -714,7 +714,7 @@ def test_what_cannot_be_made_of_an_asset_costs_nothing_else(command, whole, monk
 
 def test_a_judge_that_fails_costs_its_scores_only(command, whole, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "score_asset", lambda *a: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        patch.setattr(pipeline, "score_models", lambda *a: (_ for _ in ()).throw(RuntimeError("out of memory")))
         code, out, err = command(*BALL)
     assert (code, err) == (0, "")
     assert "no scores: out of memory" in out

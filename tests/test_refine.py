@@ -24,7 +24,7 @@ from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.gaussians import Gaussians, rgb_to_sh0, rotation_matrices
 from psd_gs.job import Job
 from psd_gs.pipeline import TextTo3DPipeline
-from psd_gs.refine import RADIUS, Original, Refinement, inverse, task
+from psd_gs.refine import BOUND, RADIUS, Original, Refinement, bounded, inverse, task
 from psd_gs.render import render
 from psd_gs.result import Result, products_of
 
@@ -235,6 +235,44 @@ def test_keep_holds_the_original(grey, tmp_path):
     free, held, fast = change(0.0), change(1.0), change(100.0)
     assert fast < 0.3 * free
     assert fast < held < free
+
+
+def test_a_refinement_holds_on_by_its_strength(grey):
+    assert [task(grey, strength)["refine"]["keep"] for strength in (0.2, 0.6, 0.65, 0.7, 0.75, 0.8, 1.0)] == [
+        0, 0, 0.075, 0.15, 0.075, 0, 0
+    ]  # fmt: skip
+    assert task(grey, 0.7, keep=0.0)["refine"]["keep"] == 0
+    assert task(grey, 0.2, keep=2.0)["refine"]["keep"] == 2
+
+
+def test_what_is_wanted_much_is_held_less():
+    error = torch.tensor([1e-4, BOUND, 1e4], requires_grad=True)
+    held = bounded(error)
+    torch.testing.assert_close(held, torch.tensor([1e-4, BOUND / 2, BOUND]), rtol=2e-3, atol=0)
+    (pull,) = torch.autograd.grad(held.sum(), error)
+    torch.testing.assert_close(pull, torch.tensor([1.0, 0.25, 0.0]), rtol=3e-3, atol=1e-6)
+
+
+def test_small_gaussians_share_gradients_and_large_ones_do_not(grey):
+    config = refining(grey)
+    refinement = Refinement(Original.of(config.refine), config)
+    cell = 2 * config.cameras.radius / 16
+    start = refinement.start
+    start.scales = torch.full_like(start.scales, np.log(cell / 5))
+    start.scales[::3] = np.log(cell)
+    for parameter in start.params().values():
+        parameter.requires_grad_(True)
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    own = {name: parameter.grad.clone() for name, parameter in start.params().items()}
+    assert torch.equal(refinement.pool(start, step=3, seen=16), start.means)
+    small = torch.arange(150) % 3 > 0
+    offset = torch.rand(3, generator=torch.Generator().manual_seed(3))
+    places = [tuple(row) for row in ((start.means.detach() / cell + offset).floor()).tolist()]
+    for name, parameter in start.params().items():
+        assert torch.equal(parameter.grad[~small], own[name][~small])
+        for i in small.nonzero()[:, 0].tolist():
+            together = [j for j in range(150) if places[j] == places[i]]
+            torch.testing.assert_close(parameter.grad[i], own[name][together].mean(0))
 
 
 def test_what_was_faint_or_large_is_not_dropped(grey, tmp_path):

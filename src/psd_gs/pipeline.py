@@ -37,7 +37,7 @@ from psd_gs.result import Result
 from psd_gs.rewards import load_reward, refuse_code
 from psd_gs.rewards.base import Reward
 from psd_gs.rewards.parked import ParkedReward, set_aside
-from psd_gs.scoring import rounded, score_asset
+from psd_gs.scoring import rounded, score_models
 from psd_gs.start import initial_gaussians, read_negative
 from psd_gs.trainer import StepEvent, Trainer, stream_seeds
 
@@ -281,7 +281,8 @@ class TextTo3DPipeline:
                 with writing(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
                 picture_png(asset, path)
-                return {f"score_{model.name}": self._score(asset, prompt, model) for model in self._given}
+                models = {f"score_{model.name}": model for model in self._given}
+                return score_models(asset, prompt, models, self.prior.image_size)
             except Exception:  # the run matters more than its pictures
                 logger.info("step %d was not looked at", step, exc_info=True)
                 return {}
@@ -313,7 +314,7 @@ class TextTo3DPipeline:
         prompt, asset = result.config.prompt, result.gaussians
 
         def scores(asset: Gaussians) -> dict[str, float]:
-            return {name: self._score(asset, prompt, model) for name, model in self.models.items()}
+            return score_models(asset, prompt, self.models, self.prior.image_size)
 
         images = Reference(result.config.image).held(asset) if result.config.image.files else []
         if result.rows is None:
@@ -322,6 +323,3 @@ class TextTo3DPipeline:
         before, after = (original.fitted(g).to(device) for g in (original.gaussians, asset))
         known = facts(original, before, after, result.rows) | {"scores_before": rounded(scores(before))}
         return replace(result, scores=scores(after), refined=known)
-
-    def _score(self, asset: Gaussians, prompt: str, model: Reward) -> float:
-        return score_asset(asset, prompt, model, self.prior.image_size)

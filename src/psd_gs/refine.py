@@ -45,6 +45,15 @@ MOST_ZOOM = 4
 LARGEST = 1024
 """Largest views, pixels."""
 
+KEEP, KEEP_WITHIN = 0.15, 0.1
+"""``keep`` at the usual strength, unless told, and how far from that strength it has fallen to nothing: below, faults
+are to go; above, all of it is to become another one. Chosen on edits 9, 13, 18 and 23 of
+``tools/bench/refine.json``."""
+
+BOUND = 0.1
+"""Squared difference from the original, over all colours of a pixel or a Gaussian, from which being pulled back grows
+weaker again: what the prior wants much stays, what merely drifts does not."""
+
 PARTS = {"all": None, "shape": ("means", "quats", "scales", "opacities"), "colour": ("sh0", "shN")}
 """Parameters that are optimized; None is all."""
 
@@ -55,7 +64,7 @@ def task(asset: str | os.PathLike[str], strength: float = STRENGTH, **chosen: An
     Args:
         asset: a splat file, or a run folder; with ``texture_size``, a mesh.
         strength: highest noise level, 0 to 1 (SDEdit, Meng et al. 2022).
-        chosen: fields of :class:`psd_gs.config.RefineConfig`.
+        chosen: fields of :class:`psd_gs.config.RefineConfig`; ``keep`` is :func:`usual_keep` if it is missing or None.
 
     Raises:
         InputError: no such asset, or another strength.
@@ -65,6 +74,8 @@ def task(asset: str | os.PathLike[str], strength: float = STRENGTH, **chosen: An
     top = min(max(strength, 1e-3), 0.98)
     times = {"t_max_start": top, "t_min_start": top, "t_max_end": min(top, 0.5), "t_min_end": min(top, 0.02)}
     mesh = bool(chosen.get("texture_size"))
+    if chosen.get("keep") is None:
+        chosen["keep"] = 0.0 if mesh else usual_keep(strength)
     path = mesh_located(asset) if mesh else _located(Path(asset))
     usual = asdict(OptimizerConfig()) | {"sh0": (6e-2, 6e-3)}  # red has to become blue
     share = min(1.0, strength / STRENGTH)  # less noise changes less, and what hardly changes should not tremble
@@ -76,6 +87,11 @@ def task(asset: str | os.PathLike[str], strength: float = STRENGTH, **chosen: An
         "optimizer": {"opacity_weight": 0.0, "scale_weight": 0.0, **rates},
         "densify": {"start": 0.05, "prune_opacity": 0.005},
     }
+
+
+def usual_keep(strength: float) -> float:
+    """``keep`` of a splat, unless it is told: all of :data:`KEEP` at the usual strength, none far from it."""
+    return round(KEEP * max(0.0, 1 - abs(strength - STRENGTH) / KEEP_WITHIN), 4)
 
 
 # --- the asset as it was ---------------------------------------------------------------------------------------------
@@ -284,6 +300,7 @@ class Refinement:
         self.rows = original.chosen.nonzero()[:, 0]
         self._ties = original.coat.ties[original.chosen].to(whole.device) if original.coat else None
         self.zoom = _zoom(whole, config)
+        self._across = 2 * config.cameras.radius
         self._kept = whole if config.refine.keep else None
         self._covered = _covered(whole) if config.refine.keep else None
         room = config.densify.cap
@@ -310,6 +327,34 @@ class Refinement:
         lookup = torch.zeros(len(self.original.chosen), dtype=torch.bool)
         lookup[self.original.chosen] = self._spared.cpu()
         return ((self.rows >= 0) & lookup[self.rows.clamp_min(0)]).to(self.start.device)
+
+    @torch.no_grad()
+    def pool(self, gaussians: Gaussians, step: int, seen: int) -> Float[Tensor, "N 3"]:
+        """Let small Gaussians share their gradients that lie together in a cell, as large as a pixel of the prior's.
+
+        It cannot tell them apart, so that each one's own gradient is noise, which Adam would make as large as what it
+        means. What varies between them in the original goes on varying. On a mesh, texels tie them instead.
+
+        Args:
+            gaussians: with gradients, which are changed in place.
+            step: its number; the cells lie elsewhere in each, so that no seams show.
+            seen: side of the images that the prior sees, pixels.
+
+        Returns:
+            Where each one is, for :meth:`confine`.
+        """
+        means = gaussians.means.detach()
+        if self.original.coat is None:
+            cell = self._across / seen
+            offset = torch.rand(3, generator=torch.Generator().manual_seed(step)).to(means.device)
+            number = cells(means / cell + offset)
+            # All of it up to a quarter of a cell, nothing from half a cell on: those are seen by themselves.
+            share = (2 - 4 * gaussians.scales.detach().exp().amax(1) / cell).clamp(0, 1)
+            for parameter in gaussians.params().values():
+                if parameter.grad is not None and parameter.grad.numel():
+                    weight = share.view(-1, *[1] * (parameter.ndim - 1))
+                    parameter.grad.lerp_(shared(parameter.grad, number), weight.expand_as(parameter))
+        return means.clone()
 
     @torch.no_grad()
     def confine(self, before: Float[Tensor, "N 3"], gaussians: Gaussians) -> None:
@@ -340,7 +385,8 @@ class Refinement:
     def anchor(
         self, gaussians: Gaussians, rgb: Float[Tensor, "C H W 3"], cameras: Cameras, background: Tensor
     ) -> Tensor:
-        """How far views and parameters are from the original's, weighted by ``keep``.
+        """How far views and parameters are from the original's, weighted by ``keep``; the farther, the less more of it
+        counts (Geman and McClure's estimator with :data:`BOUND`).
 
         In the units of the score's loss for a prior in pixel space (x0 = 2 image - 1): a pixel that is wrong by a
         difference is pulled as a clean estimate that differs as much would pull it. A parameter counts by the pixels
@@ -348,9 +394,10 @@ class Refinement:
         """
         if self._kept is None or self._covered is None:
             return rgb.new_zeros(())
+        half = max(1, len(cameras) // 2)  # which they are is drawn anew in every step, as all views are
         with torch.no_grad():
-            wanted = render(self._kept, cameras, background).rgb
-        views = (rgb - wanted).square().sum() / (self.zoom**2 * len(cameras))
+            wanted = render(self._kept, cameras[:half], background).rgb
+        views = bounded((rgb[:half] - wanted).square().sum(-1)).sum() / (self.zoom**2 * half)
         old = (self.rows >= 0).to(rgb.device)
         rows = self.rows.clamp_min(0).to(rgb.device)
         before = self._kept.select(rows)
@@ -359,7 +406,7 @@ class Refinement:
         off = off + 0.1 * (gaussians.scales - before.scales).square().sum(1)
         size = before.scales.exp().amax(1, keepdim=True)
         off = off + 0.1 * ((gaussians.means - before.means) / size).square().sum(1)
-        return 2 * self.config.keep * (views + (old * self._covered[rows] * off).sum())
+        return 2 * self.config.keep * (views + (old * self._covered[rows] * bounded(off)).sum())
 
     def finished(self, gaussians: Gaussians) -> tuple[Gaussians, Int[Tensor, " N"]]:
         """The whole asset in its own place, in the order of the original and new ones last, and what each one was.
@@ -390,6 +437,19 @@ def shared(values: Float[Tensor, "N 1 3"], ties: Int[Tensor, " N"]) -> Float[Ten
     total = values.new_zeros(count, *values.shape[1:]).index_add_(0, ties, values)
     members = values.new_zeros(count).index_add_(0, ties, torch.ones_like(ties, dtype=values.dtype))
     return (total / members.clamp_min(1).view(-1, *[1] * (values.ndim - 1)))[ties]
+
+
+def bounded(error: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Squared differences that count in full while they are small, and together never more than :data:`BOUND`."""
+    return error / (1 + error / BOUND)
+
+
+def cells(places: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
+    """The number of the unit cube that each place lies in, from 0 without gaps."""
+    cube = places.nan_to_num(0.0).clamp(-1e5, 1e5).floor().long()
+    cube -= cube.amin(0)
+    _, height, depth = (cube.amax(0) + 1).tolist()
+    return ((cube[:, 0] * height + cube[:, 1]) * depth + cube[:, 2]).unique(return_inverse=True)[1]
 
 
 def _covered(whole: Gaussians) -> Float[Tensor, " N"]:

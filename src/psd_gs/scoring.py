@@ -45,9 +45,21 @@ def evaluation_images(asset: Gaussians, size: int = 128) -> Float[Tensor, "2 4 3
 @torch.no_grad()
 def score_asset(asset: Gaussians, prompt: str, model: Reward, prior_size: int = 0) -> float:
     """Mean score over the evaluation views, rendered at :func:`render_size`."""
-    size = render_size(model, prior_size)
-    images, cameras = evaluation_images(asset, size), evaluation_cameras(size).to(asset.device)
-    return float(group_score(model.score(images, [prompt] * len(images), cameras)).mean())
+    return score_models(asset, prompt, {"": model}, prior_size)[""]
+
+
+@torch.no_grad()
+def score_models(asset: Gaussians, prompt: str, models: Mapping[str, Reward], prior_size: int = 0) -> dict[str, float]:
+    """:func:`score_asset` of several models by name, which share views of one size."""
+    views: dict[int, Tensor] = {}
+    out = {}
+    for name, model in models.items():
+        size = render_size(model, prior_size)
+        if size not in views:
+            views[size] = evaluation_images(asset, size)
+        images, cameras = views[size], evaluation_cameras(size).to(asset.device)
+        out[name] = float(group_score(model.score(images, [prompt] * len(images), cameras)).mean())
+    return out
 
 
 def rounded(scores: Mapping[str, float]) -> dict[str, float]:

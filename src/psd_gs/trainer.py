@@ -231,7 +231,7 @@ class Trainer:
         if finite:
             if self.densifier.config.enabled:
                 self.densifier.observe(out.meta, len(self.gaussians))
-            before = self.gaussians.means.detach().clone() if refinement else None
+            before = refinement.pool(self.gaussians, self.step, self.guidance.prior.image_size) if refinement else None
             for optimizer in self.optimizers.values():
                 optimizer.step()
             if refinement and before is not None:

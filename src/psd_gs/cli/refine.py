@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Starting(Making):
     """What commands share that start from an asset which is there already."""
 
-    keep: Annotated[float, arg(metavar="WEIGHT")] = 0.0
-    """Hold on to the original's views and parameters; at 1 they count as much as what the model wants."""
+    keep: Annotated[float | None, arg(metavar="WEIGHT", help_behavior_hint="")] = None
+    """Hold on to the original's views and parameters; at 1 small differences count as much as what the model wants.
+    Default: of a splat 0.15 at strength 0.7, less the farther from it, 0 up to 0.6 and from 0.8; of a mesh 0."""
     up: Annotated[Axis | None, arg(help_behavior_hint="")] = None
     """Axis of the file that is up. Default: as usual for its format."""
     front: Annotated[Axis | None, arg(help_behavior_hint="")] = None

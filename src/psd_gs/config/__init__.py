@@ -184,7 +184,8 @@ class RefineConfig:
     mask: str | None = None
     """A splat file of those that may change; new ones grow where no other one is nearer."""
     keep: float = 0.0
-    """Weight of the original's views and parameters; at 1 they count as much as what the prior wants."""
+    """Weight of the original's views and parameters; at 1 small differences count as much as what the prior wants.
+    ``psd-gs refine`` chooses it by the strength unless it is told."""
     max_splats: int | None = None
     """Most Gaussians of the result; None: as many as there are and ``densify.cap`` more, on a mesh 20000."""
     up: Axis | None = None
