@@ -55,7 +55,7 @@ def most(config: Config, first: float = 1.0) -> float:
 def test_the_cap_can_be_reached(name, family):
     config = make_config(name, family)
     assert most(config) == config.densify.cap
-    assert most(config, 0.08) == config.densify.cap  # half of the kits' objects fill less than a tenth of the ball
+    assert most(config, 0.08) == config.densify.cap  # most of the first ones lie outside the object
 
 
 @pytest.mark.parametrize(
