@@ -13,21 +13,37 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from bench import oracle
-from bench.oracle_prior import Flaws, OraclePrior, OracleReward, Target, blurred, over, posterior_mean, read_target
+from bench.oracle_prior import (
+    CLEAN_STD,
+    OTHER_STD,
+    Flaws,
+    OraclePrior,
+    OracleReward,
+    Target,
+    blurred,
+    over,
+    posterior_mean,
+    read_target,
+)
 
 from psd_gs.cameras import orbit, turntable
 from psd_gs.config import PRESETS, Config, make_config
+from psd_gs.densify import sweep
 from psd_gs.entries import FAMILIES
-from psd_gs.gaussians import random_ball
+from psd_gs.gaussians import from_points, random_ball
+from psd_gs.guidance.base_scores import recon
+from psd_gs.guidance.denoiser import Denoiser
 from psd_gs.mesh.scene import Part
 from psd_gs.trainer import sample_background
 
 PUBLISHED = [(name, family) for name in PRESETS for family in FAMILIES if family != "mini"]
 
 
-def most(config: Config) -> float:
-    """Gaussians at the end where every round grows its full share and nothing is pruned."""
-    densify, count = config.densify, config.init.count
+def most(config: Config, first: float = 1.0) -> float:
+    """Gaussians at the end where the first round leaves the share ``first``, every round grows its full share and no
+    other one prunes.
+    """
+    densify, count = config.densify, int(first * config.init.count)
     every = max(1, round(densify.every * config.steps))
     for step in range(every, config.steps, every):
         if densify.start <= step / config.steps <= densify.stop:
@@ -39,6 +55,7 @@ def most(config: Config) -> float:
 def test_the_cap_can_be_reached(name, family):
     config = make_config(name, family)
     assert most(config) == config.densify.cap
+    assert most(config, 0.08) == config.densify.cap  # most of the first ones lie outside the object
 
 
 @pytest.mark.parametrize(
@@ -193,6 +210,41 @@ def test_a_run_is_measured_and_taken_up_again(tmp_path, capsys, monkeypatch):
     assert len(asked) == calls, "it is in the journal"
     oracle.main(["--out", str(tmp_path / "out"), "report"])
     assert "| draft `init.count=300` `init.scale=0.06` | 4 x 32 | exact | psd | 12 | 1 |" in capsys.readouterr().out
+
+
+def test_the_rescale_takes_noise_for_contrast_and_pulls_a_finished_picture_toward_grey():
+    """At small times guidance amplifies the noise, so that guided estimates deviate by more than the object does."""
+    prior, guidance = (
+        OraclePrior(cube(), image_size=64, backgrounds="white"),
+        make_config("default", "mvdream").guidance,
+    )
+    cameras, t = turntable(4, size=64), torch.tensor([0.1])
+    x0 = prior.encode(over(prior.target.views(cameras), torch.ones(3))[None])
+    text, null = prior.embed(["a cube"]), prior.embed([""])
+    denoiser = Denoiser(prior, t, cameras, text, null, null, 0.5, torch.Generator().manual_seed(0))
+    noise = torch.randn(1, *x0.shape, generator=torch.Generator().manual_seed(1))
+    residual = recon(denoiser.noised(x0, noise), denoiser, guidance)
+    alpha, sigma = (float(level) for level in prior.alpha_sigma(t))
+    cond, neg = (alpha * std**2 / (alpha**2 * std**2 + sigma**2) for std in (CLEAN_STD, OTHER_STD))
+    guided, contrast = neg + guidance.guidance_scale * (cond - neg), float(x0.std())
+    factor = ((contrast**2 + (cond * sigma) ** 2) / (contrast**2 + (guided * sigma) ** 2)) ** 0.5
+    pull = float((residual * x0).sum() / x0.square().sum())
+    assert pull == pytest.approx(guidance.rescale * (1 - factor), abs=0.01)
+    assert factor < 0.7
+
+
+@pytest.mark.parametrize(("name", "family"), PUBLISHED)
+def test_guidance_is_rescaled_by_no_more_than_leaves_the_background_clear(name, family):
+    assert make_config(name, family).guidance.rescale <= 0.3
+
+
+def test_a_small_part_of_an_object_is_kept_and_a_floater_is_not():
+    draws = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    body = 0.25 * torch.nn.functional.normalize(draws, dim=-1)
+    part = torch.tensor([[0.02 * i, 0.4, 0.0] for i in range(5)])
+    points = torch.cat([body, part, torch.tensor([[0.45, 0.0, 0.0]])])
+    asset = from_points(points, torch.full_like(points, 0.5), scale=0.02, opacity=0.9)
+    assert sweep(asset, make_config("default", "mvdream").densify)[-6:].tolist() == 5 * [True] + [False]
 
 
 def test_targets_of_a_pack(tmp_path):
