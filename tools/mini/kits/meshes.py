@@ -10,12 +10,13 @@ out. What a mesh is called, and whether it is taken, is said in :mod:`mini.kits.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +27,10 @@ from mini.kits.tones import main_colours
 from mini.kits.usd import read_usd_parts
 from mini.pack import COLUMNS, write_meshes, write_table
 from psd_gs.errors import PsdGsError
-from psd_gs.mesh.picture import Picture, Texture
+from psd_gs.export.gltf_file import GltfFile, objects
+from psd_gs.mesh.gltf import gltf_scene
 from psd_gs.mesh.read import read_scene
-from psd_gs.mesh.scene import Part
+from psd_gs.mesh.scene import Part, parsing
 
 FOLDERS = {
     "kenney": ("kenney-stage/models/*", ("*.usda",)),
@@ -74,24 +76,32 @@ def read_parts(kit: str, name: str, path: Path, lost: Materials) -> list[Part]:
     """
     if path.suffix == ".usda":
         return read_usd_parts(path, linear=kit == LINEAR)
+    if lost:
+        with parsing(path):
+            return gltf_scene(restored(GltfFile(path), lost)).meshes
     parts = read_scene(path).meshes
     if kit == HEROES_KIT and name in HEROES:
         parts = [part for part in parts if re.match(HEROES[name], part.name)]
-    return [repainted(part, lost, path.parent) for part in parts]
+    return parts
 
 
-def repainted(part: Part, lost: Materials, folder: Path) -> Part:
-    """The part with its lost material, if that is known: a picture in the folder above, or a linear colour."""
-    called = part.material.name.strip().lower()
-    found = next((lost[key] for key in (called, re.sub(r"\.\d+$", "", called), "*") if key in lost), None)
-    if found is None:
-        return part
-    if isinstance(found, str):
-        (path, *_) = sorted(folder.parent.rglob(found))
-        texture = Texture(Picture(str(path), path.read_bytes()))
-        return replace(part, material=replace(part.material, color=(1, 1, 1, 1), texture=texture))
-    r, g, b = found
-    return replace(part, material=replace(part.material, color=(r, g, b, 1), texture=None), colors=None)
+def restored(file: GltfFile, lost: Materials) -> GltfFile:
+    """The file with its lost materials: a linear colour, or a picture in the folder of its kit."""
+    images, textures = (file.document.setdefault(key, []) for key in ("images", "textures"))
+    for about in objects(file.document, "materials"):
+        called = about.get("name", "").strip().lower()
+        found = next((lost[key] for key in (called, re.sub(r"\.\d+$", "", called), "*") if key in lost), None)
+        if found is None:
+            continue
+        surface: dict[str, Any] = {"baseColorFactor": [*found, 1]}
+        if isinstance(found, str):
+            (picture, *_) = sorted(file.path.parent.parent.rglob(found))
+            images.append({"uri": f"data:;base64,{base64.b64encode(picture.read_bytes()).decode()}"})
+            textures.append({"source": len(images) - 1})
+            surface = {"baseColorTexture": {"index": len(textures) - 1}}
+        about.clear()
+        about.update(name=called, pbrMetallicRoughness=surface)
+    return file
 
 
 def fingerprint(mesh: FlatMesh) -> tuple[bytes, ...]:
@@ -126,7 +136,7 @@ def convert_kit(
         try:
             parts = read_parts(name, mesh_name, path, lost.get(f"{name}/{mesh_name}", {}))
             mesh = flat_mesh(parts)
-        except (PsdGsError, ValueError) as error:
+        except (PsdGsError, ValueError, OSError) as error:
             print(f"{path} is left out: {error}")
             continue
         mesh = mesh.turned(choice.turn, choice.pitch)

@@ -73,11 +73,13 @@ def _material(material: UsdShade.Material, linear: bool) -> Material:
     """Diffuse colour or texture of a UsdPreviewSurface."""
     name, shader = material.GetPrim().GetName(), material.ComputeSurfaceSource()[0]
     diffuse = shader.GetInput("diffuseColor") if shader else None
-    if diffuse and diffuse.HasConnectedSource():
-        image = UsdShade.Shader(diffuse.GetConnectedSource()[0].GetPrim())
-        file = Path(image.GetInput("file").Get().resolvedPath)
-        return Material(name, texture=Texture(Picture(str(file), file.read_bytes())), cutoff=0.5)
-    if not diffuse or diffuse.Get() is None:
+    if not diffuse:
         return GREY
+    if diffuse.HasConnectedSource():
+        picture = UsdShade.Shader(diffuse.GetConnectedSource()[0].GetPrim()).GetInput("file")
+        if not picture:
+            return GREY
+        file = Path(picture.Get().resolvedPath)
+        return Material(name, texture=Texture(Picture(str(file), file.read_bytes())), cutoff=0.5)
     colour = np.array(diffuse.Get(), np.float64)
     return Material(name, (*(colour if linear else srgb_to_linear(colour)).tolist(), 1.0))
