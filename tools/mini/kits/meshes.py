@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mini.kits.phrases import article, head
-from mini.kits.rules import HERE, Choice, Kit, choose, read_kits
+from mini.kits.rules import HERE, Choice, Kit, choose, committed_kits
 from mini.kits.surfaces import FlatMesh, flat_mesh
 from mini.kits.tones import main_colours
 from mini.kits.usd import read_usd_parts
@@ -63,7 +63,9 @@ def kit_files(sources: Path) -> Iterator[tuple[str, dict[str, Path]]]:
         for folder in sorted(path for path in sources.glob(kits) if path.is_dir()):
             files: dict[str, Path] = {}
             for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-                name = re.sub(r"(-transformed)?(\.gltf|\.fbx)?\.\w+$", "", path.name).removeprefix("S_").replace(" ", "_")
+                name = (
+                    re.sub(r"(-transformed)?(\.gltf|\.fbx)?\.\w+$", "", path.name).removeprefix("S_").replace(" ", "_")
+                )
                 files[f"{path.parent.name}/{name}" if name in files else name] = path
             yield f"{maker}-{re.sub(r' +(- +)?', '_', folder.name.removeprefix('KayKit-'))}", files
 
@@ -180,9 +182,7 @@ def main() -> None:
     parser.add_argument("sources", type=Path, help="folder of the clones")
     parser.add_argument("pack", type=Path, help="gets meshes-*.npz and assets.tsv")
     args = parser.parse_args()
-    lists = [path.read_text(encoding="utf-8") for path in sorted(HERE.glob("captions_*.txt"))]
-    kits = read_kits(lists, (HERE / "fixes.txt").read_text(encoding="utf-8"))
-    rows = convert(args.sources, args.pack, kits)
+    rows = convert(args.sources, args.pack, committed_kits())
     print(f"{len(rows)} meshes of {len({row['caption'] for row in rows})} things")
 
 

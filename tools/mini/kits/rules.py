@@ -87,6 +87,12 @@ def read_kits(lists: Iterable[str], fixes: str) -> dict[str, Kit]:
     return kits
 
 
+def committed_kits() -> dict[str, Kit]:
+    """Those of the lists beside this file."""
+    lists = [path.read_text(encoding="utf-8") for path in sorted(HERE.glob("captions_*.txt"))]
+    return read_kits(lists, (HERE / "fixes.txt").read_text(encoding="utf-8"))
+
+
 def choose(kit: Kit, name: str) -> Choice | None:
     """What a mesh is; None if it is left out. A rule that has the very name comes before all patterns."""
     named = [rule for rule in kit.rules if name in rule.patterns]
