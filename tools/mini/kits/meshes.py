@@ -63,9 +63,8 @@ def kit_files(sources: Path) -> Iterator[tuple[str, dict[str, Path]]]:
         for folder in sorted(path for path in sources.glob(kits) if path.is_dir()):
             files: dict[str, Path] = {}
             for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-                name = (
-                    re.sub(r"(-transformed)?(\.gltf|\.fbx)?\.\w+$", "", path.name).removeprefix("S_").replace(" ", "_")
-                )
+                stem = re.sub(r"(-transformed)?(\.gltf|\.fbx)?\.\w+$", "", path.name)
+                name = stem.removeprefix("S_").replace(" ", "_")
                 files[f"{path.parent.name}/{name}" if name in files else name] = path
             yield f"{maker}-{re.sub(r' +(- +)?', '_', folder.name.removeprefix('KayKit-'))}", files
 
