@@ -4,7 +4,8 @@
     python -m mini.kits.meshes SOURCES PACK
 
 SOURCES holds clones of the repositories that the README of ``mini`` lists; kits that are not there are told and left
-out. What a mesh is called, and whether it is taken, is said in :mod:`mini.kits.rules`.
+out. What a mesh is called, and whether it is taken, is said in :mod:`mini.kits.rules`. Needs usd-core (the extra
+``usd``).
 """
 
 from __future__ import annotations
@@ -157,11 +158,11 @@ def convert(sources: Path, out: Path, kits: Mapping[str, Kit]) -> list[dict[str,
             print(f"no kit {name}")
             continue
         for mesh, line in convert_kit(name, kit, files[name], lost):
-            if (print_ := fingerprint(mesh)) in seen:
+            if (mark := fingerprint(mesh)) in seen:
                 continue
-            seen.add(print_)
+            seen.add(mark)
             rows.append(line)
-            maker = name.split("-")[0].replace("fbx", "quaternius")
+            maker = name.split("-")[0].replace("fbx", "quaternius")  # whose older packs these are
             found.setdefault(maker, []).append((str(line["id"]), mesh.vertices, mesh.triangles, mesh.colours))
     categories: dict[str | int, Counter[str | int]] = {}
     for line in rows:

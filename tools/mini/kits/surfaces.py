@@ -115,7 +115,7 @@ def painted(part: Part, finest: float) -> tuple[Float[np.ndarray, "F 3 3"], UInt
         rgba = part.shade(np.repeat(face, len(_GRID)), weights.reshape(-1, 3)).reshape(*weights.shape[:2], 4)
         texels, alpha = _bytes(rgba[..., :3]), np.ones(weights.shape[:2]) if solid else rgba[..., 3]
         places = inside @ corners[face]
-        spread = np.ptp(texels.astype(int), axis=1).max(1)
+        spread = np.maximum(np.ptp(texels.astype(int), axis=1).max(1), 255 * np.ptp(alpha, axis=1))
         edge = np.linalg.norm(places - np.roll(places, 1, axis=1), axis=-1).max(1)
         split = (spread > SPREAD) & (edge > finest) & (level < LEVELS)
         mean = (texels * (alpha + 1e-6)[..., None]).sum(1) / (alpha + 1e-6).sum(1)[:, None]

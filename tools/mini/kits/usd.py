@@ -12,7 +12,7 @@ from psd_gs.colours import srgb_to_linear
 from psd_gs.mesh.picture import Picture, Texture
 from psd_gs.mesh.scene import Material, Part, triangulated
 
-GREY = Material("none", (*srgb_to_linear(np.full(3, 0.8)).tolist(), 1.0))
+UNPAINTED = Material("none", (*srgb_to_linear(np.full(3, 0.8)).tolist(), 1.0))
 """Of faces without a material."""
 
 
@@ -66,7 +66,7 @@ def _materials(mesh: UsdGeom.Mesh, polygons: int, linear: bool) -> tuple[list[Ma
         of_polygon[np.array(subset.GetIndicesAttr().Get(), np.int64)] = len(places)
         places.append(subset.GetPrim())
     bound = [UsdShade.MaterialBindingAPI(prim).ComputeBoundMaterial()[0] for prim in places]
-    return [_material(material, linear) if material else GREY for material in bound], of_polygon
+    return [_material(material, linear) if material else UNPAINTED for material in bound], of_polygon
 
 
 def _material(material: UsdShade.Material, linear: bool) -> Material:
@@ -74,11 +74,11 @@ def _material(material: UsdShade.Material, linear: bool) -> Material:
     name, shader = material.GetPrim().GetName(), material.ComputeSurfaceSource()[0]
     diffuse = shader.GetInput("diffuseColor") if shader else None
     if not diffuse:
-        return GREY
+        return UNPAINTED
     if diffuse.HasConnectedSource():
         picture = UsdShade.Shader(diffuse.GetConnectedSource()[0].GetPrim()).GetInput("file")
         if not picture:
-            return GREY
+            return UNPAINTED
         file = Path(picture.Get().resolvedPath)
         return Material(name, texture=Texture(Picture(str(file), file.read_bytes())), cutoff=0.5)
     colour = np.array(diffuse.Get(), np.float64)
