@@ -64,7 +64,12 @@ def read_gltf_scene(path: str | os.PathLike[str]) -> Scene:
         InputError: the file cannot be opened.
         ValueError, LookupError, TypeError: the file is unsound.
     """
-    return _Reader(GltfFile(path)).scene()
+    return gltf_scene(GltfFile(path))
+
+
+def gltf_scene(file: GltfFile) -> Scene:
+    """The same of a file that is open already, with its document as it is now."""
+    return _Reader(file).scene()
 
 
 @dataclass(frozen=True)
