@@ -488,6 +488,7 @@ def test_best_of_keeps_and_ranks_all(command):
     assert contents(Path("outputs") / "a-red-ball-6") == contents(Path("alone") / "a-red-ball-6")
 
 
+@pytest.mark.full
 def test_best_of_goes_on_where_it_stopped(command, whole, monkeypatch):
     with monkeypatch.context() as patch:
         inner = trainer.Trainer._step

@@ -62,7 +62,10 @@ def score(folder, models: str, capsys) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", [*REWARDS, "function"])
+@pytest.mark.parametrize(
+    "name",
+    [*(pytest.param(name, marks=pytest.mark.full if name == "reward3d-fusion" else ()) for name in REWARDS), "function"],
+)
 def test_every_reward_scores(published, name, capsys):
     name = expression(name, published)
     row = score(published, name, capsys)

@@ -19,6 +19,8 @@ import psd_gs
 from psd_gs.config import Config, from_dict
 from psd_gs.export.ply import read_ply, read_ply_metadata
 
+pytestmark = pytest.mark.full
+
 FILES = {"splat.ply", "mesh.glb", "turntable.mp4", "preview.png", "config.yaml", "metrics.jsonl", "psd_gs.json"}
 FILES |= {"report.html", "progress.png", "progress"}
 STEPS = 30
@@ -82,7 +84,6 @@ def test_generated_files_open(real):
     assert metadata["scores"].keys() == {"mini", "mini-judge"}
 
 
-@pytest.mark.full
 def test_the_python_api_makes_the_same_asset(real, corgi):
     (folder, _), (result, _) = real, corgi
     splat = read_ply(folder / "splat.ply")
@@ -92,7 +93,6 @@ def test_the_python_api_makes_the_same_asset(real, corgi):
     assert scores == {name: round(score, 4) for name, score in result.scores.items()}
 
 
-@pytest.mark.full
 def test_pair_and_refinement_act_in_the_default_preset(corgi):
     result, events = corgi
     assert [event.step for event in events] == list(range(1, STEPS + 1))
@@ -111,7 +111,6 @@ def test_pair_and_refinement_act_in_the_default_preset(corgi):
     assert sum(event.logs.get("grown", 0) for event in events) > 0
 
 
-@pytest.mark.full
 def test_a_result_knows_what_it_is(corgi):
     result, _ = corgi
     assert len(result.gaussians) > 500

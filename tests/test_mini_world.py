@@ -124,6 +124,7 @@ def test_crease_normals_keep_the_edges_of_a_cube_and_round_those_of_a_ball():
     assert (ball.normals * outward).sum(-1).min() > 0.97
 
 
+@pytest.mark.full
 def test_moving_mirroring_and_joining_surfaces():
     s = cube()
     stretched = s.stretched((-1, 2, 1))
@@ -271,6 +272,7 @@ def test_the_same_number_gives_the_same_group(pack):
 # --- what is held out ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_no_caption_says_what_is_held_out(small_world):
     """Colours, relations and synonyms of ``held.json``, over many captions of the procedural and the kit things."""
     synonyms = [f" {s} " for s in HELD["synonyms"]]

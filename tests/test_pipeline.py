@@ -67,7 +67,9 @@ def test_same_seed_same_bits_other_seed_other_asset(painted):
     assert len(first.gaussians) != len(other.gaussians) or not torch.equal(first.gaussians.means, other.gaussians.means)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=pytest.mark.full if name != "default" else ()) for name in PRESETS]
+)
 def test_pair_and_refinement_act_in_every_preset(painted, preset):
     logs: dict[str, float] = {}
     small = {name: options()[name] for name in ("init", "cameras")}

@@ -256,7 +256,8 @@ def test_renders_above_white_reach_the_encoder_clamped_and_still_learn(priors):
     assert images.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(folders, priors, dtype):
     for name in ("sd15", "sdxl", "mvdream"):
         exact, half = priors[name], load_prior(str(folders[name]), dtype=dtype)
@@ -371,6 +372,7 @@ def test_memory_presets_change_nothing_but_memory(folders, priors, vram):
         load_prior(str(folders["sd15"]), vram=6)
 
 
+@pytest.mark.full
 def test_offloading_moves_the_denoiser_away_between_calls():
     """On a device without data, for which any other than the CPU stands."""
     with without_data() as meter:
