@@ -64,7 +64,11 @@ def score(folder, models: str, capsys) -> dict:
 
 @pytest.mark.parametrize(
     "name",
-    [*(pytest.param(name, marks=pytest.mark.full if name == "reward3d-fusion" else ()) for name in REWARDS), "function"],
+    [
+        *(name for name in REWARDS if name != "reward3d-fusion"),
+        pytest.param("reward3d-fusion", marks=pytest.mark.full),
+        "function",
+    ],
 )
 def test_every_reward_scores(published, name, capsys):
     name = expression(name, published)
