@@ -179,7 +179,7 @@ def test_the_committed_lists_are_sound():
 
 
 USD = """#usda 1.0
-def Xform "root"
+def Xform "thing"
 {
     float3 xformOp:rotateXYZ = (-90, 0, 0)
     uniform token[] xformOpOrder = ["xformOp:rotateXYZ"]
@@ -191,18 +191,18 @@ def Xform "root"
         normal3f[] normals = [(0,0,1), (0,0,1), (0,0,1), (0,0,1), (0,0,1), (0,0,1), (0,0,1), (0,0,1)] (
             interpolation = "faceVarying"
         )
-        rel material:binding = </root/grey>
+        rel material:binding = </thing/grey>
         def GeomSubset "rest" (prepend apiSchemas = ["MaterialBindingAPI"])
         {
             uniform token elementType = "face"
             uniform token familyName = "materialBind"
             int[] indices = [1]
-            rel material:binding = </root/red>
+            rel material:binding = </thing/red>
         }
     }
     def Material "grey"
     {
-        token outputs:surface.connect = </root/grey/s.outputs:surface>
+        token outputs:surface.connect = </thing/grey/s.outputs:surface>
         def Shader "s"
         {
             uniform token info:id = "UsdPreviewSurface"
@@ -212,7 +212,7 @@ def Xform "root"
     }
     def Material "red"
     {
-        token outputs:surface.connect = </root/red/s.outputs:surface>
+        token outputs:surface.connect = </thing/red/s.outputs:surface>
         def Shader "s"
         {
             uniform token info:id = "UsdPreviewSurface"
