@@ -205,6 +205,19 @@ def test_spz_in_other_units_are_read_in_metres(tmp_path, caplog):
     assert np.exp(np.median(scales)) / np.abs(positions).max() == pytest.approx(0.04, rel=0.05)
 
 
+def test_giants_that_spz_cannot_hold_are_counted(tmp_path, caplog):
+    columns = ball(50)
+    for axis, log in enumerate((5.93, 5.95, 7.0)):  # e^5.9375 is the largest, and the second rounds to it
+        columns[f"scale_{axis}"] = columns[f"scale_{axis}"].copy()
+        columns[f"scale_{axis}"][axis] = log
+    write_ply(tmp_path / "a.ply", columns)
+    save(load(tmp_path / "a.ply"), tmp_path / "a.spz")
+    assert [text for text in caplog.messages if "larger than" in text] == [
+        f"{tmp_path / 'a.spz'}: 1 Gaussians are larger than SPZ holds, and end at 379"
+    ]
+    assert np.sort(load(tmp_path / "a.spz").scales.amax(1))[-3:].tolist() == [5.9375] * 3
+
+
 def test_boxes_of_kilometres_are_exact(tmp_path):
     """Corners at -2050 to -2000, which 12 bits below the point could not hold."""
     corners = np.array([[x, y, z] for x in (-2050, -2000) for y in (0, -50) for z in (0, -50)], float)

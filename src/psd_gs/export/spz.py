@@ -68,6 +68,8 @@ _ZSTD_LEVEL = 12  # upstream's
 _FRACTION, _MAX_FRACTION = 18, 23  # bits below the point: 18 are 2e-6 of a unit, with room for +-32 units
 _LARGEST = 2**23 - 1
 _LOG_SCALES = (-10.0, 5.9)
+_LARGEST_SCALE = 255 / 16 - 10
+"""Logarithm of the largest axis that a byte holds."""
 _REACH = 32.0  # half the asset's extent, that a stray may be away
 _MOST_TRAILING = 1 << 20  # bytes of records
 _COLOR_SCALE = 0.15
@@ -127,10 +129,14 @@ def spz_parts(
     reach = min(reach, _LARGEST * unit - float(centre.abs().max()))
     means = gaussians.means.detach()[rows].cpu().float()
     fraction = _fraction_bits(means / unit, centre / unit, half / unit, reach / unit)
-    encoded = []
+    encoded, cut = [], 0
     for block in blocks(gaussians, rows, "gltf"):
         g = scaled(held(block, centre, reach), 1 / unit)
+        cut += int((g.scales.amax(1) > _LARGEST_SCALE + 1 / 32).sum())
         encoded.append(_encode(turn_x180(g) if frame == "rdf" else g, fraction))
+    if cut:
+        largest = unit * math.exp(_LARGEST_SCALE)
+        logger.warning("%s: %d Gaussians are larger than SPZ holds, and end at %.3g", name, cut, largest)
     streams: list[list[np.ndarray]] = [list(stream) for stream in zip(*encoded, strict=True)]
     if gaussians.shN.shape[1] == 0:
         streams.pop()
