@@ -68,8 +68,7 @@ _OTHER_PICTURES = {
     rb"....ftyp(avi|hei|mif)": "AVIF or HEIC",
     rb"\0\0\0\x0cJXL|\xff\x0a": "JPEG XL",
     rb"8BPS": "Photoshop",
-    rb"\x76\x2f\x31\x01": "OpenEXR",
-    rb"#\?RADIANCE": "Radiance",
+    rb"\x76\x2f\x31\x01|#\?RADIANCE|.KTX |DDS ": "OpenEXR, Radiance, KTX or DDS",
     rb"\s*<(svg|\?xml)": "SVG",
 }
 """How pictures begin that are known and not read."""
@@ -472,9 +471,8 @@ def read_picture(
 
     name = "the picture" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_bounded(source, PICTURE_BYTES)
-    for start, kind in _OTHER_PICTURES.items():
-        if re.match(start, data, re.DOTALL):
-            raise UnsupportedError(f"{name}: {kind} pictures are not read. Convert it to PNG first.")
+    if kind := other_picture(data):
+        raise UnsupportedError(f"{name}: {kind} pictures are not read. Convert it to PNG first.")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=PICTURES) as picture:
             width, height = picture.size
@@ -490,6 +488,11 @@ def read_picture(
         raise FormatError(
             f"{name}: expected a sound {', '.join(PICTURES)} file ({picture_fault(error)}). Make it again."
         ) from error
+
+
+def other_picture(data: bytes) -> str | None:
+    """The kind of a picture that is known and not read."""
+    return next((kind for start, kind in _OTHER_PICTURES.items() if re.match(start, data, re.DOTALL)), None)
 
 
 def picture_fault(error: Exception) -> str:

@@ -18,28 +18,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from psd_gs.errors import FormatError, UnsupportedError
-from psd_gs.files import read_picture, short
+from psd_gs.files import other_picture, read_picture, short
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = struct.Struct("<4sI")
 _FRAME = 16  # bytes before the chunks of a frame of a film
 _REMEDY = "expected lossless WebP or PNG. Export the asset again, for instance with splat-transform."
-_KINDS = {
-    (0, b"\xff\xd8\xff"): "a JPEG",
-    (4, b"ftypavif"): "AVIF",
-    (4, b"ftyphei"): "HEIF",
-    (4, b"JXL "): "JPEG XL",
-    (0, b"\xff\x0a"): "JPEG XL",
-    (1, b"KTX "): "KTX2",
-    (0, b"sB"): "Basis Universal",
-    (0, b"GIF8"): "a GIF",
-    (0, b"BM"): "a BMP",
-    (0, b"II*\0"): "a TIFF",
-    (0, b"MM\0*"): "a TIFF",
-    (0, b"DDS "): "a DDS",
-}
-"""Other pictures by what stands where in them."""
+_LOSSY = {b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF"}
+"""Kinds that are read elsewhere, and hold no numbers, by how they begin."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +88,9 @@ class Pictures:
         """Size and Pillow's mode."""
         from PIL import Image
 
-        if kind := next((kind for (at, start), kind in _KINDS.items() if data.startswith(start, at)), None):
-            raise UnsupportedError(f"{self.path}: {short(name)} is {kind}, which is not read here; {_REMEDY}")
+        kind = next((kind for start, kind in _LOSSY.items() if data.startswith(start)), None) or other_picture(data)
+        if kind:
+            raise UnsupportedError(f"{self.path}: {short(name)} is a {kind} picture, which is not read; {_REMEDY}")
         try:
             with Image.open(io.BytesIO(data), formats=("WEBP", "PNG")) as image:
                 return image.size, image.mode
