@@ -54,7 +54,8 @@ from psd_gs.render import render
 from psd_gs.runs import ASSET
 from psd_gs.scoring import evaluation_cameras, evaluation_images
 
-GENERATOR = [ROOT / "tools" / "mini" / f"{name}.py" for name in ("objects", "sdf", "scenes", "dataset")]
+FILES = ("catalogue.yaml", "creatures.py", "dataset.py", "objects.py", "scenes.py", "sdf.py", "things.py")
+GENERATOR = [ROOT / "tools" / "mini" / name for name in FILES]
 SIZE = 128
 """Pixels per side of all pictures, as the embedded judge sees them in an evaluation."""
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
+from mini.creatures import Anchor
 from mini.names import HELD
-from mini.objects import ACCESSORIES, BY_NAME, CATEGORIES, WEARERS, Anchor, Category
-from mini.sdf import Primitive, Shape
+from mini.objects import ACCESSORIES, BY_NAME, CATEGORIES, WEARERS, Category
+from mini.sdf import Draw, Primitive, Shape
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.12, 0.12),
@@ -124,7 +125,7 @@ def build_item(item: Item, first_slot: int) -> Shape:
     """The primitives of one object, in its loose units."""
     category = BY_NAME[item.category]
     shape = Shape((*category.slots, "accessory"), category.smooth, first_slot=first_slot)
-    anchor = category.build(shape, random.Random(item.seed))
+    anchor = category.build(shape, Draw(item.seed))
     if item.accessory:
         if not isinstance(anchor, Anchor):
             raise ValueError(f"{item.category} wears nothing; one of {', '.join(WEARERS)} does.")

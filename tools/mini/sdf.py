@@ -7,7 +7,9 @@ for every training batch without tracing again.
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +23,7 @@ PLAIN, STRIPES, SPOTS, PATCHES = range(4)
 """Patterns: a second slot shows through in stripes (along z), spots or large patches."""
 
 SIZE_COLUMNS = 6
+Point = tuple[float, float, float]
 
 
 @dataclass
@@ -67,7 +70,20 @@ def rotation_matrix(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Tensor:
     return matrix
 
 
+def turned(rotation: Tensor, point: Point) -> list[float]:
+    """Where a rotation takes a point."""
+    return (rotation @ rotation.new_tensor(point)).tolist()
+
+
 AXES = {"x": rotation_matrix(z=-90), "y": torch.eye(3), "z": rotation_matrix(x=90)}
+CORNERS = tuple(itertools.product((-1, 1), repeat=2))
+"""Signs of the four corners of a rectangle."""
+
+
+class Draw(random.Random):
+    """Random numbers; called with two bounds, one between them."""
+
+    __call__ = random.Random.uniform
 
 
 @dataclass
