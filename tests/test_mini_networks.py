@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from mini import gpu_run
+from mini.checkpoint import Checkpoint
 from mini.muon import COEFFICIENTS, Muon, orthogonal
 from mini.networks import Model, make_text_encoder, make_unet, warm_start, widened
 from mini.pack import Pack
-from mini.train_prior import LEAST_NOISE, Checkpoint, collate, loss_of, make_optimizers
+from mini.train_prior import LEAST_NOISE, collate, kept_tensors, loss_of, make_optimizers
 from mini.words import make_tokenizer
 from mini.world import Group
 from mini_pack import write_pack
@@ -217,10 +218,16 @@ def test_training_learns_and_goes_on_from_its_checkpoint(model, tmp_path):
     one = start()
     losses = run(one, range(6))
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
-    Checkpoint(tmp_path / "c.safetensors", one[0], one[2], one[1]).save(6, 90.0)
+
+    def checkpoint(net, optimizers, ema) -> Checkpoint:
+        return Checkpoint(tmp_path / "c.safetensors", kept_tensors(net, ema), optimizers)
+
+    assert checkpoint(*one).load(step=0, seconds=0.0) == [0, 0.0]
+    checkpoint(*one).save(step=6, seconds=90.0)
     more = run(one, range(6, 8))
     two = start()
-    assert Checkpoint(tmp_path / "c.safetensors", two[0], two[2], two[1]).load("cpu") == (6, 90.0)
+    assert checkpoint(*two).load(step=0, seconds=0.0) == [6, 90.0]
+    two[2].optimization_step = 6
     assert run(two, range(6, 8)) == pytest.approx(more, rel=1e-4)
     assert torch.equal(model.text_encoder.get_input_embeddings().weight, table)  # word vectors are fixed
 

@@ -20,8 +20,8 @@ from psd_gs.rewards.mini import MiniReward, RewardConfig, RewardNetwork
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-from mini.corruptions import JUDGE, REWARD, compose, corrupt
-from mini.dataset import shade, trace_scene
+from mini.corruptions import JUDGE, REWARD, corrupt
+from mini.dataset import over, shade, trace_scene
 from mini.dreamer import Dreamer
 from mini.preferences import colour_names, shows
 from mini.scenes import ItemLook, Look, caption, paint, scene_of
@@ -72,7 +72,7 @@ def renders() -> dict[Look, torch.Tensor]:
 
 
 def pictures(rgba: torch.Tensor, grey: float = 1.0) -> torch.Tensor:
-    return compose(rgba, torch.full((3,), grey))
+    return over(rgba, torch.full((3,), grey))
 
 
 def noise_images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -190,7 +190,7 @@ def test_clean_beats_corrupted(reward, renders):
             background = torch.full((3,), 0.8)
             generator = torch.Generator().manual_seed(k)
             bad = corrupt(kind, renders[group[0]], background, renders[group[1]], 0.7, generator)
-            images = torch.stack([compose(renders[group[0]], background), bad])
+            images = torch.stack([over(renders[group[0]], background), bad])
             good, worse = reward.score(images, [caption(group[0])] * 2)
             won.append((good > worse).item())
     assert sum(won) / len(won) >= 0.9
@@ -265,7 +265,7 @@ def test_corruptions_grow_with_severity(kind, renders):
         assert bad.shape == (4, 3, 64, 64)
         assert 0 <= bad.min() <= bad.max() <= 1
         assert torch.equal(bad, again)
-        return (bad - compose(rgba, background)).abs().mean().item()
+        return (bad - over(rgba, background)).abs().mean().item()
 
     assert 0 < distance(0.1) <= distance(0.9) * 1.05
 

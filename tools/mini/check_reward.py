@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mini.dataset import Buffers, sample_background, sample_cameras, sample_light, shade, trace_scene
+from mini.dataset import Buffers, compose, sample_background, sample_cameras, sample_light, shade, trace_scene
 from mini.names import HELD
 from mini.objects import BY_NAME, CATEGORIES
 from mini.pack import Pack
@@ -43,14 +43,23 @@ def pictures_of(buffers: Buffers, looks: list[Look], seed: int) -> Tensor:
     """Clean renders ``[B, V, 3, 64, 64]`` on varied backgrounds."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     rgba = shade(buffers, [paint(look, rng) for look in looks], sample_light(len(looks), generator))
-    background = sample_background(len(looks), generator)[:, None, :, None, None]
-    return rgba[:, :, :3] + (1 - rgba[:, :, 3:]) * background
+    return compose(rgba, sample_background(len(looks), generator), SIZE)
+
+
+def at_32(images: Tensor) -> Tensor:
+    return at_resolution(images.flatten(0, 1), 32).unflatten(0, images.shape[:2])
 
 
 def soften(images: Tensor) -> Tensor:
     """At 32 pixels, and blurred a little more."""
     blurred = F.avg_pool2d(images.flatten(0, 1), 3, 1, 1, count_include_pad=False)
-    return at_resolution(blurred, 32).unflatten(0, images.shape[:2])
+    return at_32(blurred.unflatten(0, images.shape[:2]))
+
+
+def heard(reward: MiniReward, views: Tensor, texts: list[str]) -> int:
+    """Which of the captions a set ``[V, 3, H, W]`` is taken for."""
+    seen = reward.network.encode_images(views[None])
+    return int(reward.network(seen, reward.encode_prompts(texts), len(texts)).argmax())
 
 
 @torch.no_grad()
@@ -65,20 +74,16 @@ def prompt_accuracy(reward: MiniReward, cache: Path) -> dict:
         lost: dict[str, str] = {}
         for row, views in zip(rows, pictures, strict=True):
             texts = [row["prompt"], *(t for group in row["distractors"].values() for t in group)]
-            scores = reward.network(reward.network.encode_images(views[None]), reward.encode_prompts(texts), len(texts))
-            wins[row["held_out"]].append(int(scores.argmax()) == 0)
-            if scores.argmax():
-                lost[row["prompt"]] = texts[int(scores.argmax())]
+            chosen = heard(reward, views, texts)
+            wins[row["held_out"]].append(chosen == 0)
+            if chosen:
+                lost[row["prompt"]] = texts[chosen]
         result[name] = {
             "seen": round(sum(wins[False]) / len(wins[False]), 4),
             "held_out": round(sum(wins[True]) / len(wins[True]), 4),
             "lost": lost,
         }
     return result
-
-
-def at_32(images: Tensor) -> Tensor:
-    return at_resolution(images.flatten(0, 1), 32).unflatten(0, images.shape[:2])
 
 
 def held_out_looks() -> list[list[Look]]:
@@ -143,11 +148,9 @@ def lists_accuracy(reward: MiniReward, world: World, rows: int | None = None) ->
             surface = world.thing(name, rng, coloured=0.0).surface
             cameras, generator = sample_cameras(rng, world.size), torch.Generator().manual_seed(0)
             light, background = sample_light(1, generator)[0], torch.ones(3)
-            views = world.views(surface, said, cameras, light, background).images.float()[None] / 255
+            views = world.views(surface, said, cameras, light, background).images.float() / 255
             texts = [article(text) if name.article else text for text in (said, *others)]
-            seen = reward.network.encode_images(views)
-            scores = reward.network(seen, reward.encode_prompts(texts), len(texts))
-            wins.append(int(scores.argmax()) == 0)
+            wins.append(heard(reward, views, texts) == 0)
         result |= {kind: round(sum(wins) / max(1, len(wins)), 4), f"{kind}_tested": len(wins)}
     return result
 

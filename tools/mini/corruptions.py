@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from mini.dataset import over
+
 Views = Float[Tensor, "V C H W"]
 REFERENCE = 64
 """Lengths in pixels are those of pictures of this side, and grow with larger ones."""
@@ -62,8 +64,14 @@ def affine(x: Views, scale: float, dx: float = 0.0, dy: float = 0.0) -> Views:
     return F.grid_sample(x, grid, align_corners=False)
 
 
-def over(front: Views, back: Views) -> Views:
+def layered(front: Views, back: Views) -> Views:
     return front + (1 - front[:, 3:]) * back
+
+
+def displaced(x: Views, flow: Float[Tensor, "V 2 H W"], edge: str = "zeros") -> Views:
+    """Every pixel of the flow from elsewhere in ``x``, by the flow in halves of the image."""
+    here = F.affine_grid(torch.eye(2, 3).expand(len(x), -1, -1), list(flow.shape), align_corners=False)
+    return F.grid_sample(x, here + flow.permute(0, 2, 3, 1), padding_mode=edge, align_corners=False)
 
 
 # --- on the object: (rgba, other, severity, generator) -> rgba; ``other`` shows something else -----------------------
@@ -85,7 +93,7 @@ def _debris(x: Views, s: float, g: torch.Generator, count: int, radius: tuple[fl
     colours = torch.rand(len(x), count, 3, 1, 1, generator=g)
     for k in range(count):
         alpha = masks[:, k : k + 1] * (0.5 + 0.5 * s)
-        x = over(torch.cat([colours[:, k] * alpha, alpha], 1), x)
+        x = layered(torch.cat([colours[:, k] * alpha, alpha], 1), x)
     return x
 
 
@@ -100,12 +108,9 @@ def needles(x: Views, other: Views, s: float, g: torch.Generator) -> Views:
 
 def doubled(x: Views, other: Views, s: float, g: torch.Generator) -> Views:
     """A shifted, half transparent copy."""
-    angle = uniform(g, 0, 6.28)
-    reach = 0.08 + 0.16 * uniform(g)
-    copy = affine(
-        x, uniform(g, 0.7, 1.0), reach * torch.tensor(angle).cos().item(), reach * torch.tensor(angle).sin().item()
-    )
-    return over(copy * (0.25 + 0.75 * s), x)
+    angle, reach = torch.tensor(uniform(g, 0, 6.28)), 0.08 + 0.16 * uniform(g)
+    copy = affine(x, uniform(g, 0.7, 1.0), reach * angle.cos().item(), reach * angle.sin().item())
+    return layered(copy * (0.25 + 0.75 * s), x)
 
 
 def fogged(x: Views, other: Views, s: float, g: torch.Generator) -> Views:
@@ -144,11 +149,9 @@ def blended(x: Views, other: Views, s: float, g: torch.Generator) -> Views:
 
 def melted(x: Views, other: Views, s: float, g: torch.Generator) -> Views:
     """A smooth random warp."""
-    flow = F.interpolate(
-        torch.randn(len(x), 2, 5, 5, generator=g), x.shape[-1:] * 2, mode="bicubic", align_corners=True
-    )
-    identity = F.affine_grid(torch.eye(2, 3).expand(len(x), -1, -1), list(x.shape), align_corners=False)
-    return F.grid_sample(x, identity + (0.06 + 0.3 * s) * flow.permute(0, 2, 3, 1), align_corners=False)
+    flow = torch.randn(len(x), 2, 5, 5, generator=g)
+    flow = F.interpolate(flow, x.shape[-1:] * 2, mode="bicubic", align_corners=True)
+    return displaced(x, (0.06 + 0.3 * s) * flow)
 
 
 def grown(x: Views, other: Views, s: float, g: torch.Generator) -> Views:
@@ -210,10 +213,7 @@ def lumpy(x: Views, s: float, g: torch.Generator) -> Views:
     cells = round(18 - 11 * s)
     coarse = F.adaptive_avg_pool2d(x, cells)
     jitter = F.interpolate(torch.randn(len(x), 2, cells, cells, generator=g), x.shape[-1:] * 2, mode="nearest")
-    identity = F.affine_grid(torch.eye(2, 3).expand(len(x), -1, -1), [len(x), 3, *x.shape[-2:]], align_corners=False)
-    return F.grid_sample(
-        coarse, identity + (0.02 + 0.06 * s) * jitter.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
-    )
+    return displaced(coarse, (0.02 + 0.06 * s) * jitter, "border")
 
 
 def pixelated(x: Views, s: float, g: torch.Generator) -> Views:
@@ -259,16 +259,12 @@ JUDGE = (
 """What the judge is trained on: mottling, crushing, crumbs, needles, crops, warps and pixels are its own."""
 
 
-def compose(rgba: Views, background: Float[Tensor, " 3"]) -> Float[Tensor, "V 3 H W"]:
-    return rgba[:, :3] + (1 - rgba[:, 3:]) * background[:, None, None]
-
-
 def corrupt(
     kind: str, rgba: Views, background: Float[Tensor, " 3"], other: Views, severity: float, generator: torch.Generator
 ) -> Float[Tensor, "V 3 H W"]:
     """A corrupted picture of the set, in [0, 1]; the same generator state gives the same draws at any severity."""
     if kind in ON_OBJECT:
-        picture = compose(ON_OBJECT[kind](rgba, other, severity, generator), background)
+        picture = over(ON_OBJECT[kind](rgba, other, severity, generator), background)
     else:
-        picture = ON_PICTURE[kind](compose(rgba, background), severity, generator)
+        picture = ON_PICTURE[kind](over(rgba, background), severity, generator)
     return picture.clamp(0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from mini.scenes import MATERIALS, Palette, Scene, build_scene
 from mini.sdf import SDF, trace
-from psd_gs.cameras import Cameras, orbit
+from psd_gs.cameras import Cameras, turntable
 
 VIEWS = 4
 FOV = (30.0, 50.0)
@@ -27,10 +26,8 @@ LIGHT = (0.35, 0.75, 0.55)
 def sample_cameras(rng: random.Random, size: int) -> Cameras:
     """Four orthogonal views at one elevation, distance and field of view."""
     fov, elevation, azimuth = rng.uniform(*FOV), rng.uniform(*ELEVATION), rng.uniform(0, 360)
-    distance = rng.uniform(*DISTANCE) * 0.66 / math.sin(math.radians(fov) / 2)
-    turn = torch.arange(VIEWS) * (360.0 / VIEWS)
-    ones = torch.ones(VIEWS)
-    return orbit(azimuth + turn, elevation * ones, distance * ones, fov * ones, size, size)
+    radius = rng.uniform(*DISTANCE) * 0.66
+    return turntable(VIEWS, elevation=elevation, radius=radius, fov=fov, size=size, start=azimuth)
 
 
 @dataclass
@@ -99,11 +96,16 @@ def sample_background(n: int, generator: torch.Generator) -> Float[Tensor, "n 3"
     return torch.where(kind < 0.9, tone, colour)
 
 
+def over(rgba: Float[Tensor, "*B 4 H W"], background: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3 H W"]:
+    """Premultiplied pictures with a colour behind."""
+    return rgba[..., :3, :, :] + (1 - rgba[..., 3:, :, :]) * background[..., None, None]
+
+
 def compose(
     rgba: Float[Tensor, "B V 4 H W"], background: Float[Tensor, "B 3"], size: int
 ) -> Float[Tensor, "B V 3 h w"]:
     """Average down to ``size`` and put the background behind, in [0, 1]."""
-    b, v = rgba.shape[:2]
     if rgba.shape[-1] != size:
-        rgba = torch.nn.functional.adaptive_avg_pool2d(rgba.flatten(0, 1), size).view(b, v, 4, size, size)
-    return rgba[:, :, :3] + (1 - rgba[:, :, 3:]) * background[:, None, :, None, None]
+        small = torch.nn.functional.adaptive_avg_pool2d(rgba.flatten(0, 1), size)
+        rgba = small.unflatten(0, rgba.shape[:2])
+    return over(rgba, background[:, None])

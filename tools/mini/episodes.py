@@ -24,6 +24,7 @@ from mini.scenes import (
     caption,
     named_slots,
     paint,
+    phrased,
     sample_look,
     sample_scene,
 )
@@ -36,7 +37,6 @@ from mini.world import (
     World,
     beside,
     flat_top,
-    phrased,
     repainted,
     standing,
 )

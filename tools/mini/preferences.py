@@ -21,9 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mini.corruptions import compose, corrupt, gaussian_blur
-from mini.dataset import compose as compose_sets
-from mini.dataset import sample_background
+from mini.corruptions import corrupt, gaussian_blur
+from mini.dataset import compose, over, sample_background
 from mini.dreamer import Dreamer
 from mini.objects import BY_NAME
 from mini.scenes import COLOURS, SECOND_SLOT, WOOD_COLOURS, ItemLook, Look, Palette
@@ -100,7 +99,7 @@ def hazy(
     rgba: Tensor, background: Tensor, amount: float, fade: float, grain: float, generator: torch.Generator
 ) -> Tensor:
     """Like a one-step estimate at high noise: blurred, faded into the background, a little noisy."""
-    picture = compose(rgba * (1 - fade), background)
+    picture = over(rgba * (1 - fade), background)
     picture = gaussian_blur(picture, amount)
     return (picture + grain * torch.randn(picture.shape, generator=generator)).clamp(0, 1)
 
@@ -171,7 +170,7 @@ class EpisodeMaker:
         captions = [text for episode in drawn for text in episode.captions]
         size, right = dreamer.prior.image_size, slice(None, None, LOOKS)
         rgba = torch.stack([episode.rgba[0] for episode in drawn])
-        clean = compose_sets(rgba, sample_background(episodes, generator), size)
+        clean = compose(rgba, sample_background(episodes, generator), size)
         draw = torch.rand(5, episodes, generator=generator)
         misled = draw[0] < 0.4
         low = torch.where(misled, 0.3 + 0.28 * draw[1], 0.08 + 0.5 * draw[1])  # little noise leaves no room for words
@@ -192,15 +191,9 @@ class EpisodeMaker:
         for e in range(episodes):
             false = drawn[e].false[0]
             third = "dream/misled" if misled[e] else "dream/excess"
-            ranks = [
-                (0, 1, "dream/noise"),
-                (0, 2, "dream/noise"),
-                (1, 2, "dream/more noise"),
-                (0, 3, third),
-                (1, 3, third),
-            ]
-            if misled[e] and not false[1]:
-                ranks = ranks[:3]
+            ranks = [(0, 1, "dream/noise"), (0, 2, "dream/noise"), (1, 2, "dream/more noise")]
+            if false[1] or not misled[e]:
+                ranks += [(0, 3, third), (1, 3, third)]
             preferences = [
                 ((a, 0), (b, 0), name)
                 for a, b, name in ranks
@@ -229,7 +222,7 @@ class EpisodeMaker:
             elif style == "mild" and rng.random() < 0.7:
                 picture = corrupt(rng.choice(MILD), rgba[k], backgrounds[k], rgba[k], rng.uniform(0, 0.3), generator)
             else:
-                picture = compose(rgba[k], backgrounds[k])
+                picture = over(rgba[k], backgrounds[k])
             pictures.append(at_resolution(picture, sample_resolution(rgba.shape[-1], generator)))
         preferences = []
         for i in range(LOOKS):
@@ -258,7 +251,7 @@ class EpisodeMaker:
             return corrupt(name, base, background, rgba[1], severity, draws)
 
         corrupted = ((kind, low, seed), (kind, high, seed), (second, rng.uniform(0.1, 1), seed + 1))
-        pictures = [at_resolution(p, size) for p in (compose(base, background), *(bad(*how) for how in corrupted))]
+        pictures = [at_resolution(p, size) for p in (over(base, background), *(bad(*how) for how in corrupted))]
         ranks = [(0, 1, kind), (0, 2, kind), (1, 2, kind), (0, 3, second)]
         preferences = [
             ((a, 0), (b, 0), f"{'quality' if a == 0 else 'severity'}/{name}")
@@ -278,7 +271,7 @@ class EpisodeMaker:
         amounts = (0.0, low, rng.uniform(low + 0.2, 0.9), 1.0)
         blur = rng.uniform(0.4, 3.0) if rng.random() < 0.5 else 0.0
         mixed = [torch.lerp(rgba[0], rgba[1], a) for a in amounts]
-        pictures = [compose(gaussian_blur(m, blur) if blur else m, background) for m in mixed]
+        pictures = [over(gaussian_blur(m, blur) if blur else m, background) for m in mixed]
         preferences = []
         for a, b in ((0, 1), (1, 2), (2, 3), (0, 3)):
             if false[1][0]:

@@ -147,12 +147,9 @@ def build_scene(scene: Scene) -> tuple[list[Primitive], float]:
     else:
         second = second.transformed(rng.uniform(0.75, 1.1), torch.zeros(3))
         side = rng.choice((-1.0, 1.0))
-        reach = {
-            1.0: (first.bounds()[0][0], second.bounds()[1][0]),
-            -1.0: (first.bounds()[1][0], second.bounds()[0][0]),
-        }
-        a, b = reach[side]
-        floor = second.bounds()[0][1] - first.bounds()[0][1]
+        (low, high), (other_low, other_high) = first.bounds(), second.bounds()
+        a, b = (low[0], other_high[0]) if side > 0 else (high[0], other_low[0])
+        floor = other_low[1] - low[1]
         first = first.transformed(1.0, torch.tensor([float(b - a) + side * rng.uniform(0.03, 0.1), float(floor), 0.0]))
     both = Shape((), min(first.smooth, second.smooth) * 0.5, first.primitives + second.primitives).normalized(RADIUS)
     return both.primitives, both.smooth
@@ -203,16 +200,8 @@ def sample_item_look(item: Item, rng: random.Random, always_coloured: bool, name
     material = rng.choice(category.materials) if category.materials and rng.random() < 0.15 else None
     if material == "wooden":
         colour = None
-    return ItemLook(
-        item.category,
-        colour,
-        part,
-        part_colour,
-        item.stretch,
-        material,
-        item.accessory,
-        rng.choice(list(COLOURS)) if item.accessory else None,
-    )
+    worn = rng.choice(list(COLOURS)) if item.accessory else None
+    return ItemLook(item.category, colour, part, part_colour, item.stretch, material, item.accessory, worn)
 
 
 def sample_look(scene: Scene, rng: random.Random, named: float = 0.25) -> Look:
@@ -322,6 +311,15 @@ def item_caption(item: ItemLook, rng: random.Random | None = None) -> str:
     return phrase
 
 
+def phrased(text: str, rng: random.Random) -> str:
+    """The caption in one of several phrasings, or without its first article."""
+    if rng.random() < 0.3:
+        return rng.choice(TEMPLATES).format(text)
+    if rng.random() < 0.15 and text.startswith(("a ", "an ")):
+        return text.split(" ", 1)[1]
+    return text
+
+
 def caption(look: Look, rng: random.Random | None = None) -> str:
     """A caption of the scene; with ``rng`` in varied words and phrasings, else the canonical one."""
     phrases = [item_caption(item, rng) for item in look.items]
@@ -332,11 +330,7 @@ def caption(look: Look, rng: random.Random | None = None) -> str:
         text = f"{phrases[0]} {_word(words[0], words, rng, 0.5)} {phrases[1]}"
     else:
         text = phrases[0]
-    if rng and rng.random() < 0.3:
-        text = rng.choice(TEMPLATES).format(text)
-    elif rng and rng.random() < 0.15:
-        text = text.split(" ", 1)[1] if text.startswith(("a ", "an ")) else text
-    return text
+    return phrased(text, rng) if rng else text
 
 
 def swapped(look: Look) -> Look | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -135,14 +135,8 @@ class Shape:
         z = torch.linalg.cross(x, y)
         end_radius = radius if end_radius is None else end_radius
         grow = min(radius, end_radius)
-        self._add(
-            CONE,
-            slot,
-            ((a + b) / 2).tolist(),
-            (radius, end_radius, length / 2 + grow, 0.9 * grow),
-            torch.stack([x, y, z], dim=1),
-            **kwargs,
-        )
+        size = (radius, end_radius, length / 2 + grow, 0.9 * grow)
+        self._add(CONE, slot, ((a + b) / 2).tolist(), size, torch.stack([x, y, z], dim=1), **kwargs)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Lower and upper corner of the axis-aligned box around all primitives."""
@@ -153,35 +147,22 @@ class Shape:
     def transformed(self, scale: float, offset: Tensor) -> Shape:
         """Scaled about the origin, then moved."""
         moved = [
-            Primitive(
-                p.kind,
-                p.slot,
-                p.center * scale + offset,
-                p.rotation,
-                (*(s * scale for s in p.size[:4]), *p.size[4:]),
-                p.pattern,
-                p.second_slot,
-            )
+            replace(p, center=p.center * scale + offset, size=(*(s * scale for s in p.size[:4]), *p.size[4:]))
             for p in self.primitives
         ]
-        return Shape(self.slots, self.smooth * scale, moved, self.first_slot)
+        return replace(self, smooth=self.smooth * scale, primitives=moved)
 
     def stretched(self, factor: tuple[float, float, float]) -> Shape:
         """Stretched along the world axes; exact for unrotated primitives, close enough for the rest."""
         f = torch.tensor(factor)
         out = []
         for p in self.primitives:
-            local = (p.rotation.T.abs() @ f).tolist()
-            size = list(p.size)
-            if p.kind in (ELLIPSOID, BOX):
-                size[:3] = [s * k for s, k in zip(size[:3], local, strict=True)]
-            elif p.kind == CONE:
-                side = (local[0] * local[2]) ** 0.5
-                size[:3] = [size[0] * side, size[1] * side, size[2] * local[1]]
-            else:
-                size[:2] = [size[0] * (local[0] * local[2]) ** 0.5, size[1] * local[1]]
-            out.append(Primitive(p.kind, p.slot, p.center * f, p.rotation, tuple(size), p.pattern, p.second_slot))
-        return Shape(self.slots, self.smooth, out, self.first_slot)
+            x, y, z = (p.rotation.T.abs() @ f).tolist()
+            side = (x * z) ** 0.5
+            local = {CONE: (side, side, y), TORUS: (side, y)}.get(p.kind, (x, y, z))
+            size = (*(s * k for s, k in zip(p.size, local, strict=False)), *p.size[len(local) :])
+            out.append(replace(p, center=p.center * f, size=size))
+        return replace(self, primitives=out)
 
     def normalized(self, radius: float) -> Shape:
         """Centred on its bounding box and scaled so that the farthest primitive corner lies on ``radius``."""

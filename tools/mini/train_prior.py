@@ -25,20 +25,19 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import avg_pool2d, max_pool2d
 from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
+from mini.checkpoint import Checkpoint
 from mini.muon import Muon
 from mini.names import HELD
 from mini.networks import CHANNELS, SHARD, VIEWS, Model, make_unet, warm_start
 from mini.world import Group, Groups
 from psd_gs.cameras import turntable
 from psd_gs.export.pictures import contact_sheet
-from psd_gs.files import atomic_path
 from psd_gs.priors.multiview import encode_prompts, from_cells, to_cells
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline, cosine_scheduler, set_views
 
@@ -156,36 +155,10 @@ def looked_at() -> list[str]:
     return [*OLD_PROMPTS[:8:2], *(row["prompt"] for row in HELD["dev_prompts"][:2]), "a dog", "a chair"]
 
 
-class Checkpoint:
-    """Everything that a run goes on from, in one safetensors file."""
-
-    def __init__(self, path: Path, model: Model, ema: EMAModel, optimizers: list[torch.optim.Optimizer]) -> None:
-        self.path, self.model, self.ema, self.optimizers = path, model, ema, optimizers
-
-    def save(self, step: int, seconds: float) -> None:
-        state: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        state |= {f"ema.{i}": shadow for i, shadow in enumerate(self.ema.shadow_params)}
-        for optimizer in self.optimizers:
-            for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-                state |= {f"{type(optimizer).__name__}.{i}.{k}": v for k, v in optimizer.state[p].items()}
-        with atomic_path(self.path) as path:
-            clock = {"step": torch.tensor(step), "seconds": torch.tensor(seconds)}
-            save_file({k: v.contiguous() for k, v in state.items()} | clock, path)
-
-    def load(self, device: str) -> tuple[int, float]:
-        """The step that the file was written at and the seconds of training so far; zeros if there is none."""
-        if not self.path.exists():
-            return 0, 0.0
-        state = load_file(self.path, device)
-        self.model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
-        for i, shadow in enumerate(self.ema.shadow_params):
-            shadow.copy_(state[f"ema.{i}"])
-        for optimizer in self.optimizers:
-            for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-                prefix = f"{type(optimizer).__name__}.{i}."
-                optimizer.state[p] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        self.ema.optimization_step = step = int(state["step"])
-        return step, float(state["seconds"])
+def kept_tensors(model: Model, ema: EMAModel) -> dict[str, Tensor]:
+    """Of a checkpoint."""
+    means = {f"ema.{i}": mean for i, mean in enumerate(ema.shadow_params)}
+    return {f"model.{name}": value for name, value in model.state_dict().items()} | means
 
 
 def start_model(args: argparse.Namespace) -> Model:
@@ -268,8 +241,9 @@ def main(arguments: list[str] | None = None) -> None:
     optimizers = make_optimizers(model, args.lr)
     ema = EMAModel(parameters, decay=args.ema)
     scheduler = cosine_scheduler(args.patch)
-    checkpoint = Checkpoint(args.out / "checkpoint.safetensors", model, ema, optimizers)
-    step, before = checkpoint.load(args.device)
+    checkpoint = Checkpoint(args.out / "checkpoint.safetensors", kept_tensors(model, ema), optimizers)
+    step, before = checkpoint.load(step=0, seconds=0.0)
+    ema.optimization_step = step
 
     def publish() -> None:
         """The running mean of the weights as a pipeline, and what it paints."""
@@ -311,10 +285,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(json.dumps(row), file=curve, flush=True)
             print(row, flush=True)
         if step % args.save_every == 0:
-            checkpoint.save(step, before + time.time() - start)
+            checkpoint.save(step=step, seconds=before + time.time() - start)
         if step % args.sheet_every == 0:
             publish()
-    checkpoint.save(step, before + time.time() - start)
+    checkpoint.save(step=step, seconds=before + time.time() - start)
     publish()
 
 

@@ -23,12 +23,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from mini.check_reward import lists_accuracy
+from mini.checkpoint import Checkpoint
 from mini.corruptions import JUDGE, REWARD
 from mini.dreamer import Dreamer
 from mini.episodes import Scenes
@@ -38,7 +38,7 @@ from mini.preferences import LOOKS, Batch, EpisodeMaker
 from mini.published import lite0_state, minilm_state, minilm_tokenizer
 from mini.words import known_words, make_tokenizer, sentence_vectors, word_vectors
 from mini.world import World
-from psd_gs.files import atomic_path, write_atomic
+from psd_gs.files import write_atomic
 from psd_gs.priors.multiview import MultiViewPrior
 from psd_gs.rewards.mini import MiniReward, RewardConfig, RewardNetwork, TextFeatures
 
@@ -108,15 +108,12 @@ class Student(nn.Module):
 
 def make_optimizers(student: Student, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for the rest."""
-    by_kind: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
+    matrices, rest = [], []
     for name, p in student.trained().items():
-        by_kind[p.ndim == 2 and "position" not in name].append((name, p))
-    matrices, rest = (
-        {"params": [p for _, p in ps], "name": [name for name, _ in ps]} for ps in by_kind.values()
-    )  # fmt: skip
+        (matrices if p.ndim == 2 and "position" not in name else rest).append(p)
     return [
-        Muon([matrices], lr, weight_decay=0.02),
-        torch.optim.AdamW([rest], lr=lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True),
+        Muon(matrices, lr, weight_decay=0.02),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True),
     ]
 
 
@@ -247,32 +244,12 @@ def main(arguments: list[str] | None = None) -> None:
     optimizers = make_optimizers(student, args.lr)
     average = copy.deepcopy(student).requires_grad_(False)
     means = dict(average.named_parameters())
-    named = [(o, n, p) for o in optimizers for g in o.param_groups for n, p in zip(g["name"], g["params"], strict=True)]
-    step = 0
-    checkpoint = args.out / "checkpoint.safetensors"
-    if checkpoint.exists():
-        state = load_file(checkpoint)
-        step = int(state["step"])
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(state[f"model.{name}"])
-                means[name].copy_(state[f"ema.{name}"])
-        for optimizer, name, p in named:
-            prefix = f"optimizer.{name}:"
-            optimizer.state[p] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    kept = {f"model.{n}": p for n, p in parameters.items()} | {f"ema.{n}": means[n] for n in parameters}
+    checkpoint = Checkpoint(args.out / "checkpoint.safetensors", kept, optimizers)
+    (step,) = checkpoint.load(step=0)
     dreamer = None
     if args.prior:
         dreamer = Dreamer(MultiViewPrior.from_pretrained(args.prior, name="mini"), DREAM_STEPS[args.model])
-
-    def save() -> None:
-        """All that training changes."""
-        state: dict[str, Tensor] = {"step": torch.tensor(step)}
-        for name, p in parameters.items():
-            state |= {f"model.{name}": p.detach(), f"ema.{name}": means[name]}
-        for optimizer, name, p in named:
-            state |= {f"optimizer.{name}:{k}": v for k, v in optimizer.state[p].items()}
-        with atomic_path(checkpoint) as path:
-            save_file({k: v.contiguous() for k, v in state.items()}, path)
 
     def finish() -> None:
         """Standardize, write the model and measure it."""
@@ -324,7 +301,7 @@ def main(arguments: list[str] | None = None) -> None:
             curve.flush()
             print(row, flush=True)
         if step % args.save_every == 0 or step == args.steps:
-            save()
+            checkpoint.save(step=step)
     finish()
 
 

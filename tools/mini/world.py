@@ -33,7 +33,6 @@ from mini.scenes import (
     RELATION_WORDS,
     STRETCH_WORDS,
     STRETCHES,
-    TEMPLATES,
     WOOD_COLOURS,
     Item,
     ItemLook,
@@ -44,6 +43,7 @@ from mini.scenes import (
     caption,
     named_slots,
     paint,
+    phrased,
     sample_look,
     sample_scene,
 )  # fmt: skip
@@ -147,15 +147,6 @@ def beside(surface: Surface, other: Surface, gap: float) -> Surface:
     a, b = surface.vertices, other.vertices
     shift = (b[:, 0].max() - a[:, 0].min() if gap > 0 else b[:, 0].min() - a[:, 0].max()) + gap
     return surface.moved(1, (shift, b[:, 1].min() - a[:, 1].min(), 0))
-
-
-def phrased(text: str, rng: random.Random) -> str:
-    """The caption in one of the phrasings of ``scenes.caption``."""
-    if rng.random() < 0.3:
-        return rng.choice(TEMPLATES).format(text)
-    if rng.random() < 0.15 and text.startswith(("a ", "an ")):
-        return text.split(" ", 1)[1]
-    return text
 
 
 class World:
