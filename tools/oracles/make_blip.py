@@ -8,29 +8,15 @@ import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
-from shared import BERT, BLIP_PROMPTS, BLIP_SIZES, BLIP_WORDS, DATA, listing, picture, weights
+from shared import BERT, BLIP_PROMPTS, BLIP_SIZES, BLIP_WORDS, DATA, bare, filled, listing, picture
 from torch import nn
 
 OPS = torch.library.Library("torchvision", "DEF")  # torchvision's binary is not needed, only that these names exist
 OPS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 OPS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-def bare(name: str, folder: Path) -> None:
-    """A package whose own __init__, which imports far more than scoring needs, does not run."""
-    module = sys.modules[name] = ModuleType(name)
-    module.__path__ = [str(folder)]
-
-
-def fill(model: nn.Module) -> nn.Module:
-    state = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
-    made = weights({k: tuple(v.shape) for k, v in state.items()})
-    model.load_state_dict({k: torch.as_tensor(v) for k, v in made.items()}, strict=False)
-    return model.eval()
 
 
 def shrink(models: str, folder: Path) -> None:
@@ -49,18 +35,12 @@ def shrink(models: str, folder: Path) -> None:
 
 def read(model: nn.Module, length: int, images: torch.Tensor, prompts: list[str], call: str) -> tuple:
     """Scores of normalized images, and their gradient."""
-    tokens = model.blip.tokenizer(
-        prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-    )
-    images = images.clone().requires_grad_()
-    scores = getattr(model, call)(*((images,) if call == "forward" else ()), tokens.input_ids, tokens.attention_mask,
-                                  *((images,) if call != "forward" else ()))  # fmt: skip
+    options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+    tokens = model.blip.tokenizer(prompts, **options)
+    images, words = images.clone().requires_grad_(), (tokens.input_ids, tokens.attention_mask)
+    scores = model(images, *words) if call == "forward" else getattr(model, call)(*words, images)
     (gradient,) = torch.autograd.grad(scores.sum(), images)
     return scores[:, 0].detach().numpy(), gradient[..., ::16, ::16].numpy()
-
-
-def write(name: str, **out: np.ndarray) -> None:
-    np.savez_compressed(DATA / name, **out)
 
 
 def main() -> None:
@@ -96,7 +76,7 @@ def main() -> None:
             with torch.device("meta"):
                 out[f"{head}_full"] = listing(getattr(module, cls)(str(folder / "full.json")).state_dict())
             pretrain.create_vit = tiny
-            model = fill(getattr(module, cls)(str(folder / "tiny.json")))
+            model = filled(getattr(module, cls)(str(folder / "tiny.json")))
             out[f"{head}_keys"] = listing(model.state_dict())
             images = torch.stack([model.preprocess(p) for p in pictures[:4]])
             call, length = ("forward", 100) if checkout else ("score_gard", 35)
@@ -106,7 +86,7 @@ def main() -> None:
                 small = Image.fromarray(picture(300, 257, 9))
                 out["image_resized"] = np.array([model.score(prompts[0], small)])
                 out["image_prompts"] = np.array([model.score(text, pictures[0]) for text in BLIP_PROMPTS])
-    write("reward_reward3d.npz" if checkout else "reward_imagereward.npz", **out)
+    np.savez_compressed(DATA / ("reward_reward3d.npz" if checkout else "reward_imagereward.npz"), **out)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
-from shared import DATA, IMAGE, LENGTH, PATCH, SIZES, VOCABULARY, listing, picture, weights
+from shared import DATA, IMAGE, LENGTH, PATCH, SIZES, VOCABULARY, bare, filled, listing, picture
 
 OPS = torch.library.Library("torchvision", "DEF")  # torchvision's binary is not needed, only that these names exist
 OPS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 OPS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
+LOGIT_SCALE = {"logit_scale": np.float32(np.log(100.0))}
 WIDTHS = {"embed_dim": 24, "text": 32, "vision": 48}
 PROMPTS = [
     "A  corgi, wearing a red hat",
@@ -37,25 +37,17 @@ def tokens() -> np.ndarray:
     return ids
 
 
-def fill(model: torch.nn.Module) -> torch.nn.Module:
-    state = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
-    made = weights({k: tuple(v.shape) for k, v in state.items()})
-    made["logit_scale"] = np.float32(np.log(100.0))
-    model.load_state_dict({k: torch.as_tensor(v) for k, v in made.items()}, strict=False)
-    return model.eval()
-
-
 def tiny(clip, quick: bool) -> torch.nn.Module:
     """Two layers each, heads of width 16 and 24."""
     vision = {"layers": 2, "width": WIDTHS["vision"], "head_width": 24, "patch_size": PATCH, "image_size": IMAGE}
     text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": WIDTHS["text"], "heads": 2, "layers": 2}
-    return fill(clip.CLIP(WIDTHS["embed_dim"], vision, text, quick_gelu=quick))
+    return filled(clip.CLIP(WIDTHS["embed_dim"], vision, text, quick_gelu=quick), **LOGIT_SCALE)
 
 
 def main() -> None:
-    package = sys.modules["hpsv2"] = ModuleType("hpsv2")  # its own __init__ wants what scoring does not
-    package.__path__ = [next(str(path) for root in sys.path if (path := Path(root) / "hpsv2").is_dir())]
-    fork = Path(package.__path__[0]) / "src" / "open_clip"
+    package = next(path for root in sys.path if (path := Path(root) / "hpsv2").is_dir())
+    bare("hpsv2", package)
+    fork = package / "src" / "open_clip"
     words = Path(find_spec("open_clip").submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     if not (fork / words.name).exists():
         shutil.copy(words, fork)  # the wheel of hpsv2 forgets it
@@ -93,7 +85,7 @@ def main() -> None:
         text |= {"bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1}
         vision = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
         vision |= {"image_size": IMAGE, "patch_size": PATCH, "hidden_act": "gelu"}
-        model = fill(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)))
+        model = filled(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)), **LOGIT_SCALE)
         process = CLIPImageProcessor(size={"shortest_edge": IMAGE}, crop_size={"height": IMAGE, "width": IMAGE})
         pixels = process(pictures, return_tensors="pt")["pixel_values"]
         images, texts = model.get_image_features(pixels), model.get_text_features(ids[:1])

@@ -14,8 +14,8 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from make_mvdream import VIEWS, fill, seeded
-from shared import DATA, IMAGEDREAM_UNET, listing
+from make_mvdream import VIEWS, seeded
+from shared import DATA, IMAGEDREAM_UNET, bare, filled, listing
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_bias=None, op=None) -> torch.Tensor:
@@ -27,8 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkout", type=Path, required=True)
     folder = parser.parse_args().checkout / "extern" / "ImageDream" / "imagedream"
-    package = sys.modules["imagedream"] = ModuleType("imagedream")  # its __init__ wants a configuration library
-    package.__path__ = [str(folder)]
+    bare("imagedream", folder)
     for name in ("xformers", "xformers.ops"):
         sys.modules[name] = ModuleType(name)
     sys.modules["xformers"].ops = sys.modules["xformers.ops"]
@@ -36,9 +35,9 @@ def main() -> None:
     networks = import_module("imagedream.ldm.modules.diffusionmodules.openaimodel")
     cameras = import_module("imagedream.camera_utils")
 
-    unet = fill(networks.MultiViewUNetModel(**IMAGEDREAM_UNET, use_spatial_transformer=True, legacy=False,
-                                            use_linear_in_transformer=True, transformer_depth=1, with_ip=True,
-                                            ip_mode="local_resample", use_checkpoint=False))  # fmt: skip
+    unet = filled(networks.MultiViewUNetModel(**IMAGEDREAM_UNET, use_spatial_transformer=True, legacy=False,
+                                              use_linear_in_transformer=True, transformer_depth=1, with_ip=True,
+                                              ip_mode="local_resample", use_checkpoint=False))  # fmt: skip
     frames = VIEWS + 1
     camera = cameras.normalize_camera(cameras.get_camera(VIEWS, 15, 0))
     camera = torch.cat([camera, torch.zeros(1, 16)]).repeat(2, 1)

@@ -6,23 +6,15 @@ Run with ``--checkout FOLDER``, a copy of the repository; it needs torch, numpy,
 from __future__ import annotations
 
 import argparse
-import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
-from shared import DATA, MVDREAM_UNET, MVDREAM_VAE, listing, weights
+from shared import DATA, MVDREAM_UNET, MVDREAM_VAE, bare, filled, listing
 from torch import nn
 
 VIEWS = 4
-
-
-def fill(model: nn.Module) -> nn.Module:
-    made = weights({name: tuple(value.shape) for name, value in model.state_dict().items()})
-    model.load_state_dict({name: torch.as_tensor(value) for name, value in made.items()})
-    return model.eval()
 
 
 def seeded(seed: int, *shape: int) -> torch.Tensor:
@@ -33,15 +25,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkout", type=Path, required=True)
     checkout = parser.parse_args().checkout
-    package = sys.modules["mvdream"] = ModuleType("mvdream")  # its __init__ wants a configuration library
-    package.__path__ = [str(checkout / "mvdream")]
+    bare("mvdream", checkout / "mvdream")
     networks = import_module("mvdream.ldm.modules.diffusionmodules.openaimodel")
     coder = import_module("mvdream.ldm.modules.diffusionmodules.model")
     cameras = import_module("mvdream.camera_utils")
     out = {}
 
-    unet = fill(networks.MultiViewUNetModel(**MVDREAM_UNET, use_spatial_transformer=True, legacy=False,
-                                            use_linear_in_transformer=True, transformer_depth=1))  # fmt: skip
+    unet = filled(networks.MultiViewUNetModel(**MVDREAM_UNET, use_spatial_transformer=True, legacy=False,
+                                              use_linear_in_transformer=True, transformer_depth=1))  # fmt: skip
     x = seeded(1, 2 * VIEWS, 4, 8, 8).requires_grad_()
     text = seeded(2, 2 * VIEWS, 5, MVDREAM_UNET["context_dim"])
     times = torch.tensor([37] * VIEWS + [803] * VIEWS)
@@ -54,7 +45,7 @@ def main() -> None:
     out |= {"unet_keys": listing(unet.state_dict()), "unet": answer.detach().numpy(), "gradient": gradient.numpy()}
     out |= {"alone": alone.numpy(), "cameras": camera.numpy()}
 
-    encoder = fill(nn.ModuleDict({"encoder": coder.Encoder(**MVDREAM_VAE), "decoder": coder.Decoder(**MVDREAM_VAE)}))
+    encoder = filled(nn.ModuleDict({"encoder": coder.Encoder(**MVDREAM_VAE), "decoder": coder.Decoder(**MVDREAM_VAE)}))
     with torch.no_grad():
         out["vae_encoded"] = encoder["encoder"](seeded(3, 1, 3, 16, 16)).numpy()
         out["vae_decoded"] = encoder["decoder"](seeded(4, 1, 4, 8, 8)).numpy()

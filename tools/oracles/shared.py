@@ -1,11 +1,14 @@
-"""What an oracle and the test that reads its answers have in common. NumPy only: it runs in both environments."""
+"""What an oracle and the test that reads its answers have in common, in NumPy and PyTorch: it runs in both places."""
 
 from __future__ import annotations
 
+import sys
 import zlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import torch
 
 DATA = Path(__file__).resolve().parents[2] / "tests" / "data"
 
@@ -25,6 +28,20 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 16
         out[name] = (1 + 0.1 * values if is_norm else values / np.sqrt(fan_in)).astype(np.float32)
     return out
+
+
+def filled(model: torch.nn.Module, **given: np.ndarray) -> torch.nn.Module:
+    """A reference with these weights, but for those given; numbers that are no weights stay."""
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if value.is_floating_point()}
+    state = {name: torch.as_tensor(value) for name, value in (weights(shapes) | given).items()}
+    model.load_state_dict(state, strict=False)
+    return model.eval()
+
+
+def bare(name: str, folder: Path) -> None:
+    """A package whose own __init__, which imports far more than is needed, does not run."""
+    module = sys.modules[name] = ModuleType(name)
+    module.__path__ = [str(folder)]
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
