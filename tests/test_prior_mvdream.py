@@ -361,7 +361,10 @@ def test_imagedreams_checkpoint_converts(tmp_path, oracle):
 def test_checkpoints_of_something_else_are_one_clear_line(tmp_path):
     (tmp_path / "text.pt").write_text("hello")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
-    for name, part in (("text.pt", "expected a torch checkpoint"), ("other.pt", "expected a checkpoint with a U-Net")):
+    for name, part in (
+        ("text.pt", "expected a checkpoint of tensors"),
+        ("other.pt", "expected a checkpoint with a U-Net"),
+    ):
         with pytest.raises(SystemExit, match=part):
             conversion.main(
                 [

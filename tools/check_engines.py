@@ -27,89 +27,9 @@ from typing import Any
 import numpy as np
 
 MARK = "CHECK_ENGINES "
+BLENDER, GODOT = Path(__file__).with_name("check_engines_blender.py"), Path(__file__).with_suffix(".gd")
+"""What runs inside of them."""
 TOLERANCE = 1e-4
-
-BLENDER = """
-import json, sys
-import numpy
-numpy.bool = bool  # the importer of Blender 3.4 uses the old name
-import bpy
-bpy.ops.import_scene.gltf(filepath=sys.argv[-1])
-meshes = {}
-for o in bpy.context.scene.objects:
-    if o.type == "MESH":
-        corners = [list(o.matrix_world @ v.co) for v in o.data.vertices]
-        images = [n.image for m in o.data.materials if m for n in m.node_tree.nodes if n.type == "TEX_IMAGE"]
-        meshes[o.name] = {
-            "bounds": [[min(c[i] for c in corners) for i in range(3)], [max(c[i] for c in corners) for i in range(3)]],
-            "triangles": len(o.data.polygons),
-            "uv": len(o.data.uv_layers),
-            "textures": [list(image.size) for image in images],
-        }
-print("CHECK_ENGINES " + json.dumps({"version": bpy.app.version_string, "meshes": meshes}))
-"""
-
-FRAMES = """
-import json, sys
-import bpy
-bpy.ops.wm.read_factory_settings(use_empty=True)
-bpy.ops.import_scene.gltf(filepath=sys.argv[-1])
-scene = bpy.context.scene
-moving = [o.animation_data for o in bpy.data.objects if o.animation_data]
-for data in moving:
-    data.action = None  # the tracks play
-frames = {}
-for clip in sorted({t.name for data in moving for t in data.nla_tracks}):
-    tracks = [t for data in moving for t in data.nla_tracks]
-    for t in tracks:
-        t.mute = t.name != clip
-    for frame in range(int(max(s.frame_end for t in tracks if t.name == clip for s in t.strips)) + 1):
-        scene.frame_set(frame)
-        posed = bpy.context.evaluated_depsgraph_get()
-        for o in scene.objects:
-            if o.type == "MESH" and o.visible_get():  # shapes of bones are hidden
-                o = o.evaluated_get(posed)
-                corners = [list(o.matrix_world @ v.co) for v in o.data.vertices]
-                bounds = [[low(c[i] for c in corners) for i in range(3)] for low in (min, max)]
-                frames.setdefault(clip + "/" + o.name, []).append(bounds)
-print("CHECK_ENGINES " + json.dumps({"version": bpy.app.version_string, "frames": frames}))
-"""
-
-GODOT = """
-extends SceneTree
-
-var meshes = {}
-var shapes = 0
-
-func visit(node):
-    if node is MeshInstance:
-        var box = node.get_aabb()
-        var low = box.position
-        var high = box.position + box.size
-        var material = node.mesh.surface_get_material(0)
-        var textures = []
-        if material is SpatialMaterial:
-            for kind in [SpatialMaterial.TEXTURE_ALBEDO, SpatialMaterial.TEXTURE_NORMAL]:
-                var texture = material.get_texture(kind)
-                if texture != null:
-                    textures.append([texture.get_width(), texture.get_height()])
-        meshes[node.name] = {
-            "bounds": [[low.x, low.y, low.z], [high.x, high.y, high.z]],
-            "triangles": node.mesh.get_faces().size() / 3,
-            "uv": 1 if node.mesh.surface_get_format(0) & Mesh.ARRAY_FORMAT_TEX_UV else 0,
-            "textures": textures,
-        }
-    if node is CollisionShape and node.get_parent() is StaticBody and node.shape is ConvexPolygonShape:
-        shapes += 1
-    for child in node.get_children():
-        visit(child)
-
-func _init():
-    visit(load("res://asset.glb").instance())
-    var version = Engine.get_version_info()["string"]
-    print("CHECK_ENGINES " + to_json({"version": version, "meshes": meshes, "shapes": shapes}))
-    quit()
-"""
 
 
 def expected(path: Path) -> dict[str, Any]:
@@ -138,17 +58,15 @@ def run(command: list[str], folder: Path) -> dict[str, Any]:
     raise SystemExit(f"{command[0]} printed no result:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
-def in_blender(program: str, code: str, path: Path, folder: Path) -> dict[str, Any]:
-    """What a script says about a file; the program is Blender, or a Python that has bpy."""
-    script = folder / "read.py"
-    script.write_text(code, encoding="utf-8")
+def in_blender(program: str, path: Path, folder: Path) -> dict[str, Any]:
+    """What there is to say about a file; the program is Blender, or a Python that has bpy."""
     options = [] if "python" in Path(program).name else ["-b", "--factory-startup", "--python"]
-    return run([program, *options, str(script), "--", str(path.resolve())], folder)
+    return run([program, *options, str(BLENDER), "--", str(path.resolve())], folder)
 
 
 def blender(program: str, path: Path, folder: Path) -> dict[str, Any]:
     """z up there: (x, -z, y) of ours, which is turned back here."""
-    result = in_blender(program, BLENDER, path, folder)
+    result = in_blender(program, path, folder)
     for mesh in result["meshes"].values():
         low, high = mesh["bounds"]
         mesh["bounds"] = [[low[0], low[2], -high[1]], [high[0], high[2], -low[1]]]
@@ -159,7 +77,7 @@ def blender(program: str, path: Path, folder: Path) -> dict[str, Any]:
 def godot(program: str, path: Path, folder: Path) -> dict[str, Any]:
     shutil.copy(path, folder / "asset.glb")
     (folder / "project.godot").write_text("config_version=4\n", encoding="utf-8")
-    (folder / "read.gd").write_text(GODOT.replace("    ", "\t"), encoding="utf-8")
+    shutil.copy(GODOT, folder / "read.gd")
     environment = {**os.environ, "HOME": str(folder)}
     command = [program, "--path", ".", "--editor", "--quit"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -170,9 +88,6 @@ def godot(program: str, path: Path, folder: Path) -> dict[str, Any]:
             time.sleep(0.2)
         editor.kill()
     return run([program, "--path", ".", "-s", "read.gd"], folder)
-
-
-PROGRAMS = {"blender": (blender, ("blender",)), "godot": (godot, ("godot3-server", "godot3"))}
 
 
 def compare(found: dict[str, Any], want: dict[str, Any]) -> list[str]:
@@ -209,7 +124,7 @@ def compare_frames(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def played(program: str, before: Path, after: Path) -> bool:
     """Whether Blender plays the animations of both files alike; says so."""
     with tempfile.TemporaryDirectory() as folder:
-        old, new = (in_blender(program, FRAMES, path, Path(folder)) for path in (before, after))
+        old, new = (in_blender(program, path, Path(folder)) for path in (before, after))
     wrong = compare_frames(old["frames"], new["frames"])
     right = f"right: the same bounds in {sum(map(len, old['frames'].values()))} frames of {', '.join(old['frames'])}"
     print(f"blender {new['version']}: {'; '.join(wrong) or right}")
@@ -221,17 +136,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("mesh", type=Path, help="a .glb of psd-gs mesh, or with --before of psd-gs retexture")
     parser.add_argument("--before", type=Path, help="the animated .glb that was given other colours")
     parser.add_argument("--blender", default="blender", metavar="PROGRAM", help="Blender, or a Python that has bpy")
-    parser.add_argument("--require", nargs="+", default=[], choices=list(PROGRAMS), metavar="NAME")
+    parser.add_argument("--require", nargs="+", default=[], choices=("blender", "godot"), metavar="NAME")
     options = parser.parse_args(arguments)
-    PROGRAMS["blender"] = (blender, (options.blender,))
     if options.before:
-        program = shutil.which(options.blender) or sys.exit(
-            f"{options.blender}: not installed; name it with --blender."
-        )
+        program = shutil.which(options.blender)
+        if program is None:
+            sys.exit(f"{options.blender}: not installed; name it with --blender.")
         sys.exit(not played(program, options.before, options.mesh))
     want, failed = expected(options.mesh), False
-    for name, (check, programs) in (PROGRAMS | {"blender": (blender, (options.blender,))}).items():
-        program = next((found for found in map(shutil.which, programs) if found), None)
+    known = {"blender": (blender, (options.blender,)), "godot": (godot, ("godot3-server", "godot3"))}
+    for name, (check, programs) in known.items():
+        program = next(filter(None, map(shutil.which, programs)), None)
         if program is None:
             failed |= name in options.require
             print(f"{name}: not installed ({' or '.join(programs)}), skipped")

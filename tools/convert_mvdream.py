@@ -29,6 +29,7 @@ from psd_gs.errors import ModelError, PsdGsError
 from psd_gs.priors import imagedream
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 from psd_gs.priors.mvdream import SD21_4VIEW, VIEWS, build_unet, scheduler
+from psd_gs.rewards.checkpoints import read_tensors
 from psd_gs.weights import compare_shapes, locate
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
@@ -56,12 +57,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: not such a file.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch, its unpickler and the disk each raise their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"{path}: expected a torch checkpoint, received one that cannot be read: {reason}.") from error
-    return {named_as_mvdream(name): value for name, value in state.get("state_dict", state).items()}
+    state = read_tensors(path, "the prior", mmap=True)
+    return {named_as_mvdream(name): value for name, value in state.items()}
 
 
 def named_as_mvdream(name: str) -> str:
@@ -94,16 +91,13 @@ def build_vae(tensors: Mapping[str, Tensor]) -> AutoencoderKL:
 
 def build_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
     """open_clip's text tower as CLIPTextModel; its last layer is dropped, because MVDream reads the one before."""
-    layers = last_layer(tensors)
-    vocabulary, width = tensors["token_embedding.weight"].shape
+    sizes = tower(tensors, head=64)
+    sizes["num_hidden_layers"] -= 1
+    vocabulary = len(tensors["token_embedding.weight"])
     config = CLIPTextConfig(
+        **sizes,
         vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=len(tensors["transformer.resblocks.0.mlp.c_fc.bias"]),
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 64),
         max_position_embeddings=len(tensors["positional_embedding"]),
-        hidden_act="gelu",
         pad_token_id=0,
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,
@@ -114,22 +108,14 @@ def build_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
         "final_layer_norm.weight": tensors["ln_final.weight"],
         "final_layer_norm.bias": tensors["ln_final.bias"],
     }
-    return filled(CLIPTextModel, config, ours | transformer(tensors, layers), "text encoder")
+    return filled(CLIPTextModel, config, ours | transformer(tensors, config.num_hidden_layers), "text encoder")
 
 
 def build_image_encoder(tensors: Mapping[str, Tensor]) -> CLIPVisionModel:
     """open_clip's tower for pictures as CLIPVisionModel."""
-    width, _, patch, _ = tensors["conv1.weight"].shape
-    layers = 1 + last_layer(tensors)
-    config = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=len(tensors["transformer.resblocks.0.mlp.c_fc.bias"]),
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width // VISION_HEAD),
-        image_size=patch * round((len(tensors["positional_embedding"]) - 1) ** 0.5),
-        patch_size=patch,
-        hidden_act="gelu",
-    )
+    patch = tensors["conv1.weight"].shape[-1]
+    side = round((len(tensors["positional_embedding"]) - 1) ** 0.5)
+    config = CLIPVisionConfig(**tower(tensors, VISION_HEAD), image_size=patch * side, patch_size=patch)
     ours = {
         "embeddings.class_embedding": tensors["class_embedding"],
         "embeddings.patch_embedding.weight": tensors["conv1.weight"],
@@ -137,12 +123,20 @@ def build_image_encoder(tensors: Mapping[str, Tensor]) -> CLIPVisionModel:
     }
     for theirs, mine in (("ln_pre", "pre_layrnorm"), ("ln_post", "post_layernorm")):
         ours |= {f"{mine}.{leaf}": tensors[f"{theirs}.{leaf}"] for leaf in ("weight", "bias")}
-    return filled(CLIPVisionModel, config, ours | transformer(tensors, layers), "image encoder")
+    return filled(CLIPVisionModel, config, ours | transformer(tensors, config.num_hidden_layers), "image encoder")
 
 
-def last_layer(tensors: Mapping[str, Tensor]) -> int:
-    """Number of the last layer of open_clip's transformer, from 0."""
-    return max(int(name.split(".")[2]) for name in tensors if name.startswith("transformer.resblocks."))
+def tower(tensors: Mapping[str, Tensor], head: int) -> dict[str, Any]:
+    """Sizes of open_clip's transformer in the words of transformers; ``head`` is the width of an attention head."""
+    hidden, width = tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape
+    layers = {int(name.split(".")[2]) for name in tensors if name.startswith("transformer.resblocks.")}
+    return {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": 1 + max(layers),
+        "num_attention_heads": max(1, width // head),
+        "hidden_act": "gelu",
+    }
 
 
 def transformer(tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from psd_gs.cli.run_options import parse_shard
 from psd_gs.export.frames import bounding_ball
 from psd_gs.gaussians import Gaussians
 from psd_gs.mesh.build import BuildOptions, build
-from psd_gs.mesh.compare import render_mesh
+from psd_gs.mesh.compare import halved, render_mesh
 from psd_gs.mesh.extract import MeshOptions
 from psd_gs.mesh.surface import Mesh
 from psd_gs.mesh.texture import TexturedMesh
@@ -39,8 +39,6 @@ from psd_gs.render import render
 IOU, PSNR = 0.95, 22.0
 UNSEEN = 16
 """Views that neither the surface nor its texture was made from."""
-_FINER = 2
-"""Samples per pixel and axis of the views of a mesh; those of a splat are blurred by its projection."""
 GREY = 0.5
 
 
@@ -56,15 +54,13 @@ def unseen_cameras(radius: float, size: int) -> Cameras:
 def mesh_views(
     mesh: Mesh | TexturedMesh, cameras: Cameras
 ) -> tuple[Float[np.ndarray, "C H W 3"], Float[np.ndarray, "C H W"]]:
-    """Unlit colours on grey, sRGB, and the share of every pixel that is covered."""
-    images, cover = render_mesh(mesh, cameras.resized(_FINER * cameras.width, _FINER * cameras.height))
+    """Unlit colours on grey, sRGB, and the share of every pixel that is covered.
+
+    Two samples per pixel and axis; the views of a splat are blurred by its projection.
+    """
+    images, cover = render_mesh(mesh, cameras.resized(2 * cameras.width, 2 * cameras.height))
     images[cover == 0] = GREY
-    return _shrunk(images), _shrunk(cover[..., None])[..., 0]
-
-
-def _shrunk(images: Float[np.ndarray, "C H W K"]) -> Float[np.ndarray, "C h w K"]:
-    count, height, width, channels = images.shape
-    return images.reshape(count, height // _FINER, _FINER, width // _FINER, _FINER, channels).mean((2, 4))
+    return halved(images).numpy(), halved(cover[..., None])[..., 0].numpy()
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.common import yes
 from bench.generate import run_command, run_program
 from psd_gs.export.formats import FORMATS
 from psd_gs.export.ply import write_ply
@@ -88,7 +89,7 @@ def compare(splats: int, modules: Path, formats: Sequence[str], rounds: int) -> 
             memory = [max(peak for _, peak in runs) for runs in (ours, theirs)]
             ratio = seconds[1] / seconds[0]
             cells = (f"{seconds[0]:.1f}", f"{memory[0]:.2f}", f"{seconds[1]:.1f}", f"{memory[1]:.2f}", f"{ratio:.2f}")
-            table.add_row(title, *cells, "yes" if ratio >= 1 else "no")
+            table.add_row(title, *cells, yes(ratio >= 1))
     return table
 
 
@@ -113,16 +114,9 @@ def main(arguments: list[str] | None = None) -> None:
             seconds, gigabytes = run_command(command, folder / "cache")
             size = target.stat().st_size
             target.unlink()
-            within = "yes" if seconds <= MAX_SECONDS and gigabytes <= MAX_GIGABYTES else "no"
-            table.add_row(
-                extension,
-                str(degree),
-                f"{size / 1e6:.1f}",
-                f"{size / options.splats:.1f}",
-                f"{seconds:.1f}",
-                f"{gigabytes:.2f}",
-                within if extension in BARS else "",
-            )
+            within = yes(seconds <= MAX_SECONDS and gigabytes <= MAX_GIGABYTES) if extension in BARS else ""
+            cells = (f"{size / 1e6:.1f}", f"{size / options.splats:.1f}", f"{seconds:.1f}", f"{gigabytes:.2f}")
+            table.add_row(extension, str(degree), *cells, within)
     Console().print(table)
 
 

@@ -292,21 +292,12 @@ def bars_table(rows: list[Row], preset: str, size: int) -> str:
 def parts_table(rows: list[Row]) -> str:
     """Where the loop's time goes."""
     total = sum(row["seconds"] for row in of_kind(rows, "loop"))
-    lines = [
-        [
-            row["part"],
-            str(row["calls"]),
-            f"{row['seconds']:.2f}",
-            f"{100 * row['seconds'] / total:.0f} %",
-            "" if row["bare"] is None else f"{row['bare']:.2f}",
-        ]
-        for row in of_kind(rows, "part")
-    ]
-    lines += [
-        ["loop", str(row["steps"]), f"{total:.2f}", "100 %", f"{row['bare']:.2f}"] for row in of_kind(rows, "loop")
-    ]
-    header = ["part", "calls", "seconds in the loop", "share", "seconds alone (rendering: both ways)"]
-    return markdown_table([header, *lines])
+    lines = [["part", "calls", "seconds in the loop", "share", "seconds alone (rendering: both ways)"]]
+    whole = [{**row, "part": "loop", "calls": row["steps"]} for row in of_kind(rows, "loop")]
+    for row in [*of_kind(rows, "part"), *whole]:
+        numbers = [f"{row['seconds']:.2f}", f"{100 * row['seconds'] / total:.0f} %"]
+        lines.append([row["part"], str(row["calls"]), *numbers, "" if row["bare"] is None else f"{row['bare']:.2f}"])
+    return markdown_table(lines)
 
 
 def runs_table(rows: list[Row]) -> str:
@@ -344,17 +335,8 @@ def main(argv: list[str] | None = None) -> str:
     rows += time_parts(pipeline, config)
     rows += time_preference(pipeline, config, base, arguments.repeat)
     size = pipeline.prior.image_size
-    text = PAGE.format(
-        prompt=arguments.prompt,
-        preset=arguments.preset,
-        seed=arguments.seed,
-        size=size,
-        provenance=provenance(pipeline),
-        bars=bars_table(rows, arguments.preset, size),
-        samples=SAMPLES,
-        parts=parts_table(rows),
-        runs=runs_table(rows),
-    )
+    tables = {"bars": bars_table(rows, arguments.preset, size), "parts": parts_table(rows), "runs": runs_table(rows)}
+    text = PAGE.format(**vars(arguments), **tables, size=size, samples=SAMPLES, provenance=provenance(pipeline))
     write_report(arguments.report, text, rows)
     return text
 

@@ -99,10 +99,9 @@ def main(arguments: list[str] | None = None) -> None:
     spent, updates = measure(load_pipeline(prior=given.prior), given.preset, options, given.block)
     table = Table("", "plain", "live", "more", "within the bar")
     for i, name in enumerate(("seconds", "CPU seconds")):
-        more = spent["live"][i] / spent["plain"][i] - 1
-        table.add_row(
-            name, f"{spent['plain'][i]:.2f}", f"{spent['live'][i]:.2f}", f"{more:+.1%}", "yes" if more < BAR else "NO"
-        )
+        plain, live = spent["plain"][i], spent["live"][i]
+        more = live / plain - 1
+        table.add_row(name, f"{plain:.2f}", f"{live:.2f}", f"{more:+.1%}", "yes" if more < BAR else "NO")
     console = Console()
     console.print(table)
     console.print(f"{updates} updates of the page")

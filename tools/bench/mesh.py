@@ -25,6 +25,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.asset_meshes import against_splat
+from bench.common import yes
 from psd_gs.cameras import sphere_of_cameras
 from psd_gs.gaussians import Gaussians, rgb_to_sh0, rotation_matrices
 from psd_gs.mesh.build import BuildOptions, build
@@ -75,19 +76,19 @@ def colors_of(points: np.ndarray) -> np.ndarray:
     return (0.5 + 0.35 * np.sin(4 * points + np.array([0.0, 1.0, 2.0]))).astype(np.float32)
 
 
-def on_surface(vertices: np.ndarray, faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points evenly over the area, and the face normals there."""
+def on_surface(vertices: np.ndarray, faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points evenly over the area, the face normals there, and the faces."""
     import trimesh
 
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     points, face = trimesh.sample.sample_surface(mesh, count, seed=0)
-    return np.asarray(points), np.asarray(mesh.face_normals[face])
+    return np.asarray(points), np.asarray(mesh.face_normals[face]), face
 
 
 def splats(surface: Triangles, count: int, fluffy: bool) -> Gaussians:
     """Discs along the surface with noise, and floaters."""
     g = torch.Generator().manual_seed(0)
-    points, normals = (torch.from_numpy(a).float() for a in on_surface(*surface, count))
+    points, normals = (torch.from_numpy(a).float() for a in on_surface(*surface, count)[:2])
     noise, opacity, floating = (0.015, 0.55, 0.05) if fluffy else (0.004, 1.0, 0.01)
     rgb = torch.from_numpy(colors_of(points.numpy()))
     means = points + noise * torch.randn(count, 1, generator=g) * normals
@@ -145,7 +146,7 @@ def quality(mesh: Triangles, surface: Triangles) -> dict[str, float]:
     """Chamfer distance (mean of both directions), F at :data:`TAU` and normal consistency."""
     from scipy.spatial import cKDTree
 
-    (p, n), (q, m) = on_surface(*mesh, SAMPLES), on_surface(*surface, SAMPLES)
+    (p, n, _), (q, m, _) = on_surface(*mesh, SAMPLES), on_surface(*surface, SAMPLES)
     there, at = cKDTree(q).query(p)
     back, from_ = cKDTree(p).query(q)
     precision, recall = (there < TAU).mean(), (back < TAU).mean()
@@ -158,42 +159,33 @@ def texture_error(mesh: TexturedMesh) -> float:
     """Mean absolute difference, per channel in [0, 1], between the texture and the colours where it lies."""
     import trimesh
 
-    points, face = trimesh.sample.sample_surface(
-        trimesh.Trimesh(mesh.vertices, mesh.faces, process=False), SAMPLES, seed=0
-    )
+    points, _, face = on_surface(mesh.vertices, mesh.faces, SAMPLES)
     share = trimesh.triangles.points_to_barycentric(mesh.vertices[mesh.faces[face]], points)
     uv = (share[..., None] * mesh.uv[mesh.faces[face]]).sum(1)
     shown = sample(mesh.color.astype(np.float32) / 255, uv.astype(np.float32) * len(mesh.color))
     return float(np.abs(shown - colors_of(points)).mean())
 
 
-def measure(
-    name: str, fluffy: bool, resolution: int, faces: int, texture_size: int, count: int, picture: str | None
-) -> dict:
+def measure(name: str, fluffy: bool, options: argparse.Namespace) -> dict:
     """One reconstruction, in a process of its own."""
     surface = truth()
-    gaussians = splats(surface, count, fluffy)
+    gaussians = splats(surface, options.splats, fluffy)
     if name == "ours":  # compiled kernels are loaded before anything is timed
         build(gaussians, BuildOptions(MeshOptions(resolution=32, views=6), texture_size=64))
     start, busy = time.perf_counter(), time.process_time()
     if name == "ours":
-        built = build(gaussians, BuildOptions(MeshOptions(resolution=resolution, faces=faces), texture_size))
+        shape = MeshOptions(resolution=options.resolution, faces=options.faces)
+        built = build(gaussians, BuildOptions(shape, options.texture_size))
         mesh = built.extraction.mesh.vertices, built.extraction.mesh.faces
     else:
-        mesh = {"density": density, "poisson": poisson}[name](gaussians, resolution)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - busy
-    error = texture_error(built.levels[0]) if name == "ours" else None
+        mesh = {"density": density, "poisson": poisson}[name](gaussians, options.resolution)
+    row = {"name": name, "seconds": time.perf_counter() - start, "cpu": time.process_time() - busy}
+    row |= {"texture": texture_error(built.levels[0]) if name == "ours" else None}
     solid = topology(*mesh)
-    row = quality(mesh, surface) | {
-        "name": name,
-        "fluffy": fluffy,
-        "faces": len(mesh[1]),
-        "seconds": seconds,
-        "cpu": cpu,
-    }
-    row |= {"watertight": solid.watertight, "bodies": solid.bodies, "texture": error, "peak": peak_gigabytes()}
-    if picture:
-        save_picture(gaussians, mesh, Path(picture))
+    row |= {"fluffy": fluffy, "faces": len(mesh[1]), "watertight": solid.watertight, "bodies": solid.bodies}
+    row |= quality(mesh, surface) | {"peak": peak_gigabytes()}
+    if options.picture and name == "ours":
+        save_picture(gaussians, mesh, Path(options.picture))
     return row
 
 
@@ -228,7 +220,7 @@ def report(rows: list[dict]) -> Table:
         numbers = [f"{row['chamfer']:.4f}", f"{row['f']:.3f}", f"{row['normals']:.3f}"]
         texture = "" if row["texture"] is None else f"{row['texture']:.4f}"
         spent = [f"{row['seconds']:.1f}", f"{row['cpu']:.1f}", "" if row["peak"] is None else f"{row['peak']:.2f}"]
-        solid = ["yes" if row["watertight"] else "no", str(row["bodies"])]
+        solid = [yes(row["watertight"]), str(row["bodies"])]
         kind = "fluffy" if row["fluffy"] else "clean"
         table.add_row(kind, row["name"], str(row["faces"]), *numbers, *solid, texture, *spent)
     return table
@@ -248,18 +240,16 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     context = multiprocessing.get_context("spawn")
     for kind in options.assets:
         for name in options.surfaces:
-            what = (name, kind == "fluffy", options.resolution, options.faces, options.texture_size, options.splats)
             with context.Pool(1) as pool:
                 try:
-                    rows.append(pool.apply(measure, (*what, options.picture if name == "ours" else None)))
+                    rows.append(pool.apply(measure, (name, kind == "fluffy", options)))
                 except ImportError as error:
                     print(f"{name} left out: {error}", file=sys.stderr)
     Console(width=150).print(report(rows))
-    ours = [row for row in rows if row["name"] == "ours" and not row["fluffy"]]
-    for row in ours:
-        met = row["f"] >= 0.98 and row["normals"] >= 0.98 and row["watertight"] and row["bodies"] == BODIES
-        met = met and row["texture"] <= 0.015
-        Console().print(f"shape and texture within the bars: {'yes' if met else 'no'}")
+    for row in rows:
+        if row["name"] == "ours" and not row["fluffy"]:
+            met = row["f"] >= 0.98 and row["normals"] >= 0.98 and row["watertight"] and row["bodies"] == BODIES
+            Console().print(f"shape and texture within the bars: {yes(met and row['texture'] <= 0.015)}")
     return rows
 
 

@@ -237,9 +237,8 @@ def paint(look: Look, rng: random.Random) -> Palette:
         colours.update(dict.fromkeys(category.main, main))
         for slot, choices in category.slots.items():  # an unnamed part must not vanish in the main colour
             if choices and slot not in category.main and colours[slot] == main and slot in category.parts:
-                colours[slot] = rng.choice(
-                    [c for c in choices if c != main] or ["white" if main != "white" else "black"]
-                )
+                others = [c for c in choices if c != main] or ["white" if main != "white" else "black"]
+                colours[slot] = rng.choice(others)
         if item.part and item.part_colour:
             colours[item.part] = item.part_colour
         colours["accessory"] = item.accessory_colour or "red"
@@ -296,7 +295,7 @@ def item_caption(item: ItemLook, rng: random.Random | None = None) -> str:
     words = []
     if item.stretch:
         words.append(_word(item.stretch, STRETCH_WORDS[item.stretch], rng, 0.6))
-    if item.material and item.material != "matte":
+    if item.material:
         words.append(_word(item.material, MATERIAL_WORDS[item.material], rng, 0.4))
     if item.colour:
         words.append(colour(item.colour))

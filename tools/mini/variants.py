@@ -58,6 +58,10 @@ Changes = list[tuple[str, Look]]
 """What was changed, and the look after that."""
 
 
+def _other_colour(rng: random.Random, *known: str | None) -> str:
+    return rng.choice([name for name in NAMES if name not in known])
+
+
 def _of_single(look: Look, rng: random.Random, categories: Sequence[Category]) -> tuple[Changes, Changes]:
     """Those of the same geometry, and those of another one."""
     (item,) = look.items
@@ -73,7 +77,7 @@ def _of_single(look: Look, rng: random.Random, categories: Sequence[Category]) -
     if category.parts:
         part = rng.choice(list(category.parts))
         if part != category.main[0] or not item.colour:
-            colour = rng.choice([c for c in NAMES if c not in (item.colour, item.part_colour)])
+            colour = _other_colour(rng, item.colour, item.part_colour)
             painted.append(("part", Look((replace(item, part=part, part_colour=colour),))))
     if item.part:
         painted.append(("part", Look((replace(item, part=None, part_colour=None),))))
@@ -84,14 +88,12 @@ def _of_single(look: Look, rng: random.Random, categories: Sequence[Category]) -
         change = replace(item, accessory=name, accessory_colour=item.accessory_colour or rng.choice(NAMES))
         built.append(("accessory", Look((change,))))
     if item.accessory:
-        colour = rng.choice([c for c in NAMES if c != item.accessory_colour])
+        colour = _other_colour(rng, item.accessory_colour)
         painted.append(("accessory colour", Look((replace(item, accessory_colour=colour),))))
         built.append(("accessory", Look((replace(item, accessory=None, accessory_colour=None),))))
     elif not item.stretch:
         relation = rng.choice(list(RELATION_WORDS))
-        second = ItemLook(
-            rng.choice(seconds_of(relation, categories)).name, rng.choice([c for c in NAMES if c != item.colour])
-        )
+        second = ItemLook(rng.choice(seconds_of(relation, categories)).name, _other_colour(rng, item.colour))
         built.append(("pair", Look((item, second), relation)))
     if category.materials:
         material = rng.choice(category.materials)
@@ -104,10 +106,8 @@ def _of_pair(look: Look, rng: random.Random, categories: Sequence[Category]) -> 
     """Those of the same geometry, and those of another one."""
     a, b = look.items
     painted: Changes = []
-    for first in (True, False):
-        colour = rng.choice([c for c in NAMES if c not in (a.colour, b.colour)])
-        change = replace(a if first else b, colour=colour, material=None)
-        painted.append(("colour", replace(look, items=(change, b) if first else (a, change))))
+    one, two = (replace(i, colour=_other_colour(rng, a.colour, b.colour), material=None) for i in (a, b))
+    painted += [("colour", replace(look, items=items)) for items in ((one, b), (a, two))]
     if a.colour and b.colour and a.colour != b.colour and (other := swapped(look)):
         painted.append(("swap", other))
     relation = "on" if look.relation == "next to" else "next to"

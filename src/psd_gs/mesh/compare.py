@@ -86,12 +86,12 @@ def compare_png(
         splat = render(centred, cameras.to(gaussians.device), white).rgb.cpu()
     fine = replace(mesh, vertices=((mesh.vertices - centre.cpu().numpy()) / unit).astype(np.float32))
     double = cameras.resized(2 * _SIZE, 2 * _SIZE)
-    colors, light = (_halved(render_mesh(fine, double, shaded=shaded)[0]) for shaded in (False, True))
+    colors, light = (halved(render_mesh(fine, double, shaded=shaded)[0]) for shaded in (False, True))
     images = [*splat, *colors, *light]
     captions = [f"{name}, {90 * i} degrees" for name in ("splat", "mesh", "shape") for i in range(_VIEWS)]
     contact_sheet(images, path, captions=captions, columns=_VIEWS, size=_SIZE, metadata=metadata)
 
 
-def _halved(images: Float[np.ndarray, "C H W 3"]) -> Tensor:
+def halved(images: Float[np.ndarray, "C H W K"]) -> Float[Tensor, "C h w K"]:
     """Means of 2 by 2 pixels: smooth outlines."""
     return torch.nn.functional.avg_pool2d(torch.from_numpy(images).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)

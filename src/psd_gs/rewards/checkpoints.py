@@ -33,11 +33,16 @@ def find_file(path: str | Path, names: Sequence[str], what: str) -> Path:
     raise ModelError(f"{what}: expected {' or '.join(names)} at {path}, received {state}. Check the path.")
 
 
-def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, what: str, *, mmap: bool = False) -> dict[str, Tensor]:
     """The tensors of a .safetensors file or of a torch checkpoint, on the CPU.
 
     Nothing is unpickled but tensors. The wrappings that trainers leave are removed: an outer
     ``state_dict`` and a ``module.`` before every key.
+
+    Args:
+        path: of the file.
+        what: it is for, for the message.
+        mmap: tensors of a torch checkpoint stay in the file until they are used; older formats cannot do that.
 
     Raises:
         ModelError: not such a file, truncated, or one that holds more than tensors.
@@ -48,7 +53,7 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
             state = state.get("state_dict", state)
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise ValueError("the file holds something other than named tensors")
