@@ -29,12 +29,12 @@ from psd_gs.errors import ModelError, PsdGsError
 from psd_gs.priors import imagedream
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline
 from psd_gs.priors.mvdream import SD21_4VIEW, VIEWS, build_unet, scheduler
-from psd_gs.rewards.checkpoints import read_tensors
+from psd_gs.rewards.checkpoints import read_tensors, renamed
 from psd_gs.weights import compare_shapes, locate
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 VISION = f"{TEXT}visual."
-IMAGEDREAM_NAMES = {"vae_model.": VAE, "clip_model.model.": TEXT}
+IMAGEDREAM_NAMES = ((r"^vae_model\.", VAE), (r"^clip_model\.model\.", TEXT))
 """What ImageDream calls the parts that MVDream has as well."""
 
 SCALING = 0.18215
@@ -52,21 +52,13 @@ _LAYER = {
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """All tensors of a torch checkpoint.
+    """All tensors of a torch checkpoint, those of ImageDream by the names that they would have in one of MVDream.
 
     Raises:
         ModelError: not such a file.
     """
     state = read_tensors(path, "the prior", mmap=True)
-    return {named_as_mvdream(name): value for name, value in state.items()}
-
-
-def named_as_mvdream(name: str) -> str:
-    """A tensor's name in a checkpoint of ImageDream as it would be in one of MVDream."""
-    for theirs, ours in IMAGEDREAM_NAMES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
+    return {renamed(name, IMAGEDREAM_NAMES): value for name, value in state.items()}
 
 
 def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ from psd_gs.render import render
 from psd_gs.runs import ASSET
 from psd_gs.scoring import evaluation_cameras, evaluation_images
 
-FILES = ("catalogue.yaml", "creatures.py", "dataset.py", "objects.py", "scenes.py", "sdf.py", "things.py")
+FILES = ("catalogue.yaml", "creatures.py", "dataset.py", "objects.py", "raster.py", "scenes.py", "sdf.py", "things.py")
 GENERATOR = [ROOT / "tools" / "mini" / name for name in FILES]
 SIZE = 128
 """Pixels per side of all pictures, as the embedded judge sees them in an evaluation."""

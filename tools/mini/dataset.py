@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mini.scenes import MATERIALS, Palette, Scene, build_scene
+from mini.raster import AMBIENT, DIM, GLOSS, KEY, POWER, SKY
+from mini.scenes import Palette, Scene, build_scene
 from mini.sdf import SDF, trace
 from psd_gs.cameras import Cameras, turntable
 
@@ -70,10 +71,8 @@ def shade(buffers: Buffers, palettes: list[Palette], light: Float[Tensor, "B 3"]
     position = buffers.cameras().positions.view(*index.shape[:2], 1, 1, 3)
     to_eye = torch.nn.functional.normalize(position, dim=-1)
     halfway = torch.nn.functional.normalize(light + to_eye, dim=-1)
-    diffuse = 0.62 + 0.16 * n[..., 1] + 0.30 * (n * light).sum(-1).clamp_min(0)
-    gloss = torch.tensor([0.04, 0.55, 0.75, 0.04])[kind]
-    power = torch.tensor([12.0, 40.0, 16.0, 12.0])[kind]
-    dim = torch.where(kind == MATERIALS.index("metal"), 0.72, 1.0)
+    diffuse = AMBIENT + SKY * n[..., 1] + KEY * (n * light).sum(-1).clamp_min(0)
+    gloss, power, dim = (torch.from_numpy(table)[kind] for table in (GLOSS, POWER, DIM))
     highlight = gloss * (n * halfway).sum(-1).clamp_min(0) ** power
     colour = (albedo * (diffuse * dim)[..., None] + highlight[..., None]).clamp(0, 1)
     alpha = (index > 0).float()[..., None]

@@ -17,20 +17,12 @@ from mini.sdf import Draw, Shape, rotation_matrix, turned
 
 @dataclass(frozen=True)
 class Category:
-    """One kind of object.
+    """One kind of object; ``catalogue.yaml`` says more about its fields.
 
     Attributes:
         names: the noun first, then synonyms.
-        slots: slot name to its natural colours (one is drawn); none where it takes the main colour.
-        build: adds the primitives to a shape.
-        main: slots that "a red NAME" paints.
-        group: the heading in the model card.
-        parts: slots that a caption may name ("with black wheels"), with the noun used.
-        materials: materials that a caption may name.
-        smooth: radius of the smooth union.
-        core: part of the small recipe that two CPU cores can train.
-        stackable: small and simple enough to stand on, or carry, something else.
-        wears: accessories fit it.
+        slots: natural colours by slot; none where it takes the main colour.
+        main: all slots that "a red NAME" paints.
     """
 
     names: tuple[str, ...]

@@ -13,7 +13,7 @@ their four captions. A model scores all sixteen pairs; four kinds of episodes sa
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from mini.corruptions import corrupt, gaussian_blur
 from mini.dataset import compose, over, sample_background
 from mini.dreamer import Dreamer
 from mini.objects import BY_NAME
-from mini.scenes import COLOURS, SECOND_SLOT, WOOD_COLOURS, ItemLook, Look, Palette
+from mini.scenes import COLOURS, WOOD_COLOURS, ItemLook, Look, Palette, slot_numbers
 from mini.variants import NAMES
 from psd_gs.cameras import joined
 from psd_gs.resize import resized
@@ -52,12 +52,11 @@ def shows(seen: Look, names: list[int], claim: Look) -> bool:
     What the claim leaves open must look natural: "a corgi" is not borne out by a blue one, nor by one with a hat.
     """
 
-    def item_fits(i: ItemLook, first: int, j: ItemLook) -> bool:
+    def item_fits(i: ItemLook, index: int, j: ItemLook) -> bool:
         if i.category != j.category or i.accessory != j.accessory or j.stretch not in (None, i.stretch):
             return False
         category = BY_NAME[i.category]
-        slots = list(category.slots)
-        painted = {slot: NAMES[names[first + k]] for k, slot in enumerate((*slots, "accessory"))}
+        painted = {slot: NAMES[names[number]] for slot, number in slot_numbers(category, index).items()}
         main = painted[category.main[0]]
         if j.material in ("shiny", "metal") and j.material != i.material:
             return False
@@ -78,11 +77,8 @@ def shows(seen: Look, names: list[int], claim: Look) -> bool:
 
     if seen.relation != claim.relation or len(seen.items) != len(claim.items):
         return False
-    firsts = (1, SECOND_SLOT)
     orders = [(0, 1), (1, 0)] if seen.relation == "next to" else [tuple(range(len(seen.items)))]
-    return any(
-        all(item_fits(seen.items[k], firsts[k], j) for k, j in zip(order, claim.items, strict=True)) for order in orders
-    )
+    return any(all(item_fits(seen.items[k], k, j) for k, j in zip(o, claim.items, strict=True)) for o in orders)
 
 
 def at_resolution(pictures: Float[Tensor, "V 3 H W"], size: int) -> Float[Tensor, "V 3 H W"]:
@@ -133,6 +129,16 @@ def numbered(found: list[list[Preference]]) -> tuple[Int[Tensor, " Q"], Int[Tens
     ]
     better, worse, kinds = zip(*rows, strict=True)
     return torch.tensor(better), torch.tensor(worse), list(kinds)
+
+
+def ranked(pictures: Sequence[Tensor], ranks: list[tuple[int, int, str]], least: float) -> list[Preference]:
+    """Of the first caption's pictures, better and worse, those that differ by at least so much."""
+    return [((a, 0), (b, 0), name) for a, b, name in ranks if (pictures[a] - pictures[b]).abs().mean() > least]
+
+
+def heard(readable: Iterable[int], false: list[bool], changes: list[str]) -> list[Preference]:
+    """The right caption over the false ones, of pictures that still show what it says."""
+    return [((i, 0), (i, j), f"caption/{changes[j]}") for i in readable for j in range(1, LOOKS) if false[j]]
 
 
 class EpisodeMaker:
@@ -194,19 +200,8 @@ class EpisodeMaker:
             ranks = [(0, 1, "dream/noise"), (0, 2, "dream/noise"), (1, 2, "dream/more noise")]
             if false[1] or not misled[e]:
                 ranks += [(0, 3, third), (1, 3, third)]
-            preferences = [
-                ((a, 0), (b, 0), name)
-                for a, b, name in ranks
-                if float((images[e, a] - images[e, b]).abs().mean()) > 4e-3
-            ]
-            readable = (0, 1, 2) if high[e] < 0.6 else (0, 1)
-            preferences += [
-                ((i, 0), (i, j), f"caption/{drawn[e].changes[j]}")
-                for i in readable
-                for j in range(1, LOOKS)
-                if false[j]
-            ]
-            found.append(preferences)
+            readable = range(3 if high[e] < 0.6 else 2)
+            found.append(ranked(images[e], ranks, 4e-3) + heard(readable, false, drawn[e].changes))
         return Batch(images, captions, *numbered(found), torch.zeros(len(captions), dtype=torch.bool))
 
     def _match(self, rgba, false, changes, rng, generator):
@@ -252,17 +247,11 @@ class EpisodeMaker:
 
         corrupted = ((kind, low, seed), (kind, high, seed), (second, rng.uniform(0.1, 1), seed + 1))
         pictures = [at_resolution(p, size) for p in (over(base, background), *(bad(*how) for how in corrupted))]
-        ranks = [(0, 1, kind), (0, 2, kind), (1, 2, kind), (0, 3, second)]
-        preferences = [
-            ((a, 0), (b, 0), f"{'quality' if a == 0 else 'severity'}/{name}")
-            for a, b, name in ranks
-            if not (a == 1 and kind == "empty") and float((pictures[a] - pictures[b]).abs().mean()) > 2e-3
-        ]
-        readable = [0] + ([1] if low < 0.4 and kind in MILD else [])
-        preferences += [
-            ((i, 0), (i, j), f"caption/{changes[j]}") for i in readable for j in range(1, LOOKS) if false[0][j]
-        ]
-        return torch.stack(pictures), preferences
+        ranks = [(0, 1, f"quality/{kind}"), (0, 2, f"quality/{kind}")]
+        ranks += [(1, 2, f"severity/{kind}")] if kind != "empty" else []
+        preferences = ranked(pictures, [*ranks, (0, 3, f"quality/{second}")], 2e-3)
+        readable = range(2 if low < 0.4 and kind in MILD else 1)
+        return torch.stack(pictures), preferences + heard(readable, false[0], changes)
 
     def _blend(self, rgba, false, changes, rng, generator):
         background = sample_background(1, generator)[0]

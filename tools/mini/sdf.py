@@ -48,13 +48,10 @@ class Primitive:
     def half_extent(self) -> Tensor:
         """Half sizes of the axis-aligned box around the rotated primitive."""
         s = self.size
-        local = {
-            ELLIPSOID: lambda: s[:3],
-            BOX: lambda: s[:3],
-            CONE: lambda: (max(s[0], s[1]), s[2], max(s[0], s[1])),
-            TORUS: lambda: (s[0] + s[1], s[1], s[0] + s[1]),
-        }[self.kind]()
-        return self.rotation.abs() @ torch.tensor(local)
+        if self.kind in (CONE, TORUS):
+            side, up = (max(s[:2]), s[2]) if self.kind == CONE else (s[0] + s[1], s[1])
+            s = (side, up, side)
+        return self.rotation.abs() @ torch.tensor(s[:3])
 
 
 def rotation_matrix(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Tensor:

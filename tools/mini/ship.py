@@ -20,16 +20,15 @@ from mini.pack import Pack
 from mini.scenes import vocabulary
 from mini.words import SPECIAL, known_words, phrase_vectors, pieces
 from mini.world import SIZE_WORDS
+from psd_gs.priors.mini import folder
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline
-
-ASSETS = Path(__file__).resolve().parents[2] / "src" / "psd_gs" / "assets" / "mini"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", type=Path, help="folder that mini.train_prior wrote")
     parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
-    parser.add_argument("--out", type=Path, default=ASSETS / "prior", help="folder that is replaced")
+    parser.add_argument("--out", type=Path, default=folder("prior"), help="folder that is replaced")
     args = parser.parse_args()
     pipeline = MultiViewPipeline.from_pretrained(args.pipeline, dtype=torch.float16)
     shutil.rmtree(args.out, ignore_errors=True)

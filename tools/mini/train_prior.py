@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -55,29 +55,19 @@ LEAST_NOISE = 0.2
 OLD_PROMPTS = [row["prompt"] for row in json.loads((Path(__file__).parents[1] / "bench/prompts.json").read_text())]
 
 
-@dataclass
-class Batch:
-    """Sets of four views, or single pictures, which see each other as little as their cameras.
+@dataclass(frozen=True)
+class Batch(Group):
+    """Several groups of one kind.
 
     Attributes:
-        images: sRGB over their background.
-        alpha: how much of each pixel the object covers.
-        emphasis: how much each pixel counts.
-        cameras: MVDream's numbers.
-        captions: one for every picture.
-        flat: whether they are single pictures.
+        flat: whether they are single pictures, which see each other as little as their cameras.
     """
 
-    images: Tensor
-    alpha: Tensor
-    emphasis: Tensor
-    cameras: Tensor
-    captions: list[str]
     flat: bool
 
     def to(self, device: str) -> Batch:
-        tensors = (t.to(device, non_blocking=True) for t in (self.images, self.alpha, self.emphasis, self.cameras))
-        return Batch(*tensors, self.captions, self.flat)
+        tensors = {name: t.to(device, non_blocking=True) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        return replace(self, **tensors)
 
 
 def collate(groups: list[Group]) -> Batch:

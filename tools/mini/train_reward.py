@@ -67,12 +67,10 @@ def start_network(model: str, out: Path) -> tuple[RewardNetwork, PreTrainedToken
     """With what others have trained: the judge's features and sentence encoder, vectors of the reward's words."""
     overrides, _ = MODELS[model]
     config = RewardConfig(vocab_size=0, **overrides)
-    if config.text == "words":
-        tokenizer = make_tokenizer(known_words(), out / "tokenizer")
-    else:
-        tokenizer = minilm_tokenizer(config.text_length)
+    by_word = config.text == "words"
+    tokenizer = make_tokenizer(known_words(), out / "tokenizer") if by_word else minilm_tokenizer(config.text_length)
     network = RewardNetwork(replace(config, vocab_size=len(tokenizer)))
-    if config.text == "words":
+    if by_word:
         network.text.get_input_embeddings().weight = nn.Parameter(word_vectors(known_words(), config.width))
     else:
         network.text.encoder.load_state_dict(minilm_state(config.text_length))
@@ -139,24 +137,23 @@ def validate(
 ) -> dict:
     """Accuracy by kind of preference, and mean and standard deviation of the scores (dreams apart)."""
     rng, generator = random.Random(VALIDATION), torch.Generator().manual_seed(VALIDATION)
-    of_pictures: dict[str, list[bool]] = defaultdict(list)
-    of_dreams: dict[str, list[bool]] = defaultdict(list)
+    right: dict[str, list[bool]] = defaultdict(list)
 
-    def judge(batch: Batch, right: dict[str, list[bool]]) -> Tensor:
+    def judge(batch: Batch, about: str = "") -> Tensor:
         scores, _ = student(batch, token_ids(tokenizer, batch.captions))
         for won, kind in zip((scores[batch.better] > scores[batch.worse]).tolist(), batch.kinds, strict=True):
-            right[kind].append(won)
-            right[kind.split("/")[0]].append(won)
+            if kind.startswith(about):
+                right[kind].append(won)
+                right[kind.split("/")[0]].append(won)
         return scores
 
-    seen = torch.cat([judge(maker.batch(4, 4, rng, generator), of_pictures) for _ in range(-(-episodes // 4))])
-    if dreamer:
-        for _ in range(-(-episodes // 8)):
-            judge(maker.dreams(2, dreamer, rng, generator), of_dreams)
-    right = of_pictures | {kind: won for kind, won in of_dreams.items() if kind.startswith("dream")}
+    seen = torch.cat([judge(maker.batch(4, 4, rng, generator)) for _ in range(-(-episodes // 4))])
+    preferences = sum(len(won) for kind, won in right.items() if "/" not in kind)
+    for _ in range(-(-episodes // 8) if dreamer else 0):
+        judge(maker.dreams(2, dreamer, rng, generator), "dream")
     return {
         "accuracy": {k: round(sum(v) / len(v), 4) for k, v in sorted(right.items())},
-        "preferences": sum(len(v) for k, v in of_pictures.items() if "/" not in k),
+        "preferences": preferences,
         "mean": float(seen.mean()),
         "std": float(seen.std()),
     }
