@@ -21,10 +21,10 @@ from bench.oracle_prior import (
     OracleReward,
     Target,
     blurred,
-    over,
     posterior_mean,
     read_target,
 )
+from mini.dataset import over
 
 from psd_gs.cameras import orbit, turntable
 from psd_gs.config import PRESETS, Config, make_config
@@ -263,5 +263,5 @@ def test_targets_of_a_pack(tmp_path):
     read = read_target(f"{tmp_path}:cube")
     assert read.name == "a box"
     np.testing.assert_allclose(read.vertices, target.vertices, atol=1e-4)
-    with pytest.raises(SystemExit, match="no such asset"):
+    with pytest.raises(SystemExit, match="expected the id of a mesh"):
         read_target(f"{tmp_path}:sphere")

@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,8 @@ from mini.pack import Mesh, Pack
 from mini.raster import Surface, crease_normals, draw
 from mini.scenes import RADIUS
 
-from bench.common import options_of
+from bench.common import Row, add_set_argument, options_of
+from bench.lists import Journal, add_list_arguments
 from psd_gs.cameras import turntable
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.export.ply import read_ply, write_ply
@@ -39,8 +39,6 @@ from psd_gs.render import render
 from psd_gs.rewards.base import Reward, group_score
 from psd_gs.runs import slug
 from psd_gs.scoring import evaluation_cameras
-
-Row = dict[str, Any]
 
 LIST = Path(__file__).with_suffix(".json")
 SHOWN, AZIMUTH, ELEVATION = 4, 45.0, 30.0
@@ -78,26 +76,20 @@ def named(asset: Gaussians, judge: Reward, names: list[str]) -> Float[Tensor, " 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of the lines, pictures and assets")
-    parser.add_argument("--kits", type=Path, required=True, help="folder of the meshes of the kits")
-    parser.add_argument("--preset", default="draft")
+    add_list_arguments(parser)
     parser.add_argument("--steps", type=int, help="instead of the preset's")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option over the preset")
+    add_set_argument(parser)
     parser.add_argument("--arms", nargs="*", default=["picture", "name"], choices=("picture", "name"))
-    parser.add_argument("--entries", type=int, nargs="*", help="only these, counted from 0")
     arguments = parser.parse_args()
     entries = json.loads(LIST.read_text(encoding="utf-8"))
     names = [name for name, _ in entries]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    log = arguments.out / "rows.jsonl"
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    journal = Journal(arguments.out / "rows.jsonl")
     pack, pipeline = Pack(arguments.kits), TextTo3DPipeline.from_pretrained("mini", device="cpu")
     assert pipeline.judge is not None
     for i, (name, mesh) in enumerate(entries):
         file = picture(pack.mesh(mesh), arguments.out / "pictures" / f"{slug(name)}.png")
         for arm in arguments.arms:
-            done = any((row["entry"], row["arm"]) == (i, arm) for row in rows)
-            if done or (arguments.entries is not None and i not in arguments.entries):
+            if not journal.wants(arguments.entries, entry=i, arm=arm):
                 continue
             places = {"files": [str(file)], "azimuth": [AZIMUTH], "elevation": [ELEVATION]}
             given = {"image": places} if arm == "picture" else {}
@@ -109,11 +101,8 @@ def main() -> None:
             row |= {"score": round(float(scores[i]), 3), "match": round(float(scores.softmax(0)[i]), 3)}
             if arm == "picture":
                 row["psnr"] = Reference(result.config.image).held(result.gaussians)[0]["psnr"]
-            rows.append(row)
-            with log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
-    report(rows, arguments.out)
+            journal.add(row)
+    report(journal.rows, arguments.out)
 
 
 def report(rows: list[Row], out: Path) -> None:

@@ -189,17 +189,14 @@ def measure(name: str, fluffy: bool, options: argparse.Namespace) -> dict:
     return row
 
 
-def peak_gigabytes() -> float | None:
-    """Largest resident size of this process so far; None where the platform does not tell."""
-    import psutil
-
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):
-        return info.peak_wset / 1e9
+def peak_gigabytes() -> float:
+    """Largest resident size of this process so far."""
     try:
         import resource
-    except ImportError:
-        return None
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
@@ -219,7 +216,7 @@ def report(rows: list[dict]) -> Table:
     for row in rows:
         numbers = [f"{row['chamfer']:.4f}", f"{row['f']:.3f}", f"{row['normals']:.3f}"]
         texture = "" if row["texture"] is None else f"{row['texture']:.4f}"
-        spent = [f"{row['seconds']:.1f}", f"{row['cpu']:.1f}", "" if row["peak"] is None else f"{row['peak']:.2f}"]
+        spent = [f"{row['seconds']:.1f}", f"{row['cpu']:.1f}", f"{row['peak']:.2f}"]
         solid = [yes(row["watertight"]), str(row["bodies"])]
         kind = "fluffy" if row["fluffy"] else "clean"
         table.add_row(kind, row["name"], str(row["faces"]), *numbers, *solid, texture, *spent)

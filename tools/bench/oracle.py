@@ -24,8 +24,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mini.dataset import over
+
 from bench.common import ROOT, Progress, Row, add_set_argument, kept, options_of
-from bench.oracle_prior import Flaws, OraclePrior, OracleReward, Target, over, read_target
+from bench.oracle_prior import Flaws, OraclePrior, OracleReward, Target, read_target
 from psd_gs.cameras import Cameras, joined, turntable
 from psd_gs.config import Config, make_config, merged, to_dict
 from psd_gs.densify import contribution

@@ -8,7 +8,6 @@ away again: what it answers is blurred with the noise level, sometimes of anothe
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from mini.dataset import over
+from mini.names import read_table
+from mini.pack import read_mesh
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, interpolate, pad
 
@@ -134,30 +136,12 @@ def read_target(where: str) -> Target:
     folder, _, asset = where.rpartition(":")
     if not folder or not Path(folder).is_dir():
         return Target(Path(where).stem, read_scene(where).meshes)
-    for path in sorted(Path(folder).glob("meshes-*.npz")):
-        with np.load(path) as pack:
-            found = np.flatnonzero(pack["ids"] == asset)
-            if not len(found):
-                continue
-            i = int(found[0])
-            (v, end_v), (f, end_f) = pack["vertex_start"][i : i + 2], pack["face_start"][i : i + 2]
-            colours = srgb_to_linear(pack["colours"][f:end_f].astype(np.float64) / 255)
-            part = Part(
-                asset,
-                pack["vertices"][v:end_v].astype(np.float64) / 32767,
-                pack["triangles"][f:end_f].astype(np.int64),
-                face_colors=np.concatenate([colours, np.ones((len(colours), 1))], 1),
-            )
-        with (Path(folder) / "assets.tsv").open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            caption = next((row["caption"] for row in rows if row["id"] == asset), asset)
-        return Target(caption, [part])
-    raise SystemExit(f"{where}: no such asset in meshes-*.npz of {folder}")
-
-
-def over(views: Float[Tensor, "C 4 H W"], background: Float[Tensor, " 3"]) -> Float[Tensor, "C 3 H W"]:
-    """Views over one colour."""
-    return views[:, :3] + (1 - views[:, 3:]) * background[None, :, None, None]
+    vertices, triangles, colours = read_mesh(Path(folder), asset)
+    linear = srgb_to_linear(colours.astype(np.float64) / 255)
+    rgba = np.concatenate([linear, np.ones((len(linear), 1))], 1)
+    part = Part(asset, vertices.astype(np.float64) / 32767, triangles.astype(np.int64), face_colors=rgba)
+    rows = read_table(Path(folder) / "assets.tsv")
+    return Target(next((row["caption"] for row in rows if row["id"] == asset), asset), [part])
 
 
 # --- the prior -------------------------------------------------------------------------------------------------------

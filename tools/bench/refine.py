@@ -10,16 +10,22 @@ line is not done again.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mini.pack import read_mesh
+
+from bench.common import Row
+from bench.lists import Journal, add_list_arguments
 from psd_gs.asset import surface_gaussians
 from psd_gs.cameras import turntable
 from psd_gs.config import STRENGTH
@@ -30,10 +36,9 @@ from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.refine import Original
 from psd_gs.render import render
 from psd_gs.result import Result
+from psd_gs.rewards.base import Reward
 from psd_gs.runs import slug
 from psd_gs.scoring import score_asset
-
-Row = dict[str, Any]
 
 LISTS = Path(__file__).with_name("refine.json")
 POINTS = 12_000
@@ -42,19 +47,8 @@ POINTS = 12_000
 
 def kit_mesh(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vertices, triangles and colours of the faces (sRGB, 0 to 1) of a mesh of the kits."""
-    with (folder / "assets.tsv").open(encoding="utf-8") as file:
-        known = {row["id"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
-    if name not in known:
-        raise SystemExit(f"{folder}: no mesh {name}")
-    for path in sorted(folder.glob("meshes-*.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            found = np.flatnonzero(arrays["ids"] == name)
-            if len(found):
-                i = int(found[0])
-                (v0, v1), (f0, f1) = arrays["vertex_start"][i : i + 2], arrays["face_start"][i : i + 2]
-                vertices = arrays["vertices"][v0:v1].astype(np.float32) / 32767
-                return vertices, arrays["triangles"][f0:f1].astype(int), arrays["colours"][f0:f1] / 255
-    raise SystemExit(f"{folder}: no mesh {name}")
+    vertices, triangles, colours = read_mesh(folder, name)
+    return vertices.astype(np.float32) / 32767, triangles.astype(int), colours / 255
 
 
 def kit_splat(folder: Path, name: str) -> Gaussians:
@@ -99,6 +93,14 @@ def refined(pipeline: TextTo3DPipeline, path: Path, prompt: str, how: Row, prese
     return pipeline.refine(path, prompt, strength=strength, preset=preset, overrides={"refine": given})
 
 
+def preferred(assets: dict[str, Gaussians], prompts: tuple[str, str], judge: Reward) -> Row:
+    """What the judge says of the assets under the old prompt and the new one, and which of the two it prefers."""
+    scores = {
+        name: [round(score_asset(asset, prompt, judge), 4) for prompt in prompts] for name, asset in assets.items()
+    }
+    return {"judge": scores, **{f"prefers_new_{name}": pair[1] > pair[0] for name, pair in scores.items()}}
+
+
 def edit(entry: Row, pipeline: TextTo3DPipeline, arguments: argparse.Namespace) -> tuple[Row, list[Gaussians]]:
     """Does the judge prefer the new prompt, before and after."""
     assert pipeline.judge is not None
@@ -107,12 +109,8 @@ def edit(entry: Row, pipeline: TextTo3DPipeline, arguments: argparse.Namespace) 
     result = refined(pipeline, path, entry["new"], how, arguments.preset)
     original = Original.of(result.config.refine)
     before, after = original.fitted(original.gaussians), original.fitted(result.gaussians)
-    scores = {
-        name: [round(score_asset(asset, prompt, pipeline.judge), 4) for prompt in (old, entry["new"])]
-        for name, asset in (("before", before), ("after", after))
-    }
-    prefers = {f"prefers_new_{name}": pair[1] > pair[0] for name, pair in scores.items()}
-    return {**result.refined, **entry, "old": old, "judge": scores, **prefers}, [before, after]
+    judged = preferred({"before": before, "after": after}, (old, entry["new"]), pipeline.judge)
+    return {**result.refined, **entry, "old": old, **judged}, [before, after]
 
 
 def spoiled(asset: Gaussians, fault: str) -> Gaussians:
@@ -177,45 +175,38 @@ PARTS = {"edits": edit, "repairs": repair}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("out", type=Path, help="folder of the lines, pictures and assets")
-    parser.add_argument("--kits", type=Path, help="folder of the meshes of the kits")
-    parser.add_argument("--preset", default="draft")
-    parser.add_argument("--entries", type=int, nargs="*", help="only these, counted from 0")
+    add_list_arguments(parser, kits=False)
     arguments = parser.parse_args()
     lists = json.loads(LISTS.read_text(encoding="utf-8"))
     entries = lists["repairs"]["assets"] if arguments.part == "repairs" else lists[arguments.part]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    log = arguments.out / f"{arguments.part}.jsonl"
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    journal = Journal(arguments.out / f"{arguments.part}.jsonl")
     pipeline = TextTo3DPipeline.from_pretrained("mini", device="cpu")
+
+    def place(i: int, name: str) -> Path:
+        return arguments.out / f"{arguments.part}-{i:02d}-{name}.ply"
+
     for i, entry in enumerate(entries):
-        if any(row["entry"] == i for row in rows) or (arguments.entries is not None and i not in arguments.entries):
-            continue
-        if not arguments.kits and "kit:" in json.dumps(entry):
+        if not journal.wants(arguments.entries, entry=i) or (not arguments.kits and "kit:" in json.dumps(entry)):
             continue
         row, assets = PARTS[arguments.part](entry, pipeline, arguments)
-        rows.append({"entry": i, **row})
         for asset, name in zip(assets, ("before", "after"), strict=True):
-            write_ply(asset, arguments.out / f"{arguments.part}-{i:02d}-{name}.ply")
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
-        print(json.dumps(rows[-1]), flush=True)
-    report(arguments.part, rows, arguments.out)
+            write_ply(asset, place(i, name))
+        journal.add({"entry": i, **row})
+    report(journal, lambda row, name: read_ply(place(row["entry"], name)))
 
 
-def report(part: str, rows: list[Row], out: Path) -> None:
-    """The shares that the bars ask for, and a picture."""
-    names = [name for name in ("prefers_new_before", "prefers_new_after", "better", "nearer") if name in rows[0]]
-    for name in names:
-        print(f"{name}: {sum(row[name] for row in rows)} of {len(rows)}")
+def report(journal: Journal, asset: Callable[[Row, str], Gaussians]) -> None:
+    """The shares that the bars ask for, and a picture of every asset before and after."""
+    names = ("prefers_new_before", "prefers_new_after", "better", "nearer", "same_shape")
+    for name in (name for name in names if name in journal.rows[0]):
+        print(f"{name}: {sum(row[name] for row in journal.rows)} of {len(journal.rows)}")
     pictures, captions = [], []
     camera = turntable(2, elevation=20.0, radius=0.69, size=192, start=35.0)
-    for row in sorted(rows, key=lambda row: row["entry"]):
-        for name in ("before", "after"):
-            asset = read_ply(out / f"{part}-{row['entry']:02d}-{name}.ply")
-            pictures += list(render(asset, camera, torch.ones(3)).rgb)
-            captions += [str(row.get("new" if name == "after" else "old", row["asset"])), ""]
-    contact_sheet(pictures, out / f"{part}.png", captions=captions, columns=8, size=160)
+    for row in sorted(journal.rows, key=lambda row: row["entry"]):
+        for name, prompt in (("before", "old"), ("after", "new")):
+            pictures += list(render(asset(row, name), camera, torch.ones(3)).rgb)
+            captions += [str(row.get(prompt) or row["asset"]), ""]
+    contact_sheet(pictures, journal.path.with_suffix(".png"), captions=captions, columns=8, size=160)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +70,29 @@ def clusters(colours: Float[np.ndarray, "F 3"], areas: Float[np.ndarray, " F"]) 
     return rank[joined][tone]
 
 
+Stored = tuple[Int[np.ndarray, "N 3"], Int[np.ndarray, "F 3"], Int[np.ndarray, "F 3"]]
+"""Vertices times 32767, triangles, and colours of the faces in bytes."""
+
+
+def stored(arrays: Mapping[str, np.ndarray], i: int) -> Stored:
+    """A mesh of a file of the pack by its number."""
+    (v0, v1), (f0, f1) = arrays["vertex_start"][i : i + 2], arrays["face_start"][i : i + 2]
+    return arrays["vertices"][v0:v1], arrays["triangles"][f0:f1], arrays["colours"][f0:f1]
+
+
+def read_mesh(folder: Path, ident: str) -> Stored:
+    """One mesh of a pack, without the others.
+
+    Raises:
+        SystemExit: there is none of that id.
+    """
+    for path in sorted(folder.glob("meshes-*.npz")):
+        with np.load(path) as arrays:
+            for i in np.flatnonzero(arrays["ids"] == ident):
+                return stored(arrays, int(i))
+    raise SystemExit(f"{folder}: expected the id of a mesh in its meshes-*.npz, received {ident}.")
+
+
 class Pack:
     """Everything that the pack's folder holds.
 
@@ -93,12 +117,9 @@ class Pack:
     def mesh(self, ident: str) -> Mesh:
         """A mesh by its id; made once."""
         if ident not in self._meshes:
-            arrays, i = self._where[ident]
-            v0, v1 = arrays["vertex_start"][i : i + 2]
-            f0, f1 = arrays["face_start"][i : i + 2]
-            vertices = arrays["vertices"][v0:v1].astype(np.float32) / 32767
-            triangles = arrays["triangles"][f0:f1].astype(np.int32)
-            colours = arrays["colours"][f0:f1].astype(np.float32) / 255
+            vertices, triangles, colours = stored(*self._where[ident])
+            vertices, triangles = vertices.astype(np.float32) / 32767, triangles.astype(np.int32)
+            colours = colours.astype(np.float32) / 255
             areas = np.linalg.norm(face_normals(vertices, triangles), axis=1)
             cluster = clusters(colours, areas)
             share = float(areas[cluster == 0].sum() / areas.sum())
