@@ -16,11 +16,12 @@ from torch import Tensor
 
 from psd_gs import cli
 from psd_gs.cameras import turntable
-from psd_gs.config import Config, RefineConfig
+from psd_gs.config import Config, RefineConfig, read_config
 from psd_gs.errors import ConfigError, InputError, OutputError
 from psd_gs.export.formats import FORMATS, load, save, sha256_of
 from psd_gs.export.frames import bounding_ball, transform
 from psd_gs.export.ply import read_ply, write_ply
+from psd_gs.framing import ROOMS
 from psd_gs.gaussians import Gaussians, rgb_to_sh0, rotation_matrices
 from psd_gs.job import Job
 from psd_gs.pipeline import TextTo3DPipeline
@@ -243,6 +244,52 @@ def test_a_refinement_holds_on_by_its_strength(grey):
     ]  # fmt: skip
     assert task(grey, 0.7, keep=0.0)["refine"]["keep"] == 0
     assert task(grey, 0.2, keep=2.0)["refine"]["keep"] == 2
+
+
+def test_an_asset_with_room_is_smaller_and_lower(grey):
+    original = Original.of(RefineConfig(asset=str(grey)))
+    low = original.with_room(0.5)
+    points = torch.tensor([[0.0, -RADIUS, 0.0], [0.0, RADIUS, 0.0], [0.0, 1.5 * RADIUS, 0.0]], dtype=torch.float64)
+    own = (points - original.to_world[:3, 3]) @ torch.linalg.inv(original.to_world[:3, :3]).T
+    placed = own @ low.to_world[:3, :3].T + low.to_world[:3, 3]
+    wanted = torch.tensor([[0.0, -RADIUS, 0.0], [0.0, 0.6 * RADIUS, 0.0], [0.0, RADIUS, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(placed, wanted)
+    assert torch.equal(Original.of(RefineConfig(asset=str(grey), room=0.5)).to_world, low.to_world)
+
+
+class Undecided(PaintedPrior):
+    """Draws an asset with a certain room; without words, the mean of what it is with any."""
+
+    def __init__(self, original: Original, room: float) -> None:
+        self.any = [PaintedPrior(original.with_room(room).fitted(original.gaussians)) for room in ROOMS]
+        super().__init__(self.any[ROOMS.index(room)].target)
+
+    def predict(self, x_t, t, text, negative, cameras):
+        cond, _ = super().predict(x_t, t, text, negative, cameras)
+        return cond, sum(prior.paint(cameras) for prior in self.any) / len(self.any)
+
+
+@pytest.mark.parametrize(("only", "drawn", "chosen"), [("all", 0.6, 0.6), ("all", 0.0, 0.0), ("colour", 0.6, 0.0)])
+def test_an_asset_gets_the_room_that_the_prior_expects(only, drawn, chosen, grey, tmp_path):
+    original = Original.of(RefineConfig(asset=str(grey)))
+    prior = Undecided(original, drawn)
+    config = refining(grey, steps=2, only=only, room=None)
+    with Job.open(tmp_path / "run", config) as job:
+        trainer = job.begin(TextTo3DPipeline(prior, RedReward()))
+        assert trainer.config.refine.room == chosen
+        assert torch.equal(trainer.refinement.original.to_world, original.with_room(chosen).to_world)
+    assert read_config(tmp_path / "run" / "config.yaml").refine.room == chosen
+    with Job.open(tmp_path / "run", config) as job:  # what the run has decided is no difference
+        assert job.has_begun
+        job.begin(TextTo3DPipeline(PaintedPrior(), RedReward()))
+        assert job.config.refine.room == chosen
+    with pytest.raises(OutputError, match="differs in refine"):
+        Job.open(tmp_path / "run", replace(config, refine=replace(config.refine, room=1.0)))
+
+
+def test_room_is_for_what_can_be_added(grey):
+    assert [task(grey, strength)["refine"]["room"] for strength in (0.2, 0.6, 0.7, 1.0)] == [0, 0, None, None]
+    assert task(grey, 0.7, room=0.3)["refine"]["room"] == 0.3
 
 
 def test_what_is_wanted_much_is_held_less():

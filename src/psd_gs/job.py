@@ -33,7 +33,7 @@ from psd_gs.errors import BusyError, ConfigError, FormatError, OutputError, is_o
 from psd_gs.files import sweep_parts, writing
 from psd_gs.guidance.guide import check_combination
 from psd_gs.priors import prior_entry, prior_family
-from psd_gs.reference import check_given, pinned, relocated, title
+from psd_gs.reference import check_given, pinned, relocated, settled, title
 
 if TYPE_CHECKING:
     from psd_gs.pipeline import TextTo3DPipeline
@@ -253,15 +253,17 @@ class Job:
 
     def _take_up(self, on_mismatch: str, named: Collection[str], strict: Collection[str]) -> None:
         saved = read_config(self.folder / runs.OPTIONS)
-        self.differs = differences(saved, self.config, strict)
+        asked = settled(self.config, saved)
+        self.differs = differences(saved, asked, strict)
         if self.differs and on_mismatch == "refuse":
             raise OutputError(
                 f"{self.folder} holds a run that differs in {', '.join(self.differs)}. Choose another --output-dir, or "
                 "delete it."
             )
+        self.config = self.config if on_mismatch == "replace" else asked
         if on_mismatch == "keep":
-            changed: dict[str, Any] = {name: getattr(self.config, name) for name in FREE if name in named}
-            self.config = replace(relocated(saved, self.config), **changed)
+            changed: dict[str, Any] = {name: getattr(asked, name) for name in FREE if name in named}
+            self.config = replace(relocated(saved, asked), **changed)
 
     @property
     def has_begun(self) -> bool:
@@ -322,6 +324,7 @@ class Job:
                 self.trainer = pipeline.trainer(self.config, self.folder)
         aside = self._move_aside()
         self.trainer.save_checkpoint()  # first, so that a run that has begun can always go on
+        self.config = self.trainer.config
         runs.write_yaml(self.folder / runs.OPTIONS, to_dict(self.config))
         shutil.rmtree(aside, ignore_errors=True)
         self._replaces = False
@@ -419,11 +422,9 @@ def is_claimed(folder: Path) -> bool:
     lock = FileLock(folder / LOCK, thread_local=False)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except OSError:
-        return False
-    lock.release()
+        lock.release()
+    except OSError as error:
+        return isinstance(error, Timeout)
     return False
 
 

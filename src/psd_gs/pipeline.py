@@ -23,6 +23,7 @@ from psd_gs import runs
 from psd_gs.config import REPAINT_STRENGTH, STRENGTH, Config, make_config
 from psd_gs.errors import InputError, enough_memory
 from psd_gs.files import writing
+from psd_gs.framing import framed
 from psd_gs.gaussians import Gaussians
 from psd_gs.guidance.guide import Guidance
 from psd_gs.models import digests_of, resolve, resolve_device
@@ -253,7 +254,7 @@ class TextTo3DPipeline:
         negative = read_negative(config.negative_embedding) if config.negative_embedding else None
         renderer, _ = choose_renderer(self.prior.device, config.renderer)
         device = renderer_device(self.prior.device, config.renderer)
-        refinement = Refinement(Original.of(config.refine), config, device) if config.refine.asset else None
+        original = Original.of(config.refine) if config.refine.asset else None
         reference = Reference(config.image, device) if config.image.files else None
         generator = torch.Generator().manual_seed(seeds["init"])
         with enough_memory("while the prompt was read"), set_aside(self.reward, self.prior.device):
@@ -266,6 +267,9 @@ class TextTo3DPipeline:
                 picture=reference.first().to(self.prior.device) if reference and pictured else None,
                 seed=seeds["guidance"],
             )
+            if original:
+                config, original = framed(config, original, guidance, device)
+            refinement = Refinement(original, config, device) if original else None
             start = refinement.start if refinement else initial_gaussians(config, generator, self.prior.device)
         trainer = Trainer(config, guidance, start.to(device), folder, renderer, refinement, reference)
         trainer.observe = self._observer(config.prompt, folder) if folder else None

@@ -73,6 +73,13 @@ def relocated(saved: Config, config: Config) -> Config:
     return replace(saved, image=replace(saved.image, files=config.image.files)) if same else saved
 
 
+def settled(config: Config, saved: Config) -> Config:
+    """``config`` with what it leaves to the run as the run that is ``saved`` has decided it."""
+    if config.refine.room is not None:
+        return config
+    return replace(config, refine=replace(config.refine, room=saved.refine.room))
+
+
 def title(config: Config) -> str:
     """What a run is called: its prompt, or else its first picture."""
     return config.prompt or (Path(config.image.files[0]).stem if config.image.files else "")

@@ -50,6 +50,9 @@ KEEP, KEEP_WITHIN = 0.15, 0.1
 are to go; above, all of it is to become another one. Chosen on edits 9, 13, 18 and 23 of
 ``tools/bench/refine.json``."""
 
+ADDS = 0.6
+"""Strength above which something can be added."""
+
 BOUND = 0.1
 """Squared difference from the original, over all colours of a pixel or a Gaussian, from which being pulled back grows
 weaker again: what the prior wants much stays, what merely drifts does not."""
@@ -64,7 +67,8 @@ def task(asset: str | os.PathLike[str], strength: float = STRENGTH, **chosen: An
     Args:
         asset: a splat file, or a run folder; with ``texture_size``, a mesh.
         strength: highest noise level, 0 to 1 (SDEdit, Meng et al. 2022).
-        chosen: fields of :class:`psd_gs.config.RefineConfig`; ``keep`` is :func:`usual_keep` if it is missing or None.
+        chosen: fields of :class:`psd_gs.config.RefineConfig`; ``keep`` is :func:`usual_keep` if it is missing or None,
+            ``room`` what the prior expects if it is missing where the noise is enough to add something.
 
     Raises:
         InputError: no such asset, or another strength.
@@ -76,6 +80,7 @@ def task(asset: str | os.PathLike[str], strength: float = STRENGTH, **chosen: An
     mesh = bool(chosen.get("texture_size"))
     if chosen.get("keep") is None:
         chosen["keep"] = 0.0 if mesh else usual_keep(strength)
+    chosen.setdefault("room", None if strength > ADDS and not mesh else 0.0)
     path = mesh_located(asset) if mesh else _located(Path(asset))
     usual = asdict(OptimizerConfig()) | {"sh0": (6e-2, 6e-3)}  # red has to become blue
     share = min(1.0, strength / STRENGTH)  # less noise changes less, and what hardly changes should not tremble
@@ -154,7 +159,8 @@ class Original:
             )
         scale = asset.metadata.get("scale", 1)
         unit = float(scale) if isinstance(scale, float | int) else 1.0
-        return cls(path, frame, gaussians, unit, _fit(gaussians, _turn(config, signs)), chosen, region)
+        original = cls(path, frame, gaussians, unit, _fit(gaussians, _turn(config, signs)), chosen, region)
+        return original.with_room(config.room or 0.0)
 
     @classmethod
     def _of_mesh(cls, path: Path, config: RefineConfig) -> Original:
@@ -165,6 +171,15 @@ class Original:
             raise InputError(f"{path.name}: expected {faces} with an area, received none. Nothing of it can be seen.")
         to_world = _fit(surface.gaussians, _turn(config, torch.ones(3, dtype=torch.float64)))
         return cls(path, "gltf", surface.gaussians, 1.0, to_world, surface.chosen, None, surface)
+
+    def with_room(self, room: float) -> Original:
+        """Smaller and lower in the world: in a ball of which the upper ``room`` radii of the old one are free."""
+        if not room:
+            return self
+        larger = torch.eye(4, dtype=torch.float64)
+        larger[:3] /= 1 + room / 2
+        larger[1, 3] = -RADIUS * room / 2 / (1 + room / 2)
+        return replace(self, to_world=larger @ self.to_world)
 
     def fitted(self, gaussians: Gaussians) -> Gaussians:
         """From its own place into the world."""

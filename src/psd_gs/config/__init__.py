@@ -192,6 +192,9 @@ class RefineConfig:
     """Which axis of the file is up; None: as usual for its format."""
     front: Axis | None = None
     """Which axis of the file the asset's front looks along, likewise."""
+    room: float | None = 0.0
+    """Free room above the asset in the views of the prior, for what is put on it: in radii of the ball that the asset
+    fits in. None: as much as the prior expects of the prompt, which the run then puts here."""
     texture_size: int = 0
     """Side of the textures that a mesh gets, texels; 0: the asset is a splat."""
     material: str | None = None
@@ -200,6 +203,8 @@ class RefineConfig:
     def __post_init__(self) -> None:
         check_range(self, 0, 1e6, "keep")
         check_range(self, 0, 4096, "texture_size")
+        if self.room is not None:
+            check_range(self, 0, 2, "room")
         regions = [name for name in ("box", "sphere", "mask") if getattr(self, name) is not None]
         if len(regions) > 1:
             raise ConfigError(f"expected one of --box, --sphere and --mask, received {' and '.join(regions)}.")

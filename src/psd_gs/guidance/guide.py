@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -173,6 +173,25 @@ class Guidance:
             loss, said = self.preference.loss(Views(images, renders, loss, prediction, denoiser, judged))
             logs |= said
         return GuidanceOutput(loss, {"t": float(t.mean()), **_to_floats(logs)}, x0[0, 0].numel())
+
+    @torch.no_grad()
+    def errors(
+        self, images: Float[Tensor, "G V 3 H W"], cameras: Cameras, t: float, noises: int
+    ) -> tuple[float, float]:
+        """Mean squared error of the clean estimates of noisy views, under the prompt and under the empty one.
+
+        Args:
+            images: views over their background, sRGB in [0, 1].
+            cameras: G*V cameras, the views of a group adjacent.
+            t: time of the noise, 0 to 1.
+            noises: draws for each group; the same ones in every call.
+        """
+        renders, cameras = self._fit(images, cameras)
+        x0 = self.prior.encode(renders)
+        noise = sample_noise(x0, noises, False, torch.Generator().manual_seed(0))
+        denoiser = replace(self._denoiser(torch.full((len(x0),), t), cameras, 0.0), negative=self.null)
+        prediction = denoiser.noised(x0, noise)
+        return float((prediction.cond - x0).square().mean()), float((prediction.neg - x0).square().mean())
 
     def _fit(self, images: Tensor, cameras: Cameras) -> tuple[Tensor, Cameras]:
         """Check the number of views and bring the images to the prior's size."""
