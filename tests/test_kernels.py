@@ -1,4 +1,4 @@
-"""Compiled loops where no disk will have them."""
+"""Compiled loops: where no disk will have them, and those that the package brings."""
 
 from __future__ import annotations
 
@@ -70,3 +70,55 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
 
     monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
     assert kernels.njit()(double)(21) == 42
+
+
+# --- kernels that the package brings ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def brought(tmp_path, monkeypatch):
+    """``double`` compiled for :data:`psd_gs.kernels.TARGET` and brought; nothing else is kept or found."""
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    monkeypatch.setattr(kernels, "BROUGHT", folder)
+    monkeypatch.setattr(kernels, "fits", lambda: True)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "here"))
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels.Cache, "save_overload", kernels.Cache.bring)
+        assert kernels.njit()(double)(21) == 42
+    assert list(folder.glob("*.nbi"))
+    return folder
+
+
+def hits(kernel):
+    assert kernel(21) == 42
+    return sum(kernel.stats.cache_hits.values())
+
+
+def test_a_kernel_that_was_brought_is_not_compiled(brought, tmp_path):
+    assert hits(kernels.njit()(double)) == 1
+    assert not list((tmp_path / "here").rglob("*.nbi"))
+
+
+def test_kernels_for_another_processor_are_compiled_here(brought, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "fits", lambda: False)
+    assert hits(kernels.njit()(double)) == 0
+    assert list((tmp_path / "here").rglob("*.nbi"))
+
+
+def test_kernels_of_another_numba_are_compiled_here(brought, monkeypatch):
+    monkeypatch.setattr(numba, "__version__", "0.0.0")
+    assert hits(kernels.njit()(double)) == 0
+
+
+def test_a_processor_fits_by_its_features(monkeypatch):
+    features = dict.fromkeys(kernels.FEATURES, True)
+    monkeypatch.setattr(kernels.llvmlite.binding, "get_process_triple", lambda: "x86_64-unknown-linux-gnu")
+    monkeypatch.setattr(kernels.llvmlite.binding, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(numba.config, "CPU_NAME", None)
+    assert kernels.fits.__wrapped__()
+    features["avx2"] = False
+    assert not kernels.fits.__wrapped__()
+    features["avx2"] = True
+    monkeypatch.setattr(numba.config, "CPU_NAME", "generic")
+    assert not kernels.fits.__wrapped__()
