@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import numba
 import pytest
@@ -112,13 +115,24 @@ def test_kernels_of_another_numba_are_compiled_here(brought, monkeypatch):
 
 
 def test_a_processor_fits_by_its_features(monkeypatch):
-    features = dict.fromkeys(kernels.FEATURES, True)
-    monkeypatch.setattr(kernels.llvmlite.binding, "get_process_triple", lambda: "x86_64-unknown-linux-gnu")
-    monkeypatch.setattr(kernels.llvmlite.binding, "get_host_cpu_features", lambda: features)
     monkeypatch.setattr(numba.config, "CPU_NAME", None)
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", None)
+    features = kernels.FEATURES
+    monkeypatch.setattr(kernels.codegen, "get_host_cpu_features", lambda: ",".join(features))
     assert kernels.fits.__wrapped__()
-    features["avx2"] = False
+    features = kernels.FEATURES - {"+avx2"} | {"-avx2"}
     assert not kernels.fits.__wrapped__()
-    features["avx2"] = True
+    features = kernels.FEATURES
     monkeypatch.setattr(numba.config, "CPU_NAME", "generic")
     assert not kernels.fits.__wrapped__()
+
+
+@pytest.mark.full
+def test_the_tool_compiles_the_kernels_of_a_run(tmp_path):
+    tool = Path(__file__).parents[1] / "tools" / "compile_kernels.py"
+    subprocess.run([sys.executable, tool, "--out", tmp_path], check=True, timeout=600)
+    kept = {path.name.rpartition("-")[0] for path in tmp_path.glob("*.nbi")}
+    render = {"_project.project_forward", "_project.project_backward", "_raster.sum_gradients"}
+    render |= {f"_raster.rasterize_{way}" for way in ("forward", "backward")}
+    render |= {f"_lists.{name}" for name in ("sort_by_depth", "count_tiles", "offsets_of", "fill_tiles")}
+    assert kept == render | {"tsdf._fuse", "decimate._collapse"}

@@ -31,7 +31,7 @@ def compile_kernels(folder: Path) -> int:
     with (
         tempfile.TemporaryDirectory() as output,
         mock.patch.object(kernels, "BROUGHT", folder),
-        mock.patch.object(kernels.Cache, "load_overload", lambda *_: None),
+        mock.patch.object(kernels.Cache, "load_overload", return_value=None),
         mock.patch.object(kernels.Cache, "save_overload", kernels.Cache.bring),
     ):
         psd_gs(["generate", "a corgi", "--preset", "draft", "--steps", "2", "--device", "cpu", "--output-dir", output])

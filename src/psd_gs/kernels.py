@@ -13,17 +13,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding
 import numba
-from numba.core import caching
+from numba.core import caching, codegen
 
 BROUGHT = Path(__file__).with_name("compiled")
-"""Kernels that the package brings, made by ``tools/compile_kernels.py``: each is used under the Python, numba and system
-that it was compiled by and for, and where it is not, it is compiled as ever."""
+"""Kernels that the package brings, made by ``tools/compile_kernels.py``. They serve the version of Python and numba and
+the system that they were made with; elsewhere kernels are compiled."""
 
 TARGET = "x86-64-v3"
 """LLVM's name of the processors that they are for: x86-64 with AVX2."""
-FEATURES = "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe"
+FEATURES = frozenset({"+avx2", "+bmi", "+bmi2", "+f16c", "+fma", "+lzcnt", "+movbe"})
+"""What it has beyond other processors of x86-64."""
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -70,8 +70,8 @@ class Cache(caching.FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         target_context.refresh()
-        codegen = target_context.codegen()
-        if fits() and (found := self._brought.load(self._key(sig, codegen))) is not None:
+        compiler = target_context.codegen()
+        if fits() and (found := self._brought.load(self._key(sig, compiler))) is not None:
             return self._impl.rebuild(target_context, found)
         return super().load_overload(sig, target_context)
 
@@ -83,19 +83,17 @@ class Cache(caching.FunctionCache):
         """Keep what was compiled for :data:`TARGET` in :data:`BROUGHT`."""
         self._brought.save(self._key(sig, data.codegen), self._impl.reduce(data))
 
-    def _key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+    def _key(self, sig: Any, compiler: Any) -> tuple[Any, ...]:
         """Numba's key but for the processor: arguments, system, and the function's code."""
-        arguments, (system, _, _), code = self._index_key(sig, codegen)
+        arguments, (system, _, _), code = self._index_key(sig, compiler)
         return arguments, system, code
 
 
 @cache
 def fits() -> bool:
     """Whether this processor is of the kind :data:`TARGET`, and numba compiles for it and not for another one."""
-    if numba.config.CPU_NAME or not llvmlite.binding.get_process_triple().startswith("x86_64"):  # type: ignore[attr-defined]
-        return False
-    has = llvmlite.binding.get_host_cpu_features()
-    return all(has.get(name) for name in FEATURES)
+    told = numba.config.CPU_NAME, numba.config.CPU_FEATURES  # type: ignore[attr-defined]
+    return told == (None, None) and set(codegen.get_host_cpu_features().split(",")) >= FEATURES
 
 
 @cache
