@@ -1,9 +1,12 @@
-"""Compiled loops where no disk will have them."""
+"""Compiled loops: where no disk will have them, and those that the package brings."""
 
 from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import numba
 import pytest
@@ -70,3 +73,66 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
 
     monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
     assert kernels.njit()(double)(21) == 42
+
+
+# --- kernels that the package brings ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def brought(tmp_path, monkeypatch):
+    """``double`` compiled for :data:`psd_gs.kernels.TARGET` and brought; nothing else is kept or found."""
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    monkeypatch.setattr(kernels, "BROUGHT", folder)
+    monkeypatch.setattr(kernels, "fits", lambda: True)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "here"))
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels.Cache, "save_overload", kernels.Cache.bring)
+        assert kernels.njit()(double)(21) == 42
+    assert list(folder.glob("*.nbi"))
+    return folder
+
+
+def hits(kernel):
+    assert kernel(21) == 42
+    return sum(kernel.stats.cache_hits.values())
+
+
+def test_a_kernel_that_was_brought_is_not_compiled(brought, tmp_path):
+    assert hits(kernels.njit()(double)) == 1
+    assert not list((tmp_path / "here").rglob("*.nbi"))
+
+
+def test_kernels_for_another_processor_are_compiled_here(brought, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "fits", lambda: False)
+    assert hits(kernels.njit()(double)) == 0
+    assert list((tmp_path / "here").rglob("*.nbi"))
+
+
+def test_kernels_of_another_numba_are_compiled_here(brought, monkeypatch):
+    monkeypatch.setattr(numba, "__version__", "0.0.0")
+    assert hits(kernels.njit()(double)) == 0
+
+
+def test_a_processor_fits_by_its_features(monkeypatch):
+    monkeypatch.setattr(numba.config, "CPU_NAME", None)
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", None)
+    features = kernels.FEATURES
+    monkeypatch.setattr(kernels.codegen, "get_host_cpu_features", lambda: ",".join(features))
+    assert kernels.fits.__wrapped__()
+    features = kernels.FEATURES - {"+avx2"} | {"-avx2"}
+    assert not kernels.fits.__wrapped__()
+    features = kernels.FEATURES
+    monkeypatch.setattr(numba.config, "CPU_NAME", "generic")
+    assert not kernels.fits.__wrapped__()
+
+
+@pytest.mark.full
+def test_the_tool_compiles_the_kernels_of_a_run(tmp_path):
+    tool = Path(__file__).parents[1] / "tools" / "compile_kernels.py"
+    subprocess.run([sys.executable, tool, "--out", tmp_path], check=True, timeout=600)
+    kept = {path.name.rpartition("-")[0] for path in tmp_path.glob("*.nbi")}
+    render = {"_project.project_forward", "_project.project_backward", "_raster.sum_gradients"}
+    render |= {f"_raster.rasterize_{way}" for way in ("forward", "backward")}
+    render |= {f"_lists.{name}" for name in ("sort_by_depth", "count_tiles", "offsets_of", "fill_tiles")}
+    assert kept == render | {"tsdf._fuse", "decimate._collapse"}

@@ -15,7 +15,7 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from psd_gs.kernels import njit
+from psd_gs.kernels import njit, part
 from psd_gs.mesh.surface import Triangles, select_faces
 
 _PULL = 3e-5
@@ -147,7 +147,7 @@ def _collapse(vertices, faces, locked, target, strict):
     return alive
 
 
-@njit(nogil=True)
+@part()
 def _add_plane(vertices, face, quadric):
     """Add the quadric of a face's plane, weighted by its area, to those of its corners: the upper triangle of the
     symmetric 4 x 4 matrix, row by row."""
@@ -167,7 +167,7 @@ def _add_plane(vertices, face, quadric):
                 entry += 1
 
 
-@njit(nogil=True)
+@part()
 def _normal(vertices, x, y, z, b, c):
     """Normal of the triangle of a point and two vertices, twice its area long."""
     ux, uy, uz = vertices[b, 0] - x, vertices[b, 1] - y, vertices[b, 2] - z
@@ -175,7 +175,7 @@ def _normal(vertices, x, y, z, b, c):
     return uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
 
 
-@njit(nogil=True)
+@part()
 def _place(vertices, quadric, u, v):
     """Error of the best place for the joined vertex of an edge, and that place."""
     q = quadric
@@ -200,13 +200,13 @@ def _place(vertices, quadric, u, v):
     return max(error, 0.0) + pull * _squared(vertices, u, vertices[v, 0], vertices[v, 1], vertices[v, 2]), x, y, z
 
 
-@njit(nogil=True)
+@part()
 def _squared(vertices, u, x, y, z):
     """Squared distance of a vertex and a point."""
     return (vertices[u, 0] - x) ** 2 + (vertices[u, 1] - y) ** 2 + (vertices[u, 2] - z) ** 2
 
 
-@njit(nogil=True)
+@part()
 def _faces_survive(vertices, faces, head, following, u, v, x, y, z):
     """Whether no face around ``u`` without ``v`` turns over if ``u`` moves."""
     ux, uy, uz = vertices[u, 0], vertices[u, 1], vertices[u, 2]
@@ -224,7 +224,7 @@ def _faces_survive(vertices, faces, head, following, u, v, x, y, z):
     return True
 
 
-@njit(nogil=True)
+@part()
 def _mark(faces, head, following, u, seen, tick):
     """Mark the neighbours of a vertex and count its faces."""
     count = 0

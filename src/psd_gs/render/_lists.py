@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from psd_gs.kernels import njit
+from psd_gs.kernels import njit, part
 from psd_gs.render._constants import TILE
 
 ROW = 12
@@ -53,20 +53,20 @@ def sort_by_depth(first, last, splats, bits, order, count):
         count[c] = m
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _pixels(centre, reach, size):
     """First and one-past-last of ``size`` pixels whose centres lie within ``reach`` of ``centre``."""
     return max(0, math.ceil(centre - reach - 0.5)), min(size, math.floor(centre + reach - 0.5) + 1)
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _tiles(centre, reach, size):
     """First and one-past-last tile along an axis of ``size`` pixels, in the same sense."""
     low, high = _pixels(centre, reach, size)
     return (low // TILE, (high - 1) // TILE + 1) if low < high else (0, 0)
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _tiles_of_band(band, row, width):
     """First and one-past-last tile of a band of TILE pixel rows that the ellipse sigma <= cutoff touches."""
     y, a, k, h = np.float64(row[1]), np.float64(row[2]), np.float64(row[3]), np.float64(row[4])
@@ -99,7 +99,7 @@ def count_tiles(begin, end, means2d, splats, order, count, width, height, rows, 
                 row[2 + j] = splat[j]
             a, k, h, level = np.float64(row[2]), np.float64(row[3]), np.float64(row[4]), 2.0 * np.float64(row[10])
             row[11] = math.sqrt(level / h) + 1e-3
-            box[0], box[1] = _tiles(row[0], math.sqrt(level * (1.0 / a + k * k / h)) + 1e-3, width)
+            box[0], box[1] = _tiles(np.float64(row[0]), math.sqrt(level * (1.0 / a + k * k / h)) + 1e-3, width)
             box[2], box[3] = _tiles(row[1], row[11], height)
             total = 0
             for band in range(box[2], box[3]):
@@ -110,7 +110,7 @@ def count_tiles(begin, end, means2d, splats, order, count, width, height, rows, 
             per_row[c, i] = total
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _band(band, row, box, width):
     """``_tiles_of_band``; a bounding box of one row or column of tiles is not worth the trouble."""
     if box[1] - box[0] <= 1 or box[3] - box[2] <= 1:

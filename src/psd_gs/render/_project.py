@@ -10,11 +10,11 @@ import math
 import numpy as np
 
 from psd_gs.gaussians import SH_C0
-from psd_gs.kernels import njit
+from psd_gs.kernels import njit, part
 from psd_gs.render._constants import ALPHA_MIN, EPS2D, FAR, NEAR
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _sh_basis(degree, x, y, z, out):
     """Real spherical harmonics of a unit direction (Sloan 2013, the order and signs of 3DGS)."""
     out[0] = SH_C0
@@ -43,7 +43,7 @@ def _sh_basis(degree, x, y, z, out):
     out[15] = -0.5900435899266435 * (x * c1 - y * s1)
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _sh_basis_gradient(degree, x, y, z, out):
     """Derivatives of the polynomials of ``_sh_basis`` with respect to x, y and z."""
     out[:] = 0.0
@@ -73,7 +73,7 @@ def _sh_basis_gradient(degree, x, y, z, out):
     out[15, 0], out[15, 1] = -1.7701307697799304 * c1, 1.7701307697799304 * s1
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _rotation(quat):
     """Rows of the rotation matrix of a quaternion, and the inverse of its norm; not finite if it is zero."""
     w, x, y, z = np.float64(quat[0]), np.float64(quat[1]), np.float64(quat[2]), np.float64(quat[3])
@@ -87,23 +87,23 @@ def _rotation(quat):
     )
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _times(a, b):
     return a[0] * b[0], a[1] * b[1], a[2] * b[2]
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _combine(x, a, y, b):
     """x a + y b"""
     return x * a[0] + y * b[0], x * a[1] + y * b[1], x * a[2] + y * b[2]
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _sum_rows(R, v):
     """R^T v"""
     return (
@@ -113,12 +113,12 @@ def _sum_rows(R, v):
     )
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _vector(array):
     return np.float64(array[0]), np.float64(array[1]), np.float64(array[2])
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _footprint(V, K, width, height, mean, R, s):
     """Projection of one Gaussian (rotation ``R``, deviations ``s``): what both passes need.
 
@@ -126,14 +126,15 @@ def _footprint(V, K, width, height, mean, R, s):
     are clamped to 1.3 times the field of view as in 3DGS) give the 2D covariance without forming the
     3D one: with y_i = S R^T t_i it is [[y0.y0, y0.y1], [y0.y1, y1.y1]].
     """
-    x, y, z = _dot(V[0], mean) + V[0, 3], _dot(V[1], mean) + V[1, 3], _dot(V[2], mean) + V[2, 3]
+    row0, row1, row2 = _vector(V[0]), _vector(V[1]), _vector(V[2])
+    x, y, z = _dot(row0, mean) + V[0, 3], _dot(row1, mean) + V[1, 3], _dot(row2, mean) + V[2, 3]
     fx, fy, cx, cy = np.float64(K[0, 0]), np.float64(K[1, 1]), np.float64(K[0, 2]), np.float64(K[1, 2])
     rz = 1.0 / z
     margin_x, margin_y = 0.15 * width / fx, 0.15 * height / fy
     px = min(max(x * rz, -cx / fx - margin_x), (width - cx) / fx + margin_x)
     py = min(max(y * rz, -cy / fy - margin_y), (height - cy) / fy + margin_y)
-    t0 = _combine(fx * rz, V[0], -fx * rz * px, V[2])
-    t1 = _combine(fy * rz, V[1], -fy * rz * py, V[2])
+    t0 = _combine(fx * rz, row0, -fx * rz * px, row2)
+    t1 = _combine(fy * rz, row1, -fy * rz * py, row2)
     y0, y1 = _times(s, _sum_rows(R, t0)), _times(s, _sum_rows(R, t1))
     p, q, r = _dot(y0, y0), _dot(y0, y1), _dot(y1, y1)
     # Lagrange's identity: the determinant |y0 x y1|^2 without the cancellation of p r - q^2.
@@ -143,12 +144,12 @@ def _footprint(V, K, width, height, mean, R, s):
     return (x, y, z), (px, py), t0, t1, y0, y1, p + EPS2D, q, r + EPS2D, det, det_blurred
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _sigmoid(x):
     return 1.0 / (1.0 + math.exp(-x))
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _direction(mean, position):
     """From the camera to the Gaussian, as a unit vector, and the inverse of the distance."""
     x, y, z = mean[0] - position[0], mean[1] - position[1], mean[2] - position[2]
@@ -203,7 +204,7 @@ def project_forward(
                 splat[4 + j] = max(value, 0.0)
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _quaternion_gradient(quat, inverse, m0, m1, m2):
     """Gradient with respect to an unnormalized quaternion, from the rows of the one with respect to R."""
     w, x, y, z = quat[0] * inverse, quat[1] * inverse, quat[2] * inverse, quat[3] * inverse
@@ -266,15 +267,16 @@ def project_backward(
             u0 = _dot(R[0], g0), _dot(R[1], g0), _dot(R[2], g0)
             u1 = _dot(R[0], g1), _dot(R[1], g1), _dot(R[2], g1)
             # t0 = (fx / z) (V0 - px V2), t1 = (fy / z) (V1 - py V2), mean2d = (fx x, fy y) / z + (cx, cy).
+            row0, row1, row2 = _vector(V[0]), _vector(V[1]), _vector(V[2])
             rz = 1.0 / z
             v0, v1 = K[0, 0] * np.float64(g_means2d[c, n, 0]), K[1, 1] * np.float64(g_means2d[c, n, 1])
             if clamped[0] == x * rz:
-                v0 -= K[0, 0] * rz * _dot(u0, V[2])
+                v0 -= K[0, 0] * rz * _dot(u0, row2)
             if clamped[1] == y * rz:
-                v1 -= K[1, 1] * rz * _dot(u1, V[2])
+                v1 -= K[1, 1] * rz * _dot(u1, row2)
             vz = g[7] - rz * (_dot(u0, t0) + _dot(u1, t1) + rz * (v0 * x + v1 * y))
-            g_mean = _combine(1.0, g_mean, rz, _combine(v0, V[0], v1, V[1]))
-            g_mean = _combine(1.0, g_mean, vz, V[2])
+            g_mean = _combine(1.0, g_mean, rz, _combine(v0, row0, v1, row1))
+            g_mean = _combine(1.0, g_mean, vz, row2)
             direction, inverse = _direction(mean, positions[c])
             if degree > 0:
                 _sh_basis(degree, direction[0], direction[1], direction[2], basis)
@@ -286,7 +288,7 @@ def project_backward(
                     g_sh0[n, 0, j] += SH_C0 * gc
                     for b in range(1, bands):
                         g_shN[n, b - 1, j] += basis[b] * gc
-                        e = _combine(1.0, e, shN[n, b - 1, j] * gc, d_basis[b])
+                        e = _combine(1.0, e, shN[n, b - 1, j] * gc, _vector(d_basis[b]))
             e = _combine(inverse, e, -inverse * _dot(e, direction), direction)
             g_mean = _combine(1.0, g_mean, 1.0, e)
         if not visible:  # nor is it necessarily finite

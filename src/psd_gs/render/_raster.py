@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 import psd_gs.render._constants as _constants
-from psd_gs.kernels import njit
+from psd_gs.kernels import njit, part
 from psd_gs.render._constants import TILE
 from psd_gs.render._lists import ROW
 
@@ -34,7 +34,7 @@ _E3, _E4, _E5 = np.float32(-3.2413368453e-04), np.float32(9.7026135797e-06), np.
 _MATH = {"contract", "reassoc", "arcp", "nsz"}
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _load(rows, ids, x0, y0, height, batch, spans):
     """Copy the rows ``ids`` next to each other, relative to the tile, with the pixels that each covers."""
     for i in range(len(ids)):
@@ -47,7 +47,7 @@ def _load(rows, ids, x0, y0, height, batch, spans):
         spans[i, 0], spans[i, 1] = first * TILE, max(first, last) * TILE
 
 
-@njit(fastmath=_MATH, error_model="numpy", inline="always")
+@part(fastmath=_MATH, error_model="numpy", inline="always")
 def _composite(rows, ids, x0, y0, height, tile):
     """Composite the Gaussians ``ids`` over a tile.
 
@@ -85,7 +85,7 @@ def _composite(rows, ids, x0, y0, height, tile):
             break
 
 
-@njit(fastmath=_MATH, error_model="numpy", inline="always")
+@part(fastmath=_MATH, error_model="numpy", inline="always")
 def _any_live(tile, height):
     best = _F0
     for p in range(height * TILE):
@@ -93,7 +93,7 @@ def _any_live(tile, height):
     return best > _F0
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _new_tile(planes, height, y0, width, x0):
     """A tile whose planes are zero but for T = 1 inside the image, and the pixel centres."""
     tile = np.zeros(planes * TILE * TILE, np.float32)
@@ -129,7 +129,7 @@ def rasterize_forward(begin, end, rows, starts, ids, background, rgb, alpha, dep
                 median[c, y0 + y, x0 + x] = tile[5 * _PLANE + p]
 
 
-@njit(error_model="numpy")
+@part(error_model="numpy")
 def _spread(n):
     """A stride coprime with ``n`` near its golden section: neighbours land on different threads."""
     stride = max(1, int(n * 0.6180339887))
@@ -138,7 +138,7 @@ def _spread(n):
     return stride
 
 
-@njit(fastmath=_MATH, error_model="numpy", inline="always")
+@part(fastmath=_MATH, error_model="numpy", inline="always")
 def _differentiate(rows, ids, slots, x0, y0, height, tile, absgrad, grads):
     """Replay ``_composite`` and write the gradient slots of the tile's Gaussians.
 
