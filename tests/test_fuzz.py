@@ -69,7 +69,7 @@ from psd_gs.run_report import run_report
 from psd_gs.trainer import read_tensors
 from psd_gs.weights import components_of, read_header
 
-QUICK, FULL = 2_000, 20_000
+QUICK, FULL = 1_000, 20_000
 """Inputs of all kinds together."""
 
 
