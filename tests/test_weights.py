@@ -483,29 +483,35 @@ def test_text_encoders_and_sd3_have_the_published_numbers():
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def test_doctor(tmp_path):
-    done = psd_gs("doctor", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    for what in ("python", "torch", "disk", "hub", "weights", "renderer", "prior"):
-        assert any(f" {what}: " in line for line in lines), what
-    assert "HF_HUB_OFFLINE is set" in done.stdout
-    assert "Traceback" not in done.stderr
-    if not torch.cuda.is_available():
-        assert "auto is prior mini, reward mini, judge mini-judge: without a CUDA GPU" in done.stdout
+@pytest.fixture
+def command(hub, monkeypatch, capsys):
+    """Calls the program in this process, without a network: ``(exit code, stdout, stderr)``."""
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
 
-
-def test_models_commands(hub, saved, monkeypatch, capsys):
-    def said(*arguments: str) -> tuple[int, str, str]:
+    def call(*arguments: str) -> tuple[int, str, str]:
         code = 0
         try:
-            main(["models", *arguments])
+            main(list(arguments))
         except SystemExit as stop:
-            code = stop.code
+            code = stop.code or 0
         return code, *capsys.readouterr()
 
-    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
-    code, listed, _ = said("list")
+    return call
+
+
+def test_doctor(command):
+    code, out, err = command("doctor")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    for what in ("python", "torch", "disk", "hub", "weights", "renderer", "prior"):
+        assert any(f" {what}: " in line for line in lines), what
+    assert "HF_HUB_OFFLINE is set" in out
+    if not torch.cuda.is_available():
+        assert "auto is prior mini, reward mini, judge mini-judge: without a CUDA GPU" in out
+
+
+def test_models_commands(command, saved):
+    code, listed, _ = command("models", "list")
     assert code == 0
     names = {line.split()[0] for line in listed.splitlines()[1:]}
     assert names == {"mini", *WEIGHTS}
@@ -516,12 +522,12 @@ def test_models_commands(hub, saved, monkeypatch, capsys):
         (("pull", "nope"), "unknown model 'nope'"),
         (("verify", "sd15"), "no weights for sd15"),
     ):
-        code, _, error = said(*arguments)
+        code, _, error = command("models", *arguments)
         assert code == 1
         assert error.startswith("error: ")
         assert error.count("\n") == 1
         assert part in error
-    assert said("verify", str(saved)) == (0, f"{saved}: whole\n", "")
+    assert command("models", "verify", str(saved)) == (0, f"{saved}: whole\n", "")
 
 
 def test_a_real_process_hears_that_it_is_offline(tmp_path):
