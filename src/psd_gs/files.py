@@ -396,7 +396,8 @@ def parse_yaml(text: str | bytes) -> Any:
 
     try:
         depth = 0
-        for event in yaml.parse(text, _loader()):  # before anything is built of it
+        events: Iterable[Any] = yaml.parse(text, _loader())
+        for event in events:  # before anything is built of them
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > JSON_DEPTH:
                 problem = "nested too deep" if depth > JSON_DEPTH else "an alias"
