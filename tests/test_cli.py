@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,12 +68,14 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"psd-gs {version('psd-gs')}\n"
 
 
-def test_help_of_generate_names_every_flag():
-    done = psd_gs("generate", "--help")
-    assert done.returncode == 0
+def test_help_of_generate_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["generate", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
     flags = "preset recipe prior reward judge method preference negative-prompt steps seed best-of device init config"
     for flag in [*flags.split(), "output-dir", "resume", "overwrite", "quiet", "debug", "negative-embedding"]:
-        assert f"--{flag}" in done.stdout, flag
+        assert f"--{flag}" in text, flag
 
 
 def test_a_real_process_says_it_in_one_line():
@@ -178,16 +181,36 @@ def contents(folder: Path) -> dict[str, object]:
     return out
 
 
-WHOLE: dict[str, object] = {}
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """Of runs that are made once and not changed."""
+    return tmp_path_factory.mktemp("kept")
 
 
 @pytest.fixture
-def whole(command) -> dict[str, object]:
-    """The contents of an uninterrupted run of ``BALL``; made once."""
-    if not WHOLE:
-        assert command(*BALL, "--output-dir", "whole")[0] == 0
-        WHOLE.update(contents(Path("whole") / "a-red-ball-0"))
-    return WHOLE
+def whole(command, kept) -> dict[str, object]:
+    """The contents of an uninterrupted run of ``BALL``."""
+    folder = kept / "whole" / FOLDER.name
+    if not folder.exists():
+        assert command(*BALL, "--output-dir", str(folder.parent))[0] == 0
+    return contents(folder)
+
+
+@pytest.fixture
+def finished(whole, kept) -> Path:
+    """That run where the command looks for it."""
+    return shutil.copytree(kept / "whole" / FOLDER.name, FOLDER)
+
+
+@pytest.fixture
+def unfinished(command, kept, monkeypatch) -> Path:
+    """A run that stopped at step 5."""
+    folder = kept / "unfinished" / FOLDER.name
+    if not folder.exists():
+        with monkeypatch.context() as patch:
+            interrupt_at(5, patch)
+            assert command(*BALL, "--output-dir", str(folder.parent))[0] == 130
+    return shutil.copytree(folder, FOLDER)
 
 
 def test_runs_are_repeatable_to_the_bit(command, whole):
@@ -200,13 +223,12 @@ def test_runs_are_repeatable_to_the_bit(command, whole):
     assert contents(Path("outputs") / "a-red-ball-1")["splat.ply"] != whole["splat.ply"]
 
 
-def test_a_finished_folder_is_left_alone(command, whole):
-    assert command(*BALL)[0] == 0
+def test_a_finished_folder_is_left_alone(command, whole, finished):
     for number in (2, 3):
         code, out, _ = command(*BALL)
         assert code == 0
         assert out.splitlines()[-1].startswith(f"{FOLDER}-{number}  (mini ")
-    assert contents(FOLDER) == whole
+    assert contents(finished) == whole
     assert sorted(path.name for path in Path("outputs").iterdir()) == [f"a-red-ball-0{n}" for n in ("", "-2", "-3")]
 
 
@@ -267,15 +289,6 @@ def test_interrupt_while_files_are_written(command, whole, monkeypatch):
     assert contents(FOLDER) == whole
 
 
-@pytest.fixture
-def unfinished(command, monkeypatch):
-    """A run that stopped at step 5."""
-    with monkeypatch.context() as patch:
-        interrupt_at(5, patch)
-        assert command(*BALL)[0] == 130
-    return FOLDER
-
-
 def one_line(result: tuple[int, str, str], *parts: str) -> None:
     """A failure: one line on stderr that has all ``parts``, exit code 1, no traceback."""
     code, out, err = result
@@ -313,28 +326,21 @@ def test_overwrite_replaces_a_finished_run(command):
         ("--negative-embedding", "missing"),
     ],
 )
-def test_a_command_that_cannot_run_deletes_nothing(command, wrong):
-    assert command(*BALL)[0] == 0
-    before = contents(FOLDER)
+def test_a_command_that_cannot_run_deletes_nothing(command, whole, finished, wrong):
     one_line(command(*BALL, "--overwrite", *wrong))
-    assert contents(FOLDER) == before
+    assert contents(finished) == whole
 
 
-def test_a_model_that_cannot_be_loaded_deletes_nothing(command, monkeypatch):
-    assert command(*BALL)[0] == 0
-    before = contents(FOLDER)
-
+def test_a_model_that_cannot_be_loaded_deletes_nothing(command, whole, finished, monkeypatch):
     def fail(*args, **kwargs):
         raise OutputError("no such model")
 
     monkeypatch.setattr(TextTo3DPipeline, "from_pretrained", fail)
     one_line(command(*BALL, "--overwrite"), "no such model")
-    assert contents(FOLDER) == before
+    assert contents(finished) == whole
 
 
-def test_resume_finds_the_unfinished_run_behind_finished_ones(command, monkeypatch):
-    assert command(*BALL)[0] == 0
-    before = contents(FOLDER)
+def test_resume_finds_the_unfinished_run_behind_finished_ones(command, whole, finished, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(5, patch)
         assert command(*BALL)[0] == 130
@@ -342,12 +348,12 @@ def test_resume_finds_the_unfinished_run_behind_finished_ones(command, monkeypat
     code, out, _ = command(*BALL, "--resume")
     assert code == 0
     assert out.splitlines()[-1].startswith(f"{FOLDER}-2  (")
-    assert contents(FOLDER) == before
+    assert contents(finished) == whole
     with monkeypatch.context() as patch:
         interrupt_at(5, patch)
         assert command(*BALL)[0] == 130
     assert command(*BALL, "--overwrite")[0] == 0  # the unfinished third, not the finished first
-    assert contents(FOLDER) == before
+    assert contents(finished) == whole
     assert len(list(Path("outputs").iterdir())) == 3
 
 
@@ -408,23 +414,22 @@ def test_stop_and_keep(command, monkeypatch):
     assert "is finished already" in command(*BALL, "--resume")[1]
 
 
-def test_report(command):
-    assert command(*BALL)[0] == 0
-    page = FOLDER / "report.html"
+def test_report(command, finished):
+    page = finished / "report.html"
     assert page.read_text(encoding="utf-8").count("<svg") >= 8
     page.unlink()
-    (FOLDER / "turntable.mp4").unlink()
-    code, out, _ = command("report", str(FOLDER))
+    (finished / "turntable.mp4").unlink()
+    code, out, _ = command("report", str(finished))
     assert code == 0
     assert out.startswith(str(page))
-    with (FOLDER / "metrics.jsonl").open("a") as file:
+    with (finished / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "rew')  # a step that is being written
-    assert command("report", str(FOLDER))[0] == 0
-    with (FOLDER / "metrics.jsonl").open("a") as file:
+    assert command("report", str(finished))[0] == 0
+    with (finished / "metrics.jsonl").open("a") as file:
         file.write("\n")
-    one_line(command("report", str(FOLDER)), "metrics.jsonl, line 11", "Delete that line")
-    (FOLDER / "psd_gs.json").write_text("[]")
-    one_line(command("report", str(FOLDER)), "expected fields by name, received []")
+    one_line(command("report", str(finished)), "metrics.jsonl, line 11", "Delete that line")
+    (finished / "psd_gs.json").write_text("[]")
+    one_line(command("report", str(finished)), "expected fields by name, received []")
     one_line(command("report", "outputs"), "expected the folder of a run")
 
 

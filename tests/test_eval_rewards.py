@@ -25,10 +25,15 @@ RING = 4
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def words():
+    """The tokenizer of the embedded reward."""
+    return load_reward("mini").tokenizer
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, words):
     """A folder with the files of every published reward, and an asset in it."""
     folder = tmp_path_factory.mktemp("published")
-    words = load_reward("mini").tokenizer
     words.save_pretrained(folder)
     aesthetic_heads(hps_checkpoints(clip_folder(folder, len(words)), len(words)))
     for head in BLIP_FILES:
@@ -41,9 +46,9 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def in_miniature(published, monkeypatch):
+def in_miniature(published, words, monkeypatch):
     """The architectures of the published rewards are those of the files, which are nowhere else."""
-    config = clip_config(vocabulary=len(load_reward("mini").tokenizer))
+    config = clip_config(vocabulary=len(words))
     monkeypatch.setattr(blip, "BlipSizes", blip_sizes)
     for name in ("vit_l_14", "vit_h_14"):
         monkeypatch.setattr(clip, name, lambda: config)

@@ -141,7 +141,7 @@ BOMB = "\n".join(["a: &a0 [x, x]", *(f"b{i}: &a{i + 1} [*a{i}, *a{i}]" for i in 
     [
         (BOMB, "an alias, line 2"),
         ("a: &x [*x]", "an alias, line 1"),
-        ("[" * 50_000, "nested too deep, line 1"),
+        ("[" * 50_000, "(nested too deep|exceeded maximum nesting depth), line 1"),
         ("\n".join(" " * i + "a:" for i in range(100)), "nested too deep"),
         ("a: 1\nb: 2\na: 3", "a key that occurs twice, line 1"),
         ("a: {b: 1, b: 1}", "a key that occurs twice"),
@@ -156,12 +156,13 @@ BOMB = "\n".join(["a: &a0 [x, x]", *(f"b{i}: &a{i + 1} [*a{i}, *a{i}]" for i in 
         ("a: !!int x", "invalid literal"),
         ("a: !!float ''", "IndexError"),
         ("a: !!bool x", "KeyError"),
-        ('a: "\\ud800"', "half a surrogate pair"),
-        ("a: b: c", "not allowed here, line 1"),
-        (b"a: \xff", "invalid start byte"),
+        ('a: "\\ud800"', "half a surrogate pair|invalid Unicode character"),
+        ("a: b: c", "not allowed (here|in this context), line 1"),
+        (b"a: \xff", "invalid (start byte|leading UTF-8 octet)"),
     ],
 )
 def test_yaml_that_is_refused(text, message):
+    """In the words of PyYAML or of libyaml."""
     with pytest.raises(ValueError, match=message) as error:
         parse_yaml(text)
     assert len(str(error.value)) < 300

@@ -69,8 +69,10 @@ from psd_gs.run_report import run_report
 from psd_gs.trainer import read_tensors
 from psd_gs.weights import components_of, read_header
 
-QUICK, FULL = 2_000, 20_000
+QUICK, FULL = 1_000, 20_000
 """Inputs of all kinds together."""
+LEAST = 24
+"""Of each kind: of fewer, too few may be refused for what a test says of their share."""
 
 
 # --- splats ----------------------------------------------------------------------------------------------------------
@@ -360,7 +362,7 @@ _WHOLE = sum(target.weight for target in TARGETS) + PAGE
 
 
 def share(weight: float, count: int) -> int:
-    return round(count * weight / _WHOLE)
+    return max(LEAST, round(count * weight / _WHOLE))
 
 
 def campaign(target: Target, count: int, folder: Path, caplog: pytest.LogCaptureFixture) -> None:

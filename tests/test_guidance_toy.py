@@ -139,7 +139,7 @@ def test_a_turned_pair_contrasts_what_the_tilted_prior_prefers():
 def test_turned_pairs_climb_farther_than_drawn_ones():
     def end(turn):
         config = GuidanceConfig(psd=PSDConfig(turn=turn), negative=NegativeConfig(mode="off"))
-        return optimize(config, 200)[0]
+        return optimize(config, 100)[0]
 
     drawn, pairs = end(0.0), end(30.0)
     assert reward_gain(pairs) > reward_gain(drawn) + 0.1

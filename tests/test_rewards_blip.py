@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,14 +25,20 @@ def oracle() -> dict[str, np.ndarray]:
     return answers("imagereward", "reward3d")
 
 
-@pytest.fixture(params=BLIP_FILES)
+@pytest.fixture(scope="module", params=BLIP_FILES)
 def head(request) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, head) -> Path:
+    """Not to be changed; see :func:`changeable`."""
+    return blip_folder(tmp_path_factory.mktemp(head), head)
+
+
 @pytest.fixture
-def folder(tmp_path, head):
-    return blip_folder(tmp_path, head)
+def changeable(folder, tmp_path) -> Path:
+    return shutil.copytree(folder, tmp_path / "copy")
 
 
 def load(folder, head, **options) -> BlipReward:
@@ -176,7 +185,7 @@ def test_it_moves_with_what_it_remembers(folder, head):
     assert reward.score(*arguments).device.type == "meta"
 
 
-def test_another_head_is_refused(folder, head, tmp_path):
+def test_another_head_is_refused(folder, head):
     other = {"image": "scorer", "scorer": "fusion", "fusion": "image"}[head]
     with pytest.raises(ModelError, match=r"missing: head\.|unknown: head\."):
         load_blip_reward(folder / BLIP_FILES[head], head=other, sizes=blip_sizes())
@@ -186,26 +195,26 @@ def test_another_head_is_refused(folder, head, tmp_path):
         load_blip_reward(folder, head=other, sizes=blip_sizes())
 
 
-def test_tensors_too_many_are_left_out_and_none_may_be_missing(folder, head):
-    path = folder / BLIP_FILES[head]
+def test_tensors_too_many_are_left_out_and_none_may_be_missing(changeable, head):
+    path = changeable / BLIP_FILES[head]
     torch.save(torch.load(path, weights_only=True) | {"blip.extra": torch.zeros(1)}, path)
-    load(folder, head)
+    load(changeable, head)
     missing = {name: value for name, value in torch.load(path, weights_only=True).items() if "layer.0" not in name}
     torch.save(missing, path)
     with pytest.raises(ModelError, match="missing"):
-        load(folder, head)
+        load(changeable, head)
 
 
-def test_damaged_files(folder, head):
-    path = folder / BLIP_FILES[head]
+def test_damaged_files(changeable, head):
+    path = changeable / BLIP_FILES[head]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelError, match="Download it again"):
-        load(folder, head)
+        load(changeable, head)
     path.write_bytes(whole)
-    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncat", encoding="utf-8")
+    (changeable / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncat", encoding="utf-8")
     with pytest.raises(ModelError, match="bert-base-uncased"):
-        load(folder, head)
-    (folder / "vocab.txt").unlink()
+        load(changeable, head)
+    (changeable / "vocab.txt").unlink()
     with pytest.raises(ModelError, match=r"tokenizer: expected vocab\.txt"):
-        load(folder, head)
+        load(changeable, head)

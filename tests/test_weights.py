@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from psd_gs import pipeline, weights
+from psd_gs.cli import main
 from psd_gs.config import Config
 from psd_gs.entries import PRIORS
 from psd_gs.errors import ConfigError, ModelError
@@ -482,22 +483,37 @@ def test_text_encoders_and_sd3_have_the_published_numbers():
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def test_doctor(tmp_path):
-    done = psd_gs("doctor", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+@pytest.fixture
+def command(hub, monkeypatch, capsys):
+    """Calls the program in this process, without a network: ``(exit code, stdout, stderr)``."""
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main(list(arguments))
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_doctor(command):
+    code, out, err = command("doctor")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
     for what in ("python", "torch", "disk", "hub", "weights", "renderer", "prior"):
         assert any(f" {what}: " in line for line in lines), what
-    assert "HF_HUB_OFFLINE is set" in done.stdout
-    assert "Traceback" not in done.stderr
+    assert "HF_HUB_OFFLINE is set" in out
     if not torch.cuda.is_available():
-        assert "auto is prior mini, reward mini, judge mini-judge: without a CUDA GPU" in done.stdout
+        assert "auto is prior mini, reward mini, judge mini-judge: without a CUDA GPU" in out
 
 
-def test_models_commands(tmp_path, saved):
-    listed = psd_gs("models", "list", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    assert listed.returncode == 0, listed.stderr
-    names = {line.split()[0] for line in listed.stdout.splitlines()[1:]}
+def test_models_commands(command, saved):
+    code, listed, _ = command("models", "list")
+    assert code == 0
+    names = {line.split()[0] for line in listed.splitlines()[1:]}
     assert names == {"mini", *WEIGHTS}
     assert set(PRIORS) <= names
     for arguments, part in (
@@ -506,13 +522,18 @@ def test_models_commands(tmp_path, saved):
         (("pull", "nope"), "unknown model 'nope'"),
         (("verify", "sd15"), "no weights for sd15"),
     ):
-        done = psd_gs("models", *arguments, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
-        assert part in done.stderr
-    whole = psd_gs("models", "verify", str(saved), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    assert (whole.returncode, whole.stdout) == (0, f"{saved}: whole\n")
+        code, _, error = command("models", *arguments)
+        assert code == 1
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert part in error
+    assert command("models", "verify", str(saved)) == (0, f"{saved}: whole\n", "")
+
+
+def test_a_real_process_hears_that_it_is_offline(tmp_path):
+    done = psd_gs("models", "pull", "sd21", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert f"{MIRROR}@0094d483: HF_HUB_OFFLINE is set" in done.stderr
 
 
 @pytest.mark.parametrize(

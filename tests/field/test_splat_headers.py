@@ -357,12 +357,12 @@ def test_formats_that_are_known_but_not_read(name):
 # --- variants of SOG --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def members(tmp_path):
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
     """The members of a SOG, and its splats."""
-    save(asset(200, 0), tmp_path / "a.sog")
-    with zipfile.ZipFile(tmp_path / "a.sog") as archive:
-        return {name: archive.read(name) for name in archive.namelist()}, load(tmp_path / "a.sog")
+    save(asset(200, 0), path := tmp_path_factory.mktemp("sog") / "a.sog")
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}, load(path)
 
 
 def pack(path, files: dict[str, bytes], prefix: str = "") -> None:

@@ -208,10 +208,15 @@ def test_meshes_say_it_too(tmp_path, name, of):
 # --- zips -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    save(asset(200, 1), path := tmp_path_factory.mktemp("zips") / "whole.sog")
+    return path
+
+
 @pytest.fixture
-def members(tmp_path) -> dict[str, bytes]:
-    save(asset(200, 1), tmp_path / "whole.sog")
-    with zipfile.ZipFile(tmp_path / "whole.sog") as archive:
+def members(whole) -> dict[str, bytes]:
+    with zipfile.ZipFile(whole) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
@@ -330,14 +335,14 @@ LOSSY: dict[str, dict] = {"lossy": {"quality": 90}, "extended": {"quality": 90, 
 
 @pytest.mark.parametrize("how", LOSSY)
 @pytest.mark.parametrize("name", ["means_l", "means_u", "quats", "scales", "sh0", "shN_centroids", "shN_labels"])
-def test_lossy_pictures(tmp_path, members, name, how, caplog):
+def test_lossy_pictures(tmp_path, whole, members, name, how, caplog):
     picture = redrawn(members[f"{name}.webp"], **LOSSY[how])
     (tmp_path / "a.sog").write_bytes(zipped({**members, f"{name}.webp": picture}))
     if name not in ("sh0", "shN_centroids"):
         with pytest.raises(UnsupportedError, match=rf"'{name}\.webp' is lossy, so its numbers are others; exp"):
             load(tmp_path / "a.sog")
         return
-    found, expected = load(tmp_path / "a.sog"), load(tmp_path / "whole.sog")
+    found, expected = load(tmp_path / "a.sog"), load(whole)
     assert f"'{name}.webp' is lossy: its colours are not quite" in caplog.text
     assert found.means.equal(expected.means)
     assert not found.sh.equal(expected.sh)
@@ -352,7 +357,7 @@ def test_other_pictures_are_named(tmp_path, members, kind):
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "PNG"])
-def test_what_is_for_the_eye_is_passed_over(tmp_path, members, kind):
+def test_what_is_for_the_eye_is_passed_over(tmp_path, whole, members, kind):
     """A colour profile, gamma, an orientation and interlacing change no byte."""
     from PIL import ImageCms
 
@@ -365,7 +370,7 @@ def test_what_is_for_the_eye_is_passed_over(tmp_path, members, kind):
         for name, data in members.items()
     }
     (tmp_path / "a.sog").write_bytes(zipped(files))
-    found, expected = load(tmp_path / "a.sog"), load(tmp_path / "whole.sog")
+    found, expected = load(tmp_path / "a.sog"), load(whole)
     assert all(getattr(found, name).equal(tensor) for name, tensor in expected.params().items())
 
 

@@ -92,7 +92,8 @@ def read_ply_header(path: str | os.PathLike[str]) -> PlyHeader:
         raise FormatError(f"{path}: the PLY header does not end. The file is truncated; copy or export it again.")
     lines = start[found.end() : end.start()].decode("utf-8", "surrogateescape")
     try:
-        header, minimum = _parse_header(re.split(r"[\r\n]", lines))
+        # Without empty lines, of which a file may have millions.
+        header, minimum = _parse_header(re.split(r"[\r\n]\s*", lines))
     except ValueError as error:
         raise FormatError(f"{path}: malformed PLY header ({error}). Copy or export the file again.") from error
     if size - end.end() < minimum:
