@@ -362,7 +362,7 @@ YAML = (yaml_twisted, yaml_twisted, worded, lined, flipped, cut)
 
 def gzipped(inner: Sequence[Mutator]) -> Mutator:
     """Damage below gzip, whose checksum fits again."""
-    return lambda data, rng: gzip.compress(rng.choice(inner)(gzip.decompress(data), rng), 1)
+    return lambda data, rng: gzip.compress(rng.choice(inner)(gzip.decompress(data), rng), 1, mtime=0)
 
 
 def zipped(inner: dict[str, Sequence[Mutator]]) -> Mutator:

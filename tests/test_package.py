@@ -192,6 +192,7 @@ LAYERS = {
         "scoring",
         "selection",
     },
+    "framing": {"cameras", "config", "guidance", "refine", "render", "trainer"},
     "reference": {"cameras", "config", "errors", "export", "files", "gaussians", "render", "resize"},
     "models": {"config", "entries", "errors", "priors", "published", "rewards", "weights"},
     "start": {"asset", "colours", "config", "errors", "export", "gaussians", "mesh", "priors", "trainer", "weights"},
@@ -200,8 +201,8 @@ LAYERS = {
         *("reference", "refined", "run_report", "runs", "trainer"),
     },
     "pipeline": {
-        *("errors", "files", "gaussians", "config", "priors", "rewards", "guidance", "export", "models", "render"),
-        *("reference", "refine", "refined", "result", "runs", "scoring", "start", "trainer"),
+        *("errors", "files", "framing", "gaussians", "config", "priors", "rewards", "guidance", "export", "models"),
+        *("reference", "refine", "refined", "render", "result", "runs", "scoring", "start", "trainer"),
     },
     "benchmark": {"cameras", "config", "gaussians", "pipeline", "priors", "render"},
     "job": {

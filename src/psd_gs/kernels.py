@@ -37,13 +37,15 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         options: of ``numba.njit``, such as ``nogil``.
     """
 
+    options["no_cfunc_wrapper"] = True  # nothing else in C calls them
+
     def compiled(function: Callable[..., Any]) -> Any:
         try:
-            dispatcher = numba.njit(cache=True, no_cfunc_wrapper=True, **options)(function)
+            dispatcher = numba.njit(cache=True, **options)(function)
         except RuntimeError:  # no place that can be written
             if not temporary_cache():
-                return numba.njit(no_cfunc_wrapper=True, **options)(function)
-            dispatcher = numba.njit(cache=True, no_cfunc_wrapper=True, **options)(function)
+                return numba.njit(**options)(function)
+            dispatcher = numba.njit(cache=True, **options)(function)
         dispatcher._cache = Cache(function)
         return dispatcher
 
@@ -57,7 +59,8 @@ def part(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     Args:
         options: of ``numba.njit``, such as ``error_model``.
     """
-    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(**options)
 
 
 class Cache(caching.FunctionCache):

@@ -80,7 +80,9 @@ def test_gzip_of_several_members(tmp_path, pack, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    "second", [gzip.compress(b"x")[:12], b"\x1f\x8b\x08broken", gzip.compress(b"xyz")[:-8] + bytes(8)]
+    "second",
+    [gzip.compress(b"x")[:12], b"\x1f\x8b\x08broken", gzip.compress(b"xyz")[:-8] + bytes(8)],
+    ids=["cut", "broken", "another sum"],  # the bytes hold the time
 )
 def test_a_damaged_member_is_damage(tmp_path, second):
     (tmp_path / "a.spz").write_bytes(spz(ball(9)) + second)
