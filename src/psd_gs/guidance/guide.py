@@ -190,8 +190,12 @@ class Guidance:
         x0 = self.prior.encode(renders)
         noise = sample_noise(x0, noises, False, torch.Generator().manual_seed(0))
         denoiser = replace(self._denoiser(torch.full((len(x0),), t), cameras, 0.0), negative=self.null)
-        prediction = denoiser.noised(x0, noise)
-        return float((prediction.cond - x0).square().mean()), float((prediction.neg - x0).square().mean())
+        errors = torch.zeros(2, device=x0.device)
+        for group in torch.arange(len(x0)).split(1):  # one at a time: no more memory than a step takes
+            prediction = denoiser[group].noised(x0[group], noise[:, group])
+            errors += torch.stack([(x - x0[group]).square().mean() for x in (prediction.cond, prediction.neg)])
+        prompt, empty = (errors / len(x0)).tolist()
+        return prompt, empty
 
     def _fit(self, images: Tensor, cameras: Cameras) -> tuple[Tensor, Cameras]:
         """Check the number of views and bring the images to the prior's size."""
