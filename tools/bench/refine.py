@@ -2,6 +2,7 @@
 
     python tools/bench/refine.py edits OUT --kits KITS
     python tools/bench/refine.py repairs OUT
+    python tools/bench/refine.py large OUT --kits KITS     # how long it takes with 100 000 Gaussians
 
 One line of ``OUT/PART.jsonl`` per entry, and ``OUT/PART.png`` with all of them before and after; an entry that has its
 line is not done again.
@@ -13,6 +14,7 @@ import argparse
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +44,7 @@ from psd_gs.scoring import score_asset
 
 LISTS = Path(__file__).with_name("refine.json")
 POINTS = 12_000
-"""Of a mesh that becomes a splat."""
+"""Of a mesh that becomes a splat, unless an entry says how many."""
 
 
 def kit_mesh(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,23 +53,23 @@ def kit_mesh(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return vertices.astype(np.float32) / 32767, triangles.astype(int), colours / 255
 
 
-def kit_splat(folder: Path, name: str) -> Gaussians:
+def kit_splat(folder: Path, name: str, count: int) -> Gaussians:
     """A mesh of the kits as Gaussians on its surface."""
     import trimesh
 
     vertices, triangles, colours = kit_mesh(folder, name)
     mesh = trimesh.Trimesh(vertices, triangles, process=False)
-    points, faces = trimesh.sample.sample_surface(mesh, POINTS, seed=0)
+    points, faces = trimesh.sample.sample_surface(mesh, count, seed=0)
     return surface_gaussians(torch.from_numpy(points).float(), torch.from_numpy(colours[faces]).float())
 
 
-def source(name: str, pipeline: TextTo3DPipeline, arguments: argparse.Namespace) -> Path:
+def source(name: str, pipeline: TextTo3DPipeline, arguments: argparse.Namespace, count: int = POINTS) -> Path:
     """The file of an asset of the lists, made if it is not there."""
-    path = arguments.out / "assets" / f"{slug(name)}.ply"
+    path = arguments.out / "assets" / f"{slug(name)}{'' if count == POINTS else f'-{count}'}.ply"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         if name.startswith("kit:"):
-            asset = kit_splat(arguments.kits, name.removeprefix("kit:"))
+            asset = kit_splat(arguments.kits, name.removeprefix("kit:"), count)
         else:
             asset = pipeline(name, seed=0, preset="draft").gaussians
         write_ply(asset, path)
@@ -104,13 +106,15 @@ def preferred(assets: dict[str, Gaussians], prompts: tuple[str, str], judge: Rew
 def edit(entry: Row, pipeline: TextTo3DPipeline, arguments: argparse.Namespace) -> tuple[Row, list[Gaussians]]:
     """Does the judge prefer the new prompt, before and after."""
     assert pipeline.judge is not None
-    path, old = source(entry["asset"], pipeline, arguments), entry.get("old", entry["asset"])
-    how = entry.get("options", {})
+    path = source(entry["asset"], pipeline, arguments, entry.get("points", POINTS))
+    old, how = entry.get("old", entry["asset"]), entry.get("options", {})
+    start = time.perf_counter()
     result = refined(pipeline, path, entry["new"], how, arguments.preset)
+    seconds = round(time.perf_counter() - start, 1)
     original = Original.of(result.config.refine)
     before, after = original.fitted(original.gaussians), original.fitted(result.gaussians)
     judged = preferred({"before": before, "after": after}, (old, entry["new"]), pipeline.judge)
-    return {**result.refined, **entry, "old": old, **judged}, [before, after]
+    return {**result.refined, **entry, "old": old, **judged, "seconds": seconds}, [before, after]
 
 
 def spoiled(asset: Gaussians, fault: str) -> Gaussians:
@@ -169,7 +173,7 @@ def repair(entry: list[str], pipeline: TextTo3DPipeline, arguments: argparse.Nam
     return row, three[1:]
 
 
-PARTS = {"edits": edit, "repairs": repair}
+PARTS = {"edits": edit, "repairs": repair, "large": edit}
 
 
 def main() -> None:
