@@ -148,4 +148,4 @@ def test_damaged_files(tmp_path):
 
 @pytest.mark.full
 def test_many_damaged_files(tmp_path):
-    assert damage(tmp_path, 150) > 0.25
+    assert damage(tmp_path, 60) > 0.25
