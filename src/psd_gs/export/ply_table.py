@@ -282,5 +282,11 @@ def _text_row(line: str, kinds: dict[str, str]) -> list[float]:
 
 
 def columns(table: np.ndarray, names: Collection[str]) -> np.ndarray:
-    """Properties of a structured array side by side, [N, len(names)]."""
-    return np.stack([table[name] for name in names], axis=1) if names else np.zeros((len(table), 0))
+    """Properties of a structured array side by side, [N, len(names)]: a view where they lie so, as files have them."""
+    if not names:
+        return np.zeros((len(table), 0))
+    kinds, places = zip(*((table.dtype[name], table.dtype.fields[name][1]) for name in names), strict=True)
+    size = kinds[0].itemsize
+    if len({*kinds}) == 1 and places == tuple(range(places[0], places[0] + size * len(names), size)):
+        return np.ndarray((len(table), len(names)), kinds[0], table, places[0], (table.strides[0], size))
+    return np.stack([table[name] for name in names], axis=1)
