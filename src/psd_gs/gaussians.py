@@ -10,11 +10,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from psd_gs.splats import Cloud, Splats, rgb_to_sh0
+from psd_gs.splats import SH_C0, Cloud, RenderMode, Splats, rgb_to_sh0, sh0_to_rgb
 
 __all__ = [
-    *("SH_C0", "Gaussians", "RenderMode", "from_points", "random_ball", "rgb_to_sh0", "rotation_matrices"),
-    *("sh0_to_rgb", "usable"),
+    "SH_C0",
+    "Gaussians",
+    "RenderMode",
+    "from_points",
+    "random_ball",
+    "rgb_to_sh0",
+    "rotation_matrices",
+    "sh0_to_rgb",
+    "usable",
 ]
 
 
@@ -43,12 +50,13 @@ class Gaussians(Cloud):
     @classmethod
     def of(cls, splats: Splats) -> Self:
         """Arrays as tensors, which share their memory."""
-        return cls(*map(torch.from_numpy, splats.params().values()), splats.mode, splats.origin)
+        tensors = {name: torch.from_numpy(values) for name, values in splats.params().items()}
+        return cls(**tensors, mode=splats.mode, origin=splats.origin)
 
     def splats(self) -> Splats:
         """Tensors as float32 arrays, which share the memory of those that are so already."""
-        host = (tensor.detach().cpu().float().numpy() for tensor in self.params().values())
-        return Splats(*host, mode=self.mode, origin=self.origin)
+        arrays = {name: tensor.detach().cpu().float().numpy() for name, tensor in self.params().items()}
+        return Splats(**arrays, mode=self.mode, origin=self.origin)
 
     @property
     def device(self) -> torch.device:

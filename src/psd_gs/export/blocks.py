@@ -13,20 +13,24 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from io import BufferedReader
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from psd_gs.errors import FormatError, InputError
 from psd_gs.export.foreign import refuse_foreign
-from psd_gs.export.frames import Frame, median, near_the_others, robust_box, turn_x180
+from psd_gs.export.frames import Frame, median, near_the_others, robust_box, turn_in_place
 from psd_gs.splats import RenderMode, Splats
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_LOGIT = 15.0
 MAX_LOG_SCALE = 20.0
@@ -102,15 +106,29 @@ def blocks(splats: Splats, rows: Int[np.ndarray, " M"], frame: Frame) -> Iterato
         rows: indices of usable ones.
         frame: axes of the blocks.
     """
-    for begin, end in ranges(len(rows)):
-        part = rows[begin:end]
-        block = splats.map(lambda values, part=part: values.take(part, axis=0))
-        _saturate(block)
-        length = np.sqrt(reduce(np.add, np.square(block.quats).T))
+
+    def block(part: Int[np.ndarray, " B"]) -> Splats:
+        taken = splats.map(partial(np.take, indices=part, axis=0))
+        _saturate(taken)
+        length = np.sqrt(reduce(np.add, np.square(taken.quats).T))
         uneven = np.abs(length - 1) >= 1e-6  # what has length 1 stays as it is, to the bit
         if uneven.any():
-            block.quats[uneven] /= length[uneven, None]
-        yield turn_x180(block) if frame == "rdf" else block
+            taken.quats[uneven] /= length[uneven, None]
+        if frame == "rdf":
+            turn_in_place(taken)
+        return taken
+
+    return ahead(block(rows[begin:end]) for begin, end in ranges(len(rows)))
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, each made by a thread of its own while the one before it is used."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, iterator, end)
+            yield item
 
 
 def gather(
@@ -138,17 +156,17 @@ def gather(
         raise FormatError(f"{path} holds no Gaussians. Export the asset again.")
     out: Splats | None = None
     filled = broken = 0
-    for raw in parts:
-        turned = turn_x180(raw) if frame == "rdf" else raw
+    for raw in ahead(parts):
         if out is None:
-            out = turned.map(lambda values: np.empty((count, *values.shape[1:]), np.float32))
+            out = raw.map(lambda values: np.empty((count, *values.shape[1:]), np.float32))
             if raw.means.itemsize == 8:
                 out.means = np.empty((count, 3))
         block = out.select(slice(filled, filled + len(raw)))
         # A double beyond float32 becomes infinite here, which makes its row unusable.
         with np.errstate(over="ignore", invalid="ignore"):
             for name, values in block.params().items():
-                values[:] = getattr(turned, name)
+                for channel in np.ndindex(values.shape[2:]):  # one by one, as most files have them
+                    values[..., *channel] = getattr(raw, name)[..., *channel]
         good = _usable(block)
         if not good.all():
             kept = block.select(good)
@@ -157,6 +175,8 @@ def gather(
                 values[:] = getattr(kept, name)
             broken += len(raw) - len(kept)
         _saturate(block)
+        if frame == "rdf":
+            turn_in_place(block)
         filled += len(block)
     if (broken and not lenient) or out is None or filled == 0:
         raise FormatError(
@@ -201,7 +221,7 @@ def held(splats: Splats, centre: Float[np.ndarray, " 3"], reach: float) -> Splat
     return replace(
         splats,
         means=np.where(factor < 1, centre + offset * factor, splats.means),
-        scales=np.maximum(splats.scales + np.log(factor), -MAX_LOG_SCALE),
+        scales=np.maximum(splats.scales + np.log(factor.astype(np.float64)).astype(np.float32), -MAX_LOG_SCALE),
     )
 
 

@@ -29,15 +29,20 @@ def turn_x180(splats: Splats) -> Splats:
     coefficients only change sign. The quaternion is conjugated by the turn instead of multiplied
     by it, (w, x, -y, -z): the same ellipsoid, because its axes have no sign.
     """
+    turned = splats.map(lambda values: np.array(values, order="C"))
+    turn_in_place(turned)
+    return turned
+
+
+def turn_in_place(splats: Splats) -> None:
+    """:func:`turn_x180` of splats whose arrays are contiguous and nobody else's."""
+    splats.means[:, 1:] *= -1
+    splats.quats[:, 2:] *= -1
     signs = np.repeat(np.array(_X180_SH[1 : 1 + splats.shN.shape[1]], np.float32), 3)
+    flat = splats.shN.reshape(len(splats), len(signs))
+    flat *= signs
     x, y, z = splats.origin
-    return replace(
-        splats,
-        means=splats.means * np.array([1, -1, -1], splats.means.dtype),
-        quats=splats.quats * np.array([1, 1, -1, -1], np.float32),
-        shN=(splats.shN.reshape(len(splats), len(signs)) * signs).reshape(splats.shN.shape),
-        origin=(x, 0.0 - y, 0.0 - z),
-    )
+    splats.origin = (x, 0.0 - y, 0.0 - z)
 
 
 def transform(splats: Splats, matrix: Float[np.ndarray, "4 4"]) -> Splats:

@@ -285,7 +285,8 @@ def columns(table: np.ndarray, names: Collection[str]) -> np.ndarray:
     """Properties of a structured array side by side, [N, len(names)]: a view where they lie so, as files have them."""
     if not names:
         return np.zeros((len(table), 0))
-    kinds, places = zip(*((table.dtype[name], table.dtype.fields[name][1]) for name in names), strict=True)
+    fields = dict(table.dtype.fields or {})
+    kinds, places = zip(*(fields[name][:2] for name in names), strict=True)
     size = kinds[0].itemsize
     if len({*kinds}) == 1 and places == tuple(range(places[0], places[0] + size * len(names), size)):
         return np.ndarray((len(table), len(names)), kinds[0], table, places[0], (table.strides[0], size))

@@ -17,6 +17,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -40,7 +41,7 @@ from psd_gs.export.blocks import (
 )
 from psd_gs.export.frames import Frame, median, nth, robust_box, transform, turn_x180
 from psd_gs.export.metadata import Metadata
-from psd_gs.export.packed import Gunzip
+from psd_gs.export.packed import Gunzip, gzipped
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path
 from psd_gs.splats import RenderMode, Splats, scaled
@@ -128,31 +129,32 @@ def spz_parts(
     reach = min(reach, _LARGEST * unit - float(np.abs(centre).max()))
     means = splats.means[rows]
     fraction = _fraction_bits(means / unit, centre / unit, half / unit, reach / unit)
-    encoded, cut = [], 0
+    widths = _widths(version, splats.sh_degree)
+    body = np.empty(len(rows) * sum(widths), np.uint8)
+    streams = _split(body, len(rows), widths)
+    done = cut = 0
     for block in blocks(splats, rows, "gltf"):
         g = scaled(held(block, centre, reach), 1 / unit)
-        cut += int((g.scales.max(axis=1) > _LARGEST_SCALE + 1 / 32).sum())
-        encoded.append(_encode(turn_x180(g) if frame == "rdf" else g, fraction))
+        cut += int((reduce(np.maximum, g.scales.T) > _LARGEST_SCALE + 1 / 32).sum())
+        part = slice(done, done + len(g))
+        for stream, values in zip(streams, _encode(turn_x180(g) if frame == "rdf" else g, fraction), strict=True):
+            stream[part] = values.view(np.uint8).reshape(stream[part].shape)
+        done += len(g)
     if cut:
         largest = unit * math.exp(_LARGEST_SCALE)
         logger.warning("%s: %d Gaussians are larger than SPZ holds, and end at %.3g", name, cut, largest)
-    streams: list[list[np.ndarray]] = [list(stream) for stream in zip(*encoded, strict=True)]
-    if splats.shN.shape[1] == 0:
-        streams.pop()
     flags = _ANTIALIASED if splats.mode == "antialiased" else 0
     fields = (_MAGIC, version, len(rows), splats.sh_degree, fraction, flags)
     if version == 3:
-        squeeze = zlib.compressobj(_GZIP_LEVEL, wbits=31)
-        yield squeeze.compress(_HEADER.pack(*fields, 0))
-        yield from (squeeze.compress(part.data) for stream in streams for part in stream)
-        yield squeeze.flush()
+        yield from gzipped(_HEADER.pack(*fields, 0) + body.tobytes(), _GZIP_LEVEL)
         return
     from zstandard import ZstdCompressor
 
-    frames = [ZstdCompressor(_ZSTD_LEVEL).compress(b"".join(part.tobytes() for part in stream)) for stream in streams]
+    streams = [stream for stream in streams if stream.size]
+    frames = [ZstdCompressor(_ZSTD_LEVEL).compress(stream.data) for stream in streams]
     yield _HEADER_4.pack(*fields, len(streams), _HEADER_4.size)
     for squeezed, stream in zip(frames, streams, strict=True):
-        yield _ENTRY.pack(len(squeezed), sum(part.nbytes for part in stream))
+        yield _ENTRY.pack(len(squeezed), stream.nbytes)
     yield from frames
 
 
@@ -179,7 +181,7 @@ def spz_unit(splats: Splats) -> float:
 def _fraction_bits(means: Float[np.ndarray, "N 3"], centre: Float[np.ndarray, " 3"], half: float, reach: float) -> int:
     """As many bits below the point as hold the asset and its strays where :func:`held` leaves them; 18 for
     assets of usual size, more for small ones. Lengths are in units of the file."""
-    inside = np.abs(means - centre).max(axis=1) <= reach
+    inside = reduce(np.maximum, np.abs(means - centre).T) <= reach
     far = float(np.abs(means[inside]).max())
     if not inside.all():
         far = max(far, float(np.abs(centre).max()) + reach)
