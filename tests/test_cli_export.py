@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import torch
 from splats import asset, axes
 
+import psd_gs
 from psd_gs import cli
 from psd_gs.errors import ConfigError
 from psd_gs.export.edit import Edit, apply, area, floating, groups
@@ -110,6 +114,24 @@ def test_options_out_of_range(options, flag):
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def test_no_conversion_loads_torch(tmp_path):
+    """Whose import takes longer than the conversion of half a million splats."""
+    save(asset(300, degree=2), tmp_path / "in.ply")
+    made = [f"a{extension}" for extension in (".ply", ".compressed.ply", ".splat", ".spz", ".sog", ".glb")]
+    code = (
+        "import sys\n"
+        "from psd_gs.cli import main\n"
+        f"main(['export', 'in.ply', *{made}, '--prune', '--max-splats', '200', '--sh-degree', '1'])\n"
+        f"for name in {made}: main(['export', name, 'b.ply'])\n"
+        "assert not {'torch', 'numba', 'jaxtyping'} & sys.modules.keys()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(psd_gs.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_export_and_info(tmp_path, command, monkeypatch):

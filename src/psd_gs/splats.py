@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, TypeVar
+from functools import cached_property, reduce
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 SH_C0 = 0.28209479177387814
 """Value of the degree-0 real spherical harmonic: rgb = 0.5 + SH_C0 * sh0."""
@@ -17,6 +20,9 @@ RenderMode = Literal["default", "antialiased", "2dgs"]
 """How Gaussians were trained, and so are to be rendered: as 3DGS does; with opacities that make up for the blur on the
 screen (Mip-Splatting, Yu et al. 2024); or as flat discs (2DGS, Huang et al. 2024), whose third axis is nearly zero."""
 
+BLOCK = 1 << 13
+"""Rows of a block, small enough for the cache; a multiple of 256, the chunk of the compressed PLY."""
+_LARGEST = float(np.finfo(np.float32).max)
 _PARAMS = ("means", "quats", "scales", "opacities", "sh0", "shN")
 
 
@@ -82,6 +88,35 @@ class Splats(Cloud):
     def sh(self) -> Float[np.ndarray, "N K 3"]:
         """All spherical-harmonics coefficients, degree 0 first."""
         return np.concatenate([self.sh0, self.shN], axis=1)
+
+    @cached_property
+    def usable(self) -> Bool[np.ndarray, " N"]:
+        """Which rows are no damage, found out once.
+
+        Infinite opacities (opaque or invisible) and log scales of minus infinity (flat) are values. NaN anywhere, an
+        infinite position, size or colour, and a rotation of zero are damage.
+        """
+        return np.concatenate([np.zeros(0, bool), *(_usable(self.select(slice(*part))) for part in ranges(len(self)))])
+
+
+def _usable(block: Splats) -> Bool[np.ndarray, " N"]:
+    tests = [
+        *(np.isfinite(values) for values in (block.quats, block.sh0, block.shN)),
+        np.abs(block.means) <= _LARGEST,  # on the way from a file they are double
+        block.scales < math.inf,
+        ~np.isnan(block.opacities),
+        reduce(np.logical_or, block.quats.T != 0),
+    ]
+    good = np.ones(len(block), bool)
+    for fine in tests:
+        if not fine.all():  # most blocks have no other rows, and a test of each row takes long
+            good &= fine.reshape(len(block), -1).all(axis=1)
+    return good
+
+
+def ranges(count: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of each block of ``count`` rows."""
+    return ((begin, min(begin + BLOCK, count)) for begin in range(0, count, BLOCK))
 
 
 AnyCloud = TypeVar("AnyCloud", bound=Cloud)

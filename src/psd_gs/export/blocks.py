@@ -1,7 +1,4 @@
-"""What all splat formats share: what is a value and what damage, and splats in blocks on their way to files.
-
-Infinite opacities (opaque or invisible) and log scales of minus infinity (flat) are values. NaN anywhere, an infinite
-position, size or colour, and a rotation of zero are damage. Readers and writers share this rule.
+"""What all splat formats share: what becomes of damage, and splats in blocks on their way from and to files.
 
 A block is small enough for the cache, so a few million splats with all their harmonics are converted
 without a second copy of them in memory.
@@ -18,15 +15,17 @@ from dataclasses import replace
 from functools import partial, reduce
 from io import BufferedReader
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
 
 from psd_gs.errors import FormatError, InputError
 from psd_gs.export.foreign import refuse_foreign
 from psd_gs.export.frames import Frame, median, near_the_others, robust_box, turn_in_place
-from psd_gs.splats import RenderMode, Splats
+from psd_gs.splats import RenderMode, Splats, ranges
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, UInt8
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +33,6 @@ T = TypeVar("T")
 
 MAX_LOGIT = 15.0
 MAX_LOG_SCALE = 20.0
-BLOCK = 1 << 13
-"""Rows of a block; a multiple of 256, the chunk of the compressed PLY."""
 SMALL = 32 << 20
 RATIO = 100
 LARGEST = 8 << 30
@@ -45,7 +42,6 @@ COLOURS = (-2.0, 3.0)
 """Of colours where those of many Gaussians share a range: what is beyond would spoil the others."""
 HARMONICS = 4.0
 """Likewise, of the other coefficients."""
-_LARGEST = float(np.finfo(np.float32).max)
 _BROKEN = "hold NaN, an infinite position, size or colour, or a zero rotation"
 
 
@@ -55,7 +51,7 @@ def usable_rows(splats: Splats, path: str | os.PathLike[str]) -> Int[np.ndarray,
     Raises:
         InputError: there is none.
     """
-    rows = usable_mask(splats).nonzero()[0]
+    rows = splats.usable.nonzero()[0]
     if len(rows) == 0:
         raise InputError(
             f"cannot write {path}: expected finite Gaussians, received {len(splats)} of which none is usable. "
@@ -64,26 +60,6 @@ def usable_rows(splats: Splats, path: str | os.PathLike[str]) -> Int[np.ndarray,
     if len(rows) < len(splats):
         logger.warning("%s: left out %d of %d Gaussians, which %s", path, len(splats) - len(rows), len(splats), _BROKEN)
     return rows
-
-
-def usable_mask(splats: Splats) -> Bool[np.ndarray, " N"]:
-    """Which rows are values in the sense of this module."""
-    return np.concatenate([np.zeros(0, bool), *(_usable(splats.select(slice(*part))) for part in ranges(len(splats)))])
-
-
-def _usable(block: Splats) -> Bool[np.ndarray, " N"]:
-    tests = [
-        *(np.isfinite(values) for values in (block.quats, block.sh0, block.shN)),
-        np.abs(block.means) <= _LARGEST,  # on the way from a file they are double
-        block.scales < math.inf,
-        ~np.isnan(block.opacities),
-        reduce(np.logical_or, block.quats.T != 0),
-    ]
-    good = np.ones(len(block), bool)
-    for fine in tests:
-        if not fine.all():  # most blocks have no other rows, and a test of each row takes long
-            good &= fine.reshape(len(block), -1).all(axis=1)
-    return good
 
 
 def _saturate(block: Splats) -> None:
@@ -167,7 +143,7 @@ def gather(
             for name, values in block.params().items():
                 for channel in np.ndindex(values.shape[2:]):  # one by one, as most files have them
                     values[..., *channel] = getattr(raw, name)[..., *channel]
-        good = _usable(block)
+        good = block.usable
         if not good.all():
             kept = block.select(good)
             block = out.select(slice(filled, filled + len(kept)))
@@ -274,11 +250,6 @@ def check_unpacked(path: str | os.PathLike[str], count: int, degree: int, packed
             f"received {count} Gaussians in {packed} bytes. It is damaged or made to fill the memory; if you trust it, "
             "pass --large."
         )
-
-
-def ranges(count: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of each block of ``count`` rows."""
-    return ((begin, min(begin + BLOCK, count)) for begin in range(0, count, BLOCK))
 
 
 def with_degree(splats: Splats, degree: int) -> Splats:

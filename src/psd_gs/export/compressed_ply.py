@@ -25,7 +25,6 @@ from psd_gs.export.blocks import (
     gather,
     held,
     morton_order,
-    ranges,
     sigmoid,
     usable_rows,
 )
@@ -35,7 +34,7 @@ from psd_gs.export.ply import make_ply_header, stored_mode
 from psd_gs.export.ply_table import columns, read_ply_blocks, read_ply_header, say_rest
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path
-from psd_gs.splats import SH_C0, Splats, sh0_to_rgb
+from psd_gs.splats import SH_C0, Splats, ranges, sh0_to_rgb
 
 CHUNK = 256
 _COEFFICIENTS = (np.r_[0, np.arange(1, 255) + 0.5, 256] / 32 - 4).astype(np.float32)

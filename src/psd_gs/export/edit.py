@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.export.blocks import exp, sigmoid, usable_mask
+from psd_gs.export.blocks import exp, sigmoid
 from psd_gs.export.frames import median
 from psd_gs.splats import Splats
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 REACH = 2.0
 """Standard deviations to which a Gaussian reaches when groups are told apart."""
@@ -53,7 +56,7 @@ def apply(edit: Edit, splats: Splats) -> Splats:
     if edit.sh_degree is not None and edit.sh_degree < splats.sh_degree:
         splats = replace(splats, shN=np.ascontiguousarray(splats.shN[:, : (edit.sh_degree + 1) ** 2 - 1]))
     if edit.prune:
-        splats = _keep(splats, usable_mask(splats) & (sigmoid(splats) >= edit.min_opacity))
+        splats = _keep(splats, splats.usable & (sigmoid(splats) >= edit.min_opacity))
         splats = _keep(splats, ~floating(splats, edit.floaters))
     if edit.max_splats is not None and edit.max_splats < len(splats):
         splats = splats.select(np.sort(largest(splats, edit.max_splats)))

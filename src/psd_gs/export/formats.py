@@ -15,7 +15,7 @@ import numpy as np
 
 from psd_gs.errors import FormatError, InputError, UnsupportedError
 from psd_gs.export import compressed_ply, gltf, page, ply, sog, splat, spz, usd
-from psd_gs.export.blocks import open_any, open_file, usable_mask
+from psd_gs.export.blocks import open_any, open_file
 from psd_gs.export.frames import Frame, robust_box
 from psd_gs.export.metadata import RECORD, Metadata, jsonable
 from psd_gs.files import read_json, short, write_atomic
@@ -323,7 +323,7 @@ def geometry(splats: Splats) -> dict[str, Any]:
     """What can be said of the usable Gaussians: their number, SH degree, bounds in the world frame, and, where it is
     not the usual, how they are to be rendered (``render_mode``) and where their origin lies (``offset``, which the
     bounds do not include)."""
-    good = usable_mask(splats)
+    good = splats.usable
     means = splats.means if good.all() else splats.means[good]
     facts: dict[str, Any] = {"n_splats": len(means), "sh_degree": splats.sh_degree}
     if splats.mode != "default":

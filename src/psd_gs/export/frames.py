@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from psd_gs.splats import SH_C0, Splats
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 Frame = Literal["gltf", "rdf"]
 """Axes of a file: glTF's (our world: x right, y up, z to the front) or those of 3DGS (x right, y down, z forward)."""

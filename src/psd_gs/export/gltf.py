@@ -29,7 +29,6 @@ from psd_gs.export.blocks import (
     gather,
     log_scale,
     logit,
-    ranges,
     sigmoid,
     usable_rows,
     with_degree,
@@ -39,7 +38,7 @@ from psd_gs.export.gltf_file import MESHOPT, GltfFile, decoded, extensions, obje
 from psd_gs.export.metadata import Metadata, jsonable
 from psd_gs.export.spz import unpack_spz
 from psd_gs.files import atomic_path, conform, short
-from psd_gs.splats import SH_C0, RenderMode, Splats, sh0_to_rgb
+from psd_gs.splats import SH_C0, RenderMode, Splats, ranges, sh0_to_rgb
 
 logger = logging.getLogger(__name__)
 

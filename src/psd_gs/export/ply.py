@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
 from psd_gs.errors import FormatError, UnsupportedError
 from psd_gs.export.blocks import MAX_LOGIT, blocks, gather, logit, open_file, usable_rows
@@ -31,6 +30,8 @@ from psd_gs.splats import SH_C0, RenderMode, Splats
 __all__ = ["is_gaussian_ply", "read_ply", "read_ply_header", "read_ply_metadata", "write_ply"]
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     from psd_gs.export.ply_rows import Rows
 
 logger = logging.getLogger(__name__)

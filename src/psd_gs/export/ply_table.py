@@ -18,8 +18,9 @@ from typing import BinaryIO
 import numpy as np
 
 from psd_gs.errors import FormatError
-from psd_gs.export.blocks import damaged, open_file, ranges, say_surplus
+from psd_gs.export.blocks import damaged, open_file, say_surplus
 from psd_gs.files import short
+from psd_gs.splats import ranges
 
 logger = logging.getLogger(__name__)
 

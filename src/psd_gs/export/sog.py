@@ -36,7 +36,6 @@ from psd_gs.export.blocks import (
     held,
     morton_order,
     open_file,
-    ranges,
     read_bytes,
     sigmoid,
     usable_rows,
@@ -48,7 +47,7 @@ from psd_gs.export.packed import Zip
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.export.texels import Pictures
 from psd_gs.files import atomic_path, loads, read_bounded, short
-from psd_gs.splats import RenderMode, Splats, rgb_to_sh0, sh0_to_rgb
+from psd_gs.splats import RenderMode, Splats, ranges, rgb_to_sh0, sh0_to_rgb
 
 META, STREAMED = "meta.json", "lod-meta.json"
 _PALETTE = 1 << 16  # labels have 16 bits

@@ -11,11 +11,11 @@ import os
 import numpy as np
 
 from psd_gs.errors import FormatError
-from psd_gs.export.blocks import blocks, byte_logit, exp, gather, log_scale, ranges, read_bytes, sigmoid, usable_rows
+from psd_gs.export.blocks import blocks, byte_logit, exp, gather, log_scale, read_bytes, sigmoid, usable_rows
 from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata
 from psd_gs.files import atomic_path
-from psd_gs.splats import SH_C0, Splats, sh0_to_rgb
+from psd_gs.splats import SH_C0, Splats, ranges, sh0_to_rgb
 
 _RECORD = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgb", "u1", 3), ("alpha", "u1"), ("quat", "u1", 4)])
 

@@ -18,10 +18,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from psd_gs.errors import FormatError, UnsupportedError
 from psd_gs.export.blocks import (
@@ -32,11 +31,9 @@ from psd_gs.export.blocks import (
     extent,
     gather,
     held,
-    ranges,
     read_bytes,
     say_surplus,
     sigmoid,
-    usable_mask,
     usable_rows,
 )
 from psd_gs.export.frames import Frame, median, nth, robust_box, transform, turn_x180
@@ -44,7 +41,10 @@ from psd_gs.export.metadata import Metadata
 from psd_gs.export.packed import Gunzip, gzipped
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path
-from psd_gs.splats import RenderMode, Splats, scaled
+from psd_gs.splats import RenderMode, Splats, ranges, scaled
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def spz_unit(splats: Splats) -> float:
     It does not if the second axis of the median Gaussian is near e^-10 units or the largest of every tenth beyond
     e^5.9, the limits of the format, or if the asset is wider than 8 million units.
     """
-    good = usable_mask(splats)
+    good = splats.usable
     if not good.any():
         return 1.0
     axes = np.sort(splats.scales[good], axis=1)

@@ -24,7 +24,6 @@ from psd_gs.export.blocks import (
     log_scale,
     logit,
     open_file,
-    ranges,
     read_bytes,
     sigmoid,
     usable_rows,
@@ -34,7 +33,7 @@ from psd_gs.export.metadata import METADATA_KEY, Metadata, to_json
 from psd_gs.export.packed import Zip
 from psd_gs.export.usd_arrays import MODE_KEY, NAMES, read_arrays
 from psd_gs.files import atomic_path, loads
-from psd_gs.splats import RenderMode, Splats
+from psd_gs.splats import RenderMode, Splats, ranges
 
 _DATE = 946_728_000
 """Date of the member of a ``.usdz``, seconds since 1970: fixed, so that the same asset gives the same bytes."""
