@@ -80,7 +80,7 @@ def test_few_and_flat(tmp_path, extension, n):
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_many_blocks(tmp_path, extension, monkeypatch):
-    monkeypatch.setattr("psd_gs.export.blocks.BLOCK", 256)
+    monkeypatch.setattr("psd_gs.splats.BLOCK", 256)
     g = asset(1000, degree=1)
     save(g, tmp_path / f"a{extension}")
     assert_within(g, load(tmp_path / f"a{extension}"), FLOORS[extension])

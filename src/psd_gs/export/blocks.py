@@ -162,7 +162,9 @@ def gather(
     if broken:
         logger.warning("%s: left out %d of %d Gaussians, which %s", path, broken, count, _BROKEN)
     out = out if filled == count else out.select(slice(filled))
-    return localized(replace(out, mode=mode))
+    found = localized(replace(out, mode=mode))
+    found.usable = np.ones(filled, bool)
+    return found
 
 
 def localized(splats: Splats) -> Splats:

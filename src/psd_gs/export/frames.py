@@ -38,8 +38,8 @@ def turn_x180(splats: Splats) -> Splats:
 
 def turn_in_place(splats: Splats) -> None:
     """:func:`turn_x180` of splats whose arrays are contiguous and nobody else's."""
-    splats.means[:, 1:] *= -1
-    splats.quats[:, 2:] *= -1
+    for column in (*splats.means.T[1:], *splats.quats.T[2:]):
+        column *= -1
     signs = np.repeat(np.array(_X180_SH[1 : 1 + splats.shN.shape[1]], np.float32), 3)
     flat = splats.shN.reshape(len(splats), len(signs))
     flat *= signs
