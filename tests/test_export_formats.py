@@ -14,7 +14,6 @@ from splats import FLOORS, assert_within, asset, axes, matched, turned
 
 from psd_gs.cameras import orbit
 from psd_gs.errors import FormatError, InputError, OutputError
-from psd_gs.export.blocks import ahead
 from psd_gs.export.formats import FORMATS, format_of, load, read_metadata, save, sha256_of, sidecar
 from psd_gs.export.open import open_splats
 from psd_gs.gaussians import Gaussians, rotation_matrices, sh0_to_rgb
@@ -139,22 +138,6 @@ def test_signs_of_the_harmonics(tmp_path, extension):
         assert psnr(render(load(path, frame="rdf"), view(*angles)).rgb, expected) > 33
         assert psnr(render(raw, view(*angles, turned=True)).rgb, expected) > 33
         assert psnr(render(unsigned, view(*angles, turned=True)).rgb, expected) < 25
-
-
-# --- blocks -----------------------------------------------------------------------------------------------------------
-
-
-def test_items_made_ahead_keep_their_order_and_their_errors():
-    def items():
-        yield from range(5)
-        raise ValueError("no more")
-
-    found = []
-    with pytest.raises(ValueError, match="no more"):
-        found.extend(ahead(items()))
-    assert found == [0, 1, 2, 3, 4]
-    assert list(ahead([])) == []
-    assert next(ahead(iter(range(3)))) == 0  # nobody asks for the others
 
 
 # --- independent readers ----------------------------------------------------------------------------------------------

@@ -10,12 +10,11 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial, reduce
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt8
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 MAX_LOGIT = 15.0
 MAX_LOG_SCALE = 20.0
@@ -83,28 +80,16 @@ def blocks(splats: Splats, rows: Int[np.ndarray, " M"], frame: Frame) -> Iterato
         frame: axes of the blocks.
     """
 
-    def block(part: Int[np.ndarray, " B"]) -> Splats:
-        taken = splats.map(partial(np.take, indices=part, axis=0))
-        _saturate(taken)
-        length = np.sqrt(reduce(np.add, np.square(taken.quats).T))
+    for begin, end in ranges(len(rows)):
+        block = splats.map(partial(np.take, indices=rows[begin:end], axis=0))
+        _saturate(block)
+        length = np.sqrt(reduce(np.add, np.square(block.quats).T))
         uneven = np.abs(length - 1) >= 1e-6  # what has length 1 stays as it is, to the bit
         if uneven.any():
-            taken.quats[uneven] /= length[uneven, None]
+            block.quats[uneven] /= length[uneven, None]
         if frame == "rdf":
-            turn_in_place(taken)
-        return taken
-
-    return ahead(block(rows[begin:end]) for begin, end in ranges(len(rows)))
-
-
-def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, each made by a thread of its own while the one before it is used."""
-    iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, iterator, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, iterator, end)
-            yield item
+            turn_in_place(block)
+        yield block
 
 
 def gather(
@@ -132,7 +117,7 @@ def gather(
         raise FormatError(f"{path} holds no Gaussians. Export the asset again.")
     out: Splats | None = None
     filled = broken = 0
-    for raw in ahead(parts):
+    for raw in parts:
         if out is None:
             out = raw.map(lambda values: np.empty((count, *values.shape[1:]), np.float32))
             if raw.means.itemsize == 8:

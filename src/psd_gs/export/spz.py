@@ -403,7 +403,7 @@ def _check(
         )
 
 
-def _split(body: bytes, count: int, widths: list[int]) -> list[np.ndarray]:
+def _split(body: bytes | np.ndarray, count: int, widths: list[int]) -> list[np.ndarray]:
     """One byte table [count, width] per stream."""
     ends = np.cumsum([count * width for width in widths])
     flat = np.frombuffer(body, np.uint8)
