@@ -166,7 +166,7 @@ def sniff(start: bytes) -> str | None:
 def load(
     path: str | os.PathLike[str], *, frame: Frame | None = None, lenient: bool = False, large: bool = False
 ) -> Gaussians:
-    """:func:`read_splats` as tensors."""
+    """:func:`read_splats` as tensors; arguments and errors are the same."""
     from psd_gs.gaussians import Gaussians
 
     return Gaussians.of(read_splats(path, frame=frame, lenient=lenient, large=large))
@@ -204,9 +204,16 @@ def read_splats(
         return expected.read(path, lenient=lenient, large=large, **options)
 
 
-def save(gaussians: Gaussians, path: str | os.PathLike[str], **options: Any) -> None:
-    """:func:`write_splats` of tensors, with the same options."""
-    write_splats(gaussians.splats(), path, **options)
+def save(
+    gaussians: Gaussians,
+    path: str | os.PathLike[str],
+    *,
+    frame: Frame | None = None,
+    metadata: Metadata | None = None,
+    **options: Any,
+) -> None:
+    """:func:`write_splats` of tensors; arguments and errors are the same."""
+    write_splats(gaussians.splats(), path, frame=frame, metadata=metadata, **options)
 
 
 def write_splats(
