@@ -54,7 +54,7 @@ def write_compressed_ply(
 ) -> None:
     """Write a compressed PLY; the header has the metadata as one comment of less than 1 kB, long texts shortened.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`.
     """
     rows = usable_rows(splats, path)
     rows = rows[morton_order(splats.means[rows])]
@@ -94,7 +94,7 @@ def read_compressed_ply(
 ) -> Splats:
     """Read a compressed PLY, also the early kind whose colours have no bounds.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.load`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`.
     """
     header = read_ply_header(path)
     elements = header.elements

@@ -62,7 +62,7 @@ def write_gltf(
 ) -> None:
     """Write a ``.glb`` with one node, one mesh, one primitive of points.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.save`; more than 4 GiB are an :class:`InputError`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`; more than 4 GiB are an :class:`InputError`.
     Metadata goes into ``extras.psd_gs`` of the asset and, because some importers keep only that, of the node.
     """
     rows = usable_rows(splats, path)
@@ -150,7 +150,7 @@ def read_gltf(
     """Read all splats of a ``.glb`` or ``.gltf``, with the transforms of their nodes; those of linear colours become
     sRGB.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.load`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`.
     """
     with _sound(path):
         file = GltfFile(path)

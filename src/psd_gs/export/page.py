@@ -109,7 +109,7 @@ def write_page(
 ) -> None:
     """Write a page that shows one asset, upright whatever the ``frame``, and its metadata in the info panel.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`.
     """
     from psd_gs.gaussians import Gaussians
 

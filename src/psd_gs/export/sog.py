@@ -69,7 +69,7 @@ def write_sog(
 
     Up to 65536 Gaussians keep their own harmonics; of more, similar ones share.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`.
     """
     rows = usable_rows(splats, path)
     rows = rows[morton_order(splats.means[rows])]
@@ -153,7 +153,7 @@ def read_sog(
 ) -> Splats:
     """Read a SOG of version 1 or 2: a zip, whose members may lie in a folder, or a ``meta.json`` beside its pictures.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.load`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`.
     """
     try:
         meta, member, size = _opened(path)

@@ -25,7 +25,7 @@ def write_splat(
 ) -> None:
     """Write a ``.splat``; harmonics above degree 0 and metadata are lost.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`.
     """
     rows = usable_rows(splats, path)
     weight = splats.scales[rows].sum(axis=1) - np.logaddexp(0, -splats.opacities[rows])
@@ -46,7 +46,7 @@ def read_splat(
 ) -> Splats:
     """Read a ``.splat``.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.load`; ``large`` makes no difference.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`; ``large`` makes no difference.
     """
     data = read_bytes(path)
     if not data or len(data) % _RECORD.itemsize:
