@@ -62,7 +62,8 @@ def write_gltf(
 ) -> None:
     """Write a ``.glb`` with one node, one mesh, one primitive of points.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`; more than 4 GiB are an :class:`InputError`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`; more than 4 GiB are an
+    :class:`InputError`.
     Metadata goes into ``extras.psd_gs`` of the asset and, because some importers keep only that, of the node.
     """
     rows = usable_rows(splats, path)

@@ -219,8 +219,8 @@ def read_spz(
 ) -> Splats:
     """Read an SPZ of version 1 to 4; harmonics above degree 3 and unknown extensions are left out.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`; without a ``frame`` the file's record of its
-    coordinate system counts, else ``rdf``.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`; without a ``frame`` the file's
+    record of its coordinate system counts, else ``rdf``.
     """
     unpacked = unpack_spz(read_bytes(path), path, large)
     if frame is None and unpacked.world is not None:

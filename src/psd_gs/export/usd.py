@@ -44,7 +44,8 @@ def write_usd(
 ) -> None:
     """Write a ``.usdc`` or ``.usdz``; metadata goes into the layer's ``customLayerData`` as JSON.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`, and :class:`BackendError` without usd-core.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`, and :class:`BackendError` without
+    usd-core.
     """
     require_usd()
     from pxr import Gf, Sdf, Usd, UsdGeom, UsdUtils, UsdVol, Vt
@@ -95,7 +96,8 @@ def read_usd(
 ) -> Splats:
     """Read the Gaussian particle fields of a ``.usdc`` or ``.usdz``, with the transforms of their prims.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`, and :class:`BackendError` without usd-core.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`, and :class:`BackendError` without
+    usd-core.
     """
     require_usd()
     open_file(path).close()
