@@ -94,7 +94,7 @@ class _Rasterize(torch.autograd.Function):
             rgb, alpha[..., 0], depth[..., 0], g_rgb, g_alpha[..., 0], g_depth[..., 0], ctx.absgrad, grads, g_tiles,
         )  # fmt: skip
         sums = [np.zeros((C, N, columns), np.float32) for columns in (2, 2, SPLAT)]
-        parallel(sum_gradients, C * N, grads, lists.first_slot, lists.order, lists.count, *sums)
+        parallel(sum_gradients, C * N, grads, lists.first_slot, lists.order, lists.count, lists.rows, *sums)
         g_means2d, g_abs, g_splats = map(torch.from_numpy, sums)
         if ctx.absgrad:
             means2d.absgrad = g_abs
