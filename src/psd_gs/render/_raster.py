@@ -15,7 +15,7 @@ import psd_gs.render._constants as _constants
 from psd_gs.kernels import njit, part
 from psd_gs.render._constants import TILE
 from psd_gs.render._lists import ROW
-from psd_gs.render._vectors import LANES, bits, fetch, load, lowest, root, select, size, smaller, spread, store, sums
+from psd_gs.render._vectors import LANES, bits, fetch, held, load, lowest, root, select, size, smaller, spread, store, sums
 
 GRAD = 12
 """Columns of a gradient slot, sums over pixels of g = dL/dsigma and w = T alpha: g, g u, g dy, g u^2, g u dy, g dy^2,
@@ -32,36 +32,46 @@ _SLACK = np.float32(1.0001)
 _E0, _E1, _E2 = np.float32(0.99999991617), np.float32(-0.12499902591), np.float32(7.8106016866e-03)
 _E3, _E4, _E5 = np.float32(-3.2413368453e-04), np.float32(9.7026135797e-06), np.float32(-1.7785827568e-07)
 # Unsigned, which spares the handling of negative indices.
-_P1, _P2, _P3, _P4, _P5 = (np.uint64(j * _PLANE) for j in range(1, 6))
+_P1, _P2, _P3, _P4, _P5, _P6 = (np.uint64(j * _PLANE) for j in range(1, 7))
 _ONE, _LOW, _AHEAD = np.uint64(1), np.uint64(TILE - 1), 4
 _EIGHT, _LINES = np.uint64(LANES), np.uint64(TILE)
 _SHIFT = np.uint64(4)
 
 
 @part(error_model="numpy", inline="always")
-def _exp_minus(s):
+def _series():
+    """What :func:`_exp_minus` needs."""
+    return held(_E0), held(_E1), held(_E2), held(_E3), held(_E4), held(_E5)
+
+
+@part(error_model="numpy", inline="always")
+def _exp_minus(s, series):
+    e0, e1, e2, e3, e4, e5 = series
     ss = s * s
-    e = (_E0 + s * _E1) + ss * ((_E2 + s * _E3) + ss * (_E4 + s * _E5))
+    e = (e0 + s * e1) + ss * ((e2 + s * e3) + ss * (e4 + s * e5))
     e = e * e
     e = e * e
     return e * e
 
 
 @part(error_model="numpy", inline="always")
-def _reached(x, y, a, k, h, cutoff, centres, lines):
-    """Bits of the vectors that the ellipse sigma = cutoff reaches.
-
-    Fills ``lines [3,TILE]``, flat, for the tile's rows of pixels: where u is 0, h dy^2 and dy.
-    """
-    found, level, inverse = np.uint64(0), cutoff * _SLACK, _F1 / a
-    for first in range(np.uint64(0), np.uint64(TILE), _EIGHT):
+def _aim(x, y, k, h, centres, lines):
+    """Fill ``lines [3,TILE]``, flat, for the tile's rows of pixels: where u is 0, h dy^2 and dy."""
+    for first in range(np.uint64(0), _LINES, _EIGHT):
         dy = load(centres, first) - y
-        fall = dy * dy * h
-        centre = dy * k + x
-        reach = root((level - fall) * inverse)  # not a number, hence below nothing, where the row is out of reach
-        store(lines, first, centre)
-        store(lines, first + _LINES, fall)
+        store(lines, first, dy * k + x)
+        store(lines, first + _LINES, dy * dy * h)
         store(lines, first + _LINES + _LINES, dy)
+
+
+@part(error_model="numpy", inline="always")
+def _reached(a, cutoff, lines):
+    """Bits of the vectors that the ellipse sigma = cutoff reaches."""
+    found, level, inverse = np.uint64(0), cutoff * _SLACK, _F1 / a
+    for first in range(np.uint64(0), _LINES, _EIGHT):
+        centre = load(lines, first)
+        # Not a number, hence below nothing, where a row is out of reach.
+        reach = root((level - load(lines, first + _LINES)) * inverse)
         left = (np.float32(0.5) - centre <= reach) & (centre - np.float32(7.5) <= reach)
         right = (np.float32(8.5) - centre <= reach) & (centre - np.float32(15.5) <= reach)
         found |= (bits(left) | bits(right) << _LINES) << first
@@ -69,41 +79,43 @@ def _reached(x, y, a, k, h, cutoff, centres, lines):
 
 
 @part(error_model="numpy", inline="always")
-def _composite(rows, ids, x0, y0, centres, lines, live, tile):
-    """Composite the Gaussians ``ids`` over a tile.
+def _composite(rows, ids, masks, x0, y0, centres, lines, live, want_median, tile):
+    """Composite the Gaussians ``ids`` over a tile, and note in ``masks`` which vectors each was computed on.
 
     Planes of ``tile [6, TILE * TILE]``, flat: 0 T (negative once the pixel is done), 1-4 r, g, b, z, 5 median depth.
     """
+    series, half, most, least = _series(), held(_F05), held(ALPHA_MAX), held(T_MIN)
     for i in range(len(ids)):
+        if live == 0:
+            masks[i:] = 0
+            break
         fetch(rows[ids[min(i + _AHEAD, len(ids) - 1)]])
         s = rows[ids[i]]
-        a, k, h, opacity = _F05 * s[2], s[3], _F05 * s[4], s[5]
-        red, green, blue, z, cutoff = s[6], s[7], s[8], s[9], s[10]
-        todo = live & _reached(s[0] - x0, s[1] - y0, a, k, h, cutoff, centres, lines)
+        a, opacity, cutoff = _F05 * s[2], s[5], s[10]
+        red, green, blue, z = s[6], s[7], s[8], s[9]
+        _aim(s[0] - x0, s[1] - y0, s[3], _F05 * s[4], centres, lines)
+        todo = live & _reached(a, cutoff, lines)
+        masks[i] = todo
         while todo != 0:
             v = lowest(todo)
             todo &= todo - _ONE
             p, line = v * _EIGHT, v & _LOW
             u = load(centres, (v >> _SHIFT) * _EIGHT) - lines[line]
             sigma = u * u * a + lines[line + _LINES]
-            alpha = select(sigma <= cutoff, smaller(_exp_minus(sigma) * opacity, ALPHA_MAX), _F0)
+            alpha = select(sigma <= cutoff, smaller(_exp_minus(sigma, series) * opacity, most), _F0)
             T = load(tile, p)
             T_next = T - T * alpha
-            clear = T_next > T_MIN
+            clear = T_next > least
             w = select(clear, T * alpha, _F0)
             store(tile, p + _P1, load(tile, p + _P1) + w * red)
             store(tile, p + _P2, load(tile, p + _P2) + w * green)
             store(tile, p + _P3, load(tile, p + _P3) + w * blue)
             store(tile, p + _P4, load(tile, p + _P4) + w * z)
-            crossed = (T > _F05) & (T_next <= _F05)
-            if bits(crossed) != 0:
-                store(tile, p + _P5, select(crossed, z, load(tile, p + _P5)))
+            if want_median:
+                store(tile, p + _P5, select((T > half) & (T_next <= half), z, load(tile, p + _P5)))
             store(tile, p, select(clear, T_next, _F0 - size(T)))
             if bits(clear) == 0:
                 live &= ~(_ONE << v)
-        if live == 0:
-            break
-    return live
 
 
 @part(error_model="numpy")
@@ -132,8 +144,8 @@ def _centres():
 
 
 @njit(nogil=True, error_model="numpy")
-def rasterize_forward(begin, end, rows, starts, ids, background, rgb, alpha, depth, median):
-    """For tiles begin to end: fill the images. ``rows`` has C and N flattened, ``starts`` delimits the lists."""
+def rasterize_forward(begin, end, rows, starts, ids, background, want_median, masks, rgb, alpha, depth, median):
+    """For tiles begin to end: fill the images and ``masks [M]``. ``rows`` has C and N flattened, ``starts`` delimits the lists."""
     C, height, width = alpha.shape
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     tiles = C * tiles_x * tiles_y
@@ -144,7 +156,10 @@ def rasterize_forward(begin, end, rows, starts, ids, background, rgb, alpha, dep
         c, x0, y0 = t // (tiles_x * tiles_y), t % tiles_x * TILE, t // tiles_x % tiles_y * TILE
         tile_height, tile_width = min(TILE, height - y0), min(TILE, width - x0)
         live = _start(tile_height, tile_width, tile)
-        _composite(rows, ids[starts[t] : starts[t + 1]], np.float32(x0), np.float32(y0), centres, lines, live, tile)
+        listed = slice(starts[t], starts[t + 1])
+        _composite(
+            rows, ids[listed], masks[listed], np.float32(x0), np.float32(y0), centres, lines, live, want_median, tile
+        )
         for y in range(tile_height):
             for x in range(tile_width):
                 p = _place(y, x)
@@ -166,64 +181,72 @@ def _spread(n):
 
 
 @part(error_model="numpy", inline="always")
-def _differentiate(rows, ids, slots, x0, y0, centres, lines, live, tile, absgrad, grads):
+def _differentiate(rows, ids, masks, slots, x0, y0, centres, lines, tile, absgrad, grads):
     """Replay ``_composite`` and write the gradient slots of the tile's Gaussians.
 
-    Planes of ``tile [6, TILE * TILE]``, flat: 0 T, 1 what is still to come of dL/d(output) . output, 2-5
-    dL/d(r, g, b, z).
+    Planes of ``tile [7, TILE * TILE]``, flat: 0 T, 1 what is still to come of dL/d(output) . output, 2-5
+    dL/d(r, g, b, z), 6 dL/dsigma of the Gaussian at hand.
     """
+    series, one, most, least = _series(), held(_F1), held(ALPHA_MAX), held(T_MIN)
     zero = spread(_F0)
     for i in range(len(ids)):
         fetch(rows[ids[min(i + _AHEAD, len(ids) - 1)]])
+        slot = grads[slots[i]]
+        if masks[i] == 0:
+            store(slot, 0, zero)
+            store(slot, 4, zero)
+            continue
         s = rows[ids[i]]
-        a, k, h, opacity = _F05 * s[2], s[3], _F05 * s[4], s[5]
-        red, green, blue, z, cutoff = s[6], s[7], s[8], s[9], s[10]
-        m, m_u, m_y, m_uu, m_uy, m_yy, m_x_abs, m_y_abs = zero, zero, zero, zero, zero, zero, zero, zero
+        a, k, opacity, cutoff = _F05 * s[2], s[3], s[5], s[10]
+        red, green, blue, z = s[6], s[7], s[8], s[9]
+        _aim(s[0] - x0, s[1] - y0, k, _F05 * s[4], centres, lines)
         g_red, g_green, g_blue, g_z = zero, zero, zero, zero
-        todo = live & _reached(s[0] - x0, s[1] - y0, a, k, h, cutoff, centres, lines)
+        todo = np.uint64(masks[i])
         while todo != 0:
             v = lowest(todo)
             todo &= todo - _ONE
             p, line = v * _EIGHT, v & _LOW
-            dy = lines[line + _LINES + _LINES]
             u = load(centres, (v >> _SHIFT) * _EIGHT) - lines[line]
             sigma = u * u * a + lines[line + _LINES]
-            raw = select(sigma <= cutoff, _exp_minus(sigma) * opacity, _F0)
-            alpha = smaller(raw, ALPHA_MAX)
+            raw = select(sigma <= cutoff, _exp_minus(sigma, series) * opacity, _F0)
+            alpha = smaller(raw, most)
             T = load(tile, p)
             T_next = T - T * alpha
-            clear = T_next > T_MIN
+            clear = T_next > least
             w = select(clear, T * alpha, _F0)
             v_red, v_green, v_blue = load(tile, p + _P2), load(tile, p + _P3), load(tile, p + _P4)
             v_z = load(tile, p + _P5)
             q = v_red * red + v_green * green + v_blue * blue + v_z * z
             behind = load(tile, p + _P1) - w * q
             # dL/dalpha = T q - (what lies behind) / (1 - alpha); none where alpha is clamped.
-            g = select(clear & (raw <= ALPHA_MAX), raw * (behind / (_F1 - alpha) - T * q), _F0)
+            g = select(clear & (raw <= most), raw * (behind / (one - alpha) - T * q), _F0)
             store(tile, p + _P1, behind)
             store(tile, p, select(clear, T_next, _F0 - size(T)))
+            store(tile, p + _P6, g)
+            g_red, g_green, g_blue, g_z = g_red + w * v_red, g_green + w * v_green, g_blue + w * v_blue, g_z + w * v_z
+        m, m_u, m_y, m_uu, m_uy, m_yy, m_x_abs, m_y_abs = zero, zero, zero, zero, zero, zero, zero, zero
+        todo = np.uint64(masks[i])
+        while todo != 0:
+            v = lowest(todo)
+            todo &= todo - _ONE
+            line = v & _LOW
+            dy = lines[line + _LINES + _LINES]
+            u = load(centres, (v >> _SHIFT) * _EIGHT) - lines[line]
+            g = load(tile, v * _EIGHT + _P6)
             g_u, g_y = g * u, g * dy
             m, m_u, m_y = m + g, m_u + g_u, m_y + g_y
             m_uu, m_uy, m_yy = m_uu + g_u * u, m_uy + g_u * dy, m_yy + g_y * dy
-            g_red, g_green, g_blue, g_z = g_red + w * v_red, g_green + w * v_green, g_blue + w * v_blue, g_z + w * v_z
             if absgrad:
                 m_x_abs = m_x_abs + size(g_u)
                 m_y_abs = m_y_abs + size(g_u * (s[2] * k) - g_y * s[4])
-            if bits(clear) == 0:
-                live &= ~(_ONE << v)
         # The first four columns of the second are overwritten by the last four of the first.
-        store(grads[slots[i]], 4, sums(zero, zero, zero, zero, g_red, g_green, g_blue, g_z))
-        store(grads[slots[i]], 0, sums(m, m_u, m_y, m_uu, m_uy, m_yy, m_x_abs, m_y_abs))
-        if live == 0:
-            for j in range(i + 1, len(ids)):
-                store(grads[slots[j]], 0, zero)
-                store(grads[slots[j]], 4, zero)
-            break
+        store(slot, 4, sums(zero, zero, zero, zero, g_red, g_green, g_blue, g_z))
+        store(slot, 0, sums(m, m_u, m_y, m_uu, m_uy, m_yy, m_x_abs, m_y_abs))
 
 
 @njit(nogil=True, error_model="numpy")
 def rasterize_backward(
-    begin, end, rows, starts, ids, slots, rgb, alpha, depth, g_rgb, g_alpha, g_depth, absgrad,
+    begin, end, rows, starts, ids, masks, slots, rgb, alpha, depth, g_rgb, g_alpha, g_depth, absgrad,
     grads, g_background,
 ):  # fmt: skip
     """For tiles begin to end: fill ``grads [M,GRAD]`` and ``g_background [C*tiles,3]`` (zero on entry)."""
@@ -231,12 +254,12 @@ def rasterize_backward(
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     tiles = C * tiles_x * tiles_y
     stride = _spread(tiles)
-    tile, lines, centres = np.empty(6 * _PLANE, np.float32), np.empty(3 * TILE, np.float32), _centres()
+    tile, lines, centres = np.empty(7 * _PLANE, np.float32), np.empty(3 * TILE, np.float32), _centres()
     for task in range(begin, end):
         t = task * stride % tiles
         c, x0, y0 = t // (tiles_x * tiles_y), t % tiles_x * TILE, t // tiles_x % tiles_y * TILE
         tile_height, tile_width = min(TILE, height - y0), min(TILE, width - x0)
-        live = _start(tile_height, tile_width, tile)
+        _start(tile_height, tile_width, tile)
         for y in range(tile_height):
             for x in range(tile_width):
                 p, at = _place(y, x), (c, y0 + y, x0 + x)
@@ -249,9 +272,10 @@ def rasterize_backward(
                     tile[(2 + j) * _PLANE + p] = g
                     tile[1 * _PLANE + p] += g * rgb[c, y0 + y, x0 + x, j]
                     g_background[t, j] += T * g
+        listed = slice(starts[t], starts[t + 1])
         _differentiate(
-            rows, ids[starts[t] : starts[t + 1]], slots[starts[t] : starts[t + 1]], np.float32(x0), np.float32(y0),
-            centres, lines, live, tile, absgrad, grads,
+            rows, ids[listed], masks[listed], slots[listed], np.float32(x0), np.float32(y0), centres, lines, tile,
+            absgrad, grads,
         )  # fmt: skip
 
 

@@ -84,6 +84,21 @@ def spread(typing, value):
 
 
 @intrinsic
+def held(typing, value):
+    """:func:`spread` of a constant that a loop shall find in a register or on the stack.
+
+    A constant that the compiler knows is read anew each time, by numba's code model through an address of 64 bits.
+    """
+
+    def emit(context, builder, signature, args):
+        i32 = ir.IntType(32)
+        unknown = builder.asm(ir.FunctionType(i32, [i32]), "", "=r,0", [builder.bitcast(args[0], i32)], False)
+        return _spread(builder, builder.bitcast(unknown, ir.FloatType()))
+
+    return floats(types.float32), emit
+
+
+@intrinsic
 def load(typing, array, index):
     """Elements ``index`` to ``index + 7`` of a contiguous float32 array of one dimension."""
 
@@ -130,14 +145,13 @@ def select(typing, where, then, otherwise):
 
 
 @intrinsic
-def smaller(typing, vector, most):
-    """``vector``, but at most the float32 ``most``."""
+def smaller(typing, one, other):
+    """The smaller of two vectors, lane by lane."""
 
     def emit(context, builder, signature, args):
-        bound = _spread(builder, args[1])
-        return builder.select(builder.fcmp_ordered("<", args[0], bound), args[0], bound)
+        return builder.select(builder.fcmp_ordered("<", *args), *args)
 
-    return floats(floats, types.float32), emit
+    return floats(floats, floats), emit
 
 
 @intrinsic

@@ -63,14 +63,14 @@ class _Rasterize(torch.autograd.Function):
     """Screen positions and splats to composited images."""
 
     @staticmethod
-    def forward(ctx: Any, means2d, splats, background, width, height, absgrad):
+    def forward(ctx: Any, means2d, splats, background, width, height, want_median, absgrad):
         xy, s = _numpy(means2d, splats)
         lists = _tile_lists(xy, s, width, height)
         rgb = np.empty((len(means2d), height, width, 3), np.float32)
         alpha, depth, median = np.empty((3, len(means2d), height, width), np.float32)
         parallel(
             rasterize_forward, len(lists.starts) - 1, lists.rows, lists.starts, lists.ids,
-            *_numpy(background), rgb, alpha, depth, median,
+            *_numpy(background), want_median, lists.masks, rgb, alpha, depth, median,
         )  # fmt: skip
         outputs = tuple(torch.from_numpy(image) for image in (rgb, *(i[..., None] for i in (alpha, depth, median))))
         ctx.lists, ctx.absgrad = lists, absgrad
@@ -90,8 +90,9 @@ class _Rasterize(torch.autograd.Function):
         g_tiles = np.zeros((len(lists.starts) - 1, 3), np.float32)
         g_rgb, g_alpha, g_depth = (_gradient(g, i.shape) for g, i in zip(gradients[:3], images, strict=True))
         parallel(
-            rasterize_backward, len(lists.starts) - 1, lists.rows, lists.starts, lists.ids, lists.slots,
-            rgb, alpha[..., 0], depth[..., 0], g_rgb, g_alpha[..., 0], g_depth[..., 0], ctx.absgrad, grads, g_tiles,
+            rasterize_backward, len(lists.starts) - 1, lists.rows, lists.starts, lists.ids, lists.masks,
+            lists.slots, rgb, alpha[..., 0], depth[..., 0], g_rgb, g_alpha[..., 0], g_depth[..., 0], ctx.absgrad,
+            grads, g_tiles,
         )  # fmt: skip
         sums = [np.zeros((C, N, columns), np.float32) for columns in (2, 2, SPLAT)]
         parallel(sum_gradients, C * N, grads, lists.first_slot, lists.order, lists.count, lists.rows, *sums)
@@ -99,7 +100,7 @@ class _Rasterize(torch.autograd.Function):
         if ctx.absgrad:
             means2d.absgrad = g_abs
         g_background = torch.from_numpy(g_tiles.reshape(C, -1, 3).sum(1))
-        return g_means2d, g_splats, g_background, None, None, None
+        return g_means2d, g_splats, g_background, None, None, None, None
 
 
 @dataclass
@@ -116,6 +117,8 @@ class _TileLists:
     """[C*tiles+1] where each tile's list starts."""
     ids: np.ndarray
     """[M] the lists: indices into ``rows``."""
+    masks: np.ndarray
+    """[M] which vectors of its tile each entry was computed on; filled by the forward pass."""
     slots: np.ndarray
     """[M] the gradient slot of each entry."""
     first_slot: np.ndarray
@@ -139,7 +142,7 @@ def _tile_lists(means2d: np.ndarray, splats: np.ndarray, width: int, height: int
     first_slot = np.cumsum(per_row)
     ids, slots = np.empty((2, starts[-1]), np.int32)
     parallel(fill_tiles, C * chunks, count, width, rows, boxes, parts, first_slot, ids, slots)
-    return _TileLists(order, count, rows.reshape(C * N, ROW), starts, ids, slots, first_slot)
+    return _TileLists(order, count, rows.reshape(C * N, ROW), starts, ids, np.empty_like(ids, np.uint32), slots, first_slot)
 
 
 def rasterize(gaussians: Gaussians, cameras: Cameras, background: Tensor, settings: Settings) -> Drawn:
@@ -149,5 +152,6 @@ def rasterize(gaussians: Gaussians, cameras: Cameras, background: Tensor, settin
     means2d, splats, radii = _Project.apply(
         *gaussians.params().values(), cameras.viewmats, cameras.Ks, cameras.positions, options
     )
-    rgb, alpha, depth, median = _Rasterize.apply(means2d, splats, background, width, height, settings.absgrad)
+    options = (width, height, settings.median_depth, settings.absgrad)
+    rgb, alpha, depth, median = _Rasterize.apply(means2d, splats, background, *options)
     return Drawn(rgb, alpha, depth, median, means2d, radii, splats[..., 7])
