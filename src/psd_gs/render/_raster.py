@@ -190,7 +190,9 @@ def _differentiate(rows, ids, masks, slots, x0, y0, centres, lines, tile, absgra
     series, one, most, least = _series(), held(_F1), held(ALPHA_MAX), held(T_MIN)
     zero = spread(_F0)
     for i in range(len(ids)):
-        fetch(rows[ids[min(i + _AHEAD, len(ids) - 1)]])
+        later = min(i + _AHEAD, len(ids) - 1)
+        fetch(rows[ids[later]])
+        fetch(grads[slots[later]])
         slot = grads[slots[i]]
         if masks[i] == 0:
             store(slot, 0, zero)

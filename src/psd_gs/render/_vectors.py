@@ -16,6 +16,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
+from psd_gs.kernels import part
+
 LANES = 8
 _FLAGS = ("contract", "nsz", "arcp")
 
@@ -122,16 +124,21 @@ def store(typing, array, index, vector):
 
 
 @intrinsic
-def fetch(typing, array):
-    """Let the processor bring the first element of an array of one dimension near, for a read to come."""
-
+def _fetch(typing, array, index):
     def emit(context, builder, signature, args):
         i32 = ir.IntType(32)
-        address = _address(context, builder, signature.args[0], args[0], i32(0))
+        address = _address(context, builder, signature.args[0], *args)
         _call(builder, "llvm.prefetch.p0", ir.VoidType(), address, i32(0), i32(3), i32(1))
         return context.get_dummy_value()
 
-    return types.none(array), emit
+    return types.none(array, types.uint64), emit
+
+
+@part(error_model="numpy", inline="always")
+def fetch(row):
+    """Let the processor bring a row of at most 16 floats near, for a use to come."""
+    _fetch(row, 0)
+    _fetch(row, len(row) - 1)
 
 
 @intrinsic
