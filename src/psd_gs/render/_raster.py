@@ -14,7 +14,6 @@ import numpy as np
 import psd_gs.render._constants as _constants
 from psd_gs.kernels import njit, part
 from psd_gs.render._constants import TILE
-from psd_gs.render._lists import ROW
 from psd_gs.render._vectors import LANES, bits, fetch, held, load, lowest, root, select, size, smaller, spread, store, sums
 
 GRAD = 12
@@ -91,9 +90,9 @@ def _composite(rows, ids, masks, x0, y0, centres, lines, live, want_median, tile
             break
         fetch(rows[ids[min(i + _AHEAD, len(ids) - 1)]])
         s = rows[ids[i]]
-        a, opacity, cutoff = _F05 * s[2], s[5], s[10]
-        red, green, blue, z = s[6], s[7], s[8], s[9]
-        _aim(s[0] - x0, s[1] - y0, s[3], _F05 * s[4], centres, lines)
+        a, opacity, cutoff = _F05 * s[0], s[3], s[8]
+        red, green, blue, z = s[4], s[5], s[6], s[7]
+        _aim(s[9] - x0, s[10] - y0, s[1], _F05 * s[2], centres, lines)
         todo = live & _reached(a, cutoff, lines)
         masks[i] = todo
         while todo != 0:
@@ -199,9 +198,9 @@ def _differentiate(rows, ids, masks, slots, x0, y0, centres, lines, tile, absgra
             store(slot, 4, zero)
             continue
         s = rows[ids[i]]
-        a, k, opacity, cutoff = _F05 * s[2], s[3], s[5], s[10]
-        red, green, blue, z = s[6], s[7], s[8], s[9]
-        _aim(s[0] - x0, s[1] - y0, k, _F05 * s[4], centres, lines)
+        a, k, opacity, cutoff = _F05 * s[0], s[1], s[3], s[8]
+        red, green, blue, z = s[4], s[5], s[6], s[7]
+        _aim(s[9] - x0, s[10] - y0, k, _F05 * s[2], centres, lines)
         g_red, g_green, g_blue, g_z = zero, zero, zero, zero
         todo = np.uint64(masks[i])
         while todo != 0:
@@ -240,7 +239,7 @@ def _differentiate(rows, ids, masks, slots, x0, y0, centres, lines, tile, absgra
             m_uu, m_uy, m_yy = m_uu + g_u * u, m_uy + g_u * dy, m_yy + g_y * dy
             if absgrad:
                 m_x_abs = m_x_abs + size(g_u)
-                m_y_abs = m_y_abs + size(g_u * (s[2] * k) - g_y * s[4])
+                m_y_abs = m_y_abs + size(g_u * (s[0] * k) - g_y * s[2])
         # The first four columns of the second are overwritten by the last four of the first.
         store(slot, 4, sums(zero, zero, zero, zero, g_red, g_green, g_blue, g_z))
         store(slot, 0, sums(m, m_u, m_y, m_uu, m_uy, m_yy, m_x_abs, m_y_abs))
@@ -282,24 +281,24 @@ def rasterize_backward(
 
 
 @njit(nogil=True, error_model="numpy")
-def sum_gradients(first, last, grads, first_slot, order, count, rows, g_means2d, g_abs, g_splats):
-    """For sorted rows first to last: sum the slots (they are contiguous) in their fixed order."""
-    N = order.shape[1]
+def sum_gradients(first, last, grads, first_slot, rows, g_means2d, g_abs, g_rows):
+    """For rows first to last: sum the slots, which are contiguous, in their fixed order.
+
+    Fills ``g_means2d [R,2]``, ``g_abs [R,2]`` and ``g_rows [R,ROW]``, of which only a splat's columns have a gradient.
+    """
     total = np.empty(GRAD)
-    for row in range(first, last):
-        c, i = row // N, row % N
-        if i >= count[c]:
-            continue
+    for n in range(first, last):
         total[:] = 0.0
-        for slot in range(first_slot[row], first_slot[row + 1]):
+        for slot in range(first_slot[n], first_slot[n + 1]):
             for j in range(GRAD):
                 total[j] += grads[slot, j]
-        n = order[c, i]
-        a, k, h, opacity = rows[row, 2], rows[row, 3], rows[row, 4], rows[row, 5]
-        g, m, m_u, m_y = g_splats[c, n], total[0], total[1], total[2]
+        a, k, h, opacity = rows[n, 0], rows[n, 1], rows[n, 2], rows[n, 3]
+        g, m, m_u, m_y = g_rows[n], total[0], total[1], total[2]
         # sigma = (a u^2 + h dy^2) / 2 with u = dx - k dy.
-        g_means2d[c, n, 0], g_means2d[c, n, 1] = -a * m_u, a * k * m_u - h * m_y
-        g[0], g[1], g[2], g[3] = 0.5 * total[3], -a * total[4], 0.5 * total[5], -m / opacity
+        g_means2d[n, 0], g_means2d[n, 1] = -a * m_u, a * k * m_u - h * m_y
+        g_abs[n, 0], g_abs[n, 1] = a * total[6], total[7]
+        g[:] = 0.0
+        if m != 0.0:
+            g[0], g[1], g[2], g[3] = 0.5 * total[3], -a * total[4], 0.5 * total[5], -m / opacity
         for j in range(4):
             g[4 + j] = total[8 + j]
-        g_abs[c, n, 0], g_abs[c, n, 1] = a * total[6], total[7]
