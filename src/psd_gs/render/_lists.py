@@ -141,7 +141,9 @@ def fill_tiles(begin, end, rows, order, count, width, boxes, parts, first_slot, 
     for task in range(begin, end):
         c, chunk = task // chunks, task % chunks
         for i in range(count[c] * chunk // chunks, count[c] * (chunk + 1) // chunks):
-            fetch(rows[c, order[c, min(i + _AHEAD, count[c] - 1)]])
+            later = order[c, min(i + _AHEAD, count[c] - 1)]
+            fetch(rows[c, later])
+            fetch(first_slot[c * N + later : c * N + later + 1])
             n = order[c, i]
             slot = first_slot[c * N + n]
             for band in range(boxes[c, i, 2], boxes[c, i, 3]):

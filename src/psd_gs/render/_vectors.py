@@ -126,8 +126,8 @@ def store(typing, array, index, vector):
 @intrinsic
 def _fetch(typing, array, index):
     def emit(context, builder, signature, args):
-        i32 = ir.IntType(32)
-        address = _address(context, builder, signature.args[0], *args)
+        i32, anything = ir.IntType(32), ir.IntType(8).as_pointer()
+        address = builder.bitcast(_address(context, builder, signature.args[0], *args), anything)
         _call(builder, "llvm.prefetch.p0", ir.VoidType(), address, i32(0), i32(3), i32(1))
         return context.get_dummy_value()
 

@@ -129,11 +129,11 @@ def _tile_lists(rows: np.ndarray, width: int, height: int) -> _TileLists:
     chunks = max(1, 16 // C)
     tiles = -(-width // TILE) * -(-height // TILE)
     boxes = np.empty((C, N, 4), np.int32)
-    per_tile, per_row = np.zeros((C, chunks, tiles), np.int32), np.zeros(C * N + 1, np.int64)
+    per_tile, per_row = np.zeros((C, chunks, tiles), np.int32), np.zeros(C * N + 1, np.int32)
     depths = rows, order, count, width
     parallel(count_tiles, C * chunks, *depths, height, boxes, per_tile, per_row[1:].reshape(C, N))
     starts, parts = offsets_of(per_tile)
-    first_slot = np.cumsum(per_row)
+    first_slot = np.cumsum(per_row, dtype=np.int32)
     ids, slots = np.empty((2, starts[-1]), np.int32)
     parallel(fill_tiles, C * chunks, *depths, boxes, parts, first_slot, ids, slots)
     return _TileLists(rows.reshape(C * N, ROW), starts, ids, np.empty_like(ids, np.uint32), slots, first_slot)
