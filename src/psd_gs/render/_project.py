@@ -175,18 +175,20 @@ def project_forward(
     for n in range(first, last):
         mean, R = _vector(means[n]), _rotation(quats[n])
         s = math.exp(np.float64(scales[n, 0])), math.exp(np.float64(scales[n, 1])), math.exp(np.float64(scales[n, 2]))
+        opacity = _sigmoid(np.float64(opacities[n]))
+        cutoff = math.log(opacity / ALPHA_MIN)
         for c in range(len(means2d)):
             row, K = rows[c, n], Ks[c]
             row[8] = -1.0
             camera, _, _, _, _, _, p, q, r, det, det_blurred = _footprint(viewmats[c], K, width, height, mean, R, s)
-            opacity = _sigmoid(np.float64(opacities[n]))
+            seen = opacity
             if antialiased:
-                opacity *= math.sqrt(det / det_blurred)
+                seen *= math.sqrt(det / det_blurred)
+                cutoff = math.log(seen / ALPHA_MIN)
             # The comparisons are such that a NaN makes the Gaussian invisible.
-            if not (NEAR <= camera[2] <= FAR and det_blurred > 0.0 and opacity >= ALPHA_MIN):
+            if not (NEAR <= camera[2] <= FAR and det_blurred > 0.0 and seen >= ALPHA_MIN):
                 continue
             # Opacity-aware bounding box (Radl et al. 2024, section B.2).
-            cutoff = math.log(opacity / ALPHA_MIN)
             reach = math.sqrt(2.0 * cutoff * r)
             radius_x, radius_y = math.ceil(math.sqrt(2.0 * cutoff * p)), math.ceil(reach)
             x = K[0, 0] * camera[0] / camera[2] + K[0, 2]
@@ -197,7 +199,7 @@ def project_forward(
             radii[c, n, 0], radii[c, n, 1] = np.int32(radius_x), np.int32(radius_y)
             means2d[c, n, 0], means2d[c, n, 1] = x, y
             row[0], row[1], row[2] = r / det_blurred, q / r, 1.0 / r
-            row[3], row[7], row[8] = opacity, camera[2], cutoff
+            row[3], row[7], row[8] = seen, camera[2], cutoff
             row[9], row[10], row[11] = x, y, reach + 1e-3
             if degree > 0:
                 (dx, dy, dz), _ = _direction(mean, positions[c])

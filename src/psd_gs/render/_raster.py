@@ -32,7 +32,7 @@ _E0, _E1, _E2 = np.float32(0.99999991617), np.float32(-0.12499902591), np.float3
 _E3, _E4, _E5 = np.float32(-3.2413368453e-04), np.float32(9.7026135797e-06), np.float32(-1.7785827568e-07)
 # Unsigned, which spares the handling of negative indices.
 _P1, _P2, _P3, _P4, _P5, _P6 = (np.uint64(j * _PLANE) for j in range(1, 7))
-_ONE, _LOW, _AHEAD = np.uint64(1), np.uint64(TILE - 1), 4
+_ONE, _LOW, _AHEAD = np.uint64(1), np.uint64(TILE - 1), 8
 _EIGHT, _LINES = np.uint64(LANES), np.uint64(TILE)
 _SHIFT = np.uint64(4)
 
