@@ -228,6 +228,15 @@ def _quaternion_gradient(quat, inverse, m0, m1, m2):
     )
 
 
+@part(error_model="numpy")
+def _idle(g_row, g_mean2d):
+    """Whether nothing depends on a Gaussian in a view: others hide it, or it is between pixels."""
+    for g in g_row:
+        if g != 0.0:
+            return False
+    return g_mean2d[0] == 0.0 and g_mean2d[1] == 0.0
+
+
 @njit(nogil=True, error_model="numpy")
 def project_backward(
     first, last, means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, width, height, degree, antialiased,
@@ -245,7 +254,7 @@ def project_backward(
         visible = False
         for c in range(len(g_means2d)):
             row, g, V, K = rows[c, n], g_rows[c, n], viewmats[c], Ks[c]
-            if row[8] < 0.0:
+            if row[8] < 0.0 or _idle(g, g_means2d[c, n]):
                 continue
             visible = True
             (x, y, z), clamped, t0, t1, y0, y1, p, q, r, det, det_blurred = _footprint(V, K, width, height, mean, R, s)
