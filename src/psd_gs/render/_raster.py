@@ -21,7 +21,9 @@ GRAD = 12
 |dL/dx|, |dL/dy|, and w times dL/d(red, green, blue, z)."""
 
 ALPHA_MAX, T_MIN = np.float32(_constants.ALPHA_MAX), np.float32(_constants.T_MIN)
-_PLANE = TILE * TILE
+_VECTORS = TILE * TILE // LANES
+_STRIDE = 8 * LANES
+"""Floats that a tile keeps of a vector: up to eight planes, side by side."""
 _F0, _F05, _F1 = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _TINY = np.float32(1e-10)
 _SLACK = np.float32(1.0001)
@@ -31,10 +33,12 @@ _SLACK = np.float32(1.0001)
 _E0, _E1, _E2 = np.float32(0.99999991617), np.float32(-0.12499902591), np.float32(7.8106016866e-03)
 _E3, _E4, _E5 = np.float32(-3.2413368453e-04), np.float32(9.7026135797e-06), np.float32(-1.7785827568e-07)
 # Unsigned, which spares the handling of negative indices.
-_P1, _P2, _P3, _P4, _P5, _P6 = (np.uint64(j * _PLANE) for j in range(1, 7))
-_ONE, _LOW, _AHEAD = np.uint64(1), np.uint64(TILE - 1), 8
-_EIGHT, _LINES = np.uint64(LANES), np.uint64(TILE)
-_SHIFT = np.uint64(4)
+_P1, _P2, _P3, _P4, _P5, _P6 = (np.uint64(j * LANES) for j in range(1, 7))
+_ONE, _EIGHT, _LINES, _SPACE = np.uint64(1), np.uint64(LANES), np.uint64(_VECTORS), np.uint64(_STRIDE)
+_AHEAD = 8
+"""Entries between a fetch and its use."""
+_LOOK = 16
+"""Entries after which a tile is searched for vectors whose pixels are all opaque."""
 
 
 @part(error_model="numpy", inline="always")
@@ -55,39 +59,55 @@ def _exp_minus(s, series):
 
 @part(error_model="numpy", inline="always")
 def _aim(x, y, k, h, centres, lines):
-    """Fill ``lines [3,TILE]``, flat, for the tile's rows of pixels: where u is 0, h dy^2 and dy."""
-    for first in range(np.uint64(0), _LINES, _EIGHT):
+    """Fill ``lines [3,32]``, flat, for the tile's vectors: where u is 0, from their left end, h dy^2 and dy."""
+    for first in range(np.uint64(0), np.uint64(TILE), _EIGHT):
         dy = load(centres, first) - y
-        store(lines, first, dy * k + x)
-        store(lines, first + _LINES, dy * dy * h)
+        centre, fall, right = dy * k + x, dy * dy * h, first + np.uint64(TILE)
+        store(lines, first, centre)
+        store(lines, right, centre - np.float32(LANES))
+        store(lines, first + _LINES, fall)
+        store(lines, right + _LINES, fall)
         store(lines, first + _LINES + _LINES, dy)
+        store(lines, right + _LINES + _LINES, dy)
 
 
 @part(error_model="numpy", inline="always")
 def _reached(a, cutoff, lines):
     """Bits of the vectors that the ellipse sigma = cutoff reaches."""
     found, level, inverse = np.uint64(0), cutoff * _SLACK, _F1 / a
-    for first in range(np.uint64(0), _LINES, _EIGHT):
-        centre = load(lines, first)
+    for first in range(np.uint64(0), np.uint64(TILE), _EIGHT):
         # Not a number, hence below nothing, where a row is out of reach.
         reach = root((level - load(lines, first + _LINES)) * inverse)
-        left = (np.float32(0.5) - centre <= reach) & (centre - np.float32(7.5) <= reach)
-        right = (np.float32(8.5) - centre <= reach) & (centre - np.float32(15.5) <= reach)
-        found |= (bits(left) | bits(right) << _LINES) << first
+        for v in (first, first + np.uint64(TILE)):
+            centre = load(lines, v)
+            found |= bits((_F05 - centre <= reach) & (centre - np.float32(LANES - 0.5) <= reach)) << v
     return found
 
 
 @part(error_model="numpy", inline="always")
-def _composite(rows, ids, masks, x0, y0, centres, lines, live, want_median, tile):
+def _live(tile):
+    """Bits of the vectors with a pixel that is not opaque yet."""
+    found = np.uint64(0)
+    for v in range(_LINES):
+        if bits(load(tile, v * _SPACE) > _F0) != 0:
+            found |= _ONE << v
+    return found
+
+
+@part(error_model="numpy", inline="always")
+def _composite(rows, ids, masks, x0, y0, centres, lines, want_median, tile):
     """Composite the Gaussians ``ids`` over a tile, and note in ``masks`` which vectors each was computed on.
 
-    Planes of ``tile [6, TILE * TILE]``, flat: 0 T (negative once the pixel is done), 1-4 r, g, b, z, 5 median depth.
+    Planes of the ``tile``: 0 T (negative once the pixel is done), 1-4 r, g, b, z, 5 median depth.
     """
-    series, half, most, least = _series(), held(_F05), held(ALPHA_MAX), held(T_MIN)
+    series, half, most, least, places = _series(), held(_F05), held(ALPHA_MAX), held(T_MIN), load(centres, 0)
+    live = np.uint64(0)
     for i in range(len(ids)):
-        if live == 0:
-            masks[i:] = 0
-            break
+        if i % _LOOK == 0:
+            live = _live(tile)
+            if live == 0:
+                masks[i:] = 0
+                break
         fetch(rows[ids[min(i + _AHEAD, len(ids) - 1)]])
         s = rows[ids[i]]
         a, opacity, cutoff = _F05 * s[0], s[3], s[8]
@@ -98,9 +118,8 @@ def _composite(rows, ids, masks, x0, y0, centres, lines, live, want_median, tile
         while todo != 0:
             v = lowest(todo)
             todo &= todo - _ONE
-            p, line = v * _EIGHT, v & _LOW
-            u = load(centres, (v >> _SHIFT) * _EIGHT) - lines[line]
-            sigma = u * u * a + lines[line + _LINES]
+            p, u = v * _SPACE, places - lines[v]
+            sigma = u * u * a + lines[v + _LINES]
             alpha = select(sigma <= cutoff, smaller(_exp_minus(sigma, series) * opacity, most), _F0)
             T = load(tile, p)
             T_next = T - T * alpha
@@ -113,28 +132,21 @@ def _composite(rows, ids, masks, x0, y0, centres, lines, live, want_median, tile
             if want_median:
                 store(tile, p + _P5, select((T > half) & (T_next <= half), z, load(tile, p + _P5)))
             store(tile, p, select(clear, T_next, _F0 - size(T)))
-            if bits(clear) == 0:
-                live &= ~(_ONE << v)
 
 
 @part(error_model="numpy")
 def _start(rows, columns, tile):
-    """Zero the planes of a tile but T, which is 1 inside the image and -1 outside; bits of the vectors inside."""
+    """Zero a tile but T, which is 1 inside the image and -1 outside."""
     tile[:] = _F0
-    live = np.uint64(0)
-    for v in range(_PLANE // LANES):
-        inside = min(max(columns - v // TILE * LANES, 0), LANES) if v % TILE < rows else 0
-        if inside > 0:
-            live |= _ONE << np.uint64(v)
-        for lane in range(LANES):
-            tile[v * LANES + lane] = _F1 if lane < inside else -_F1
-    return live
+    for y in range(TILE):
+        for x in range(TILE):
+            tile[_place(y, x)] = _F1 if y < rows and x < columns else -_F1
 
 
 @part(error_model="numpy")
 def _place(y, x):
-    """Of a pixel in a plane."""
-    return (x // LANES * TILE + y) * LANES + x % LANES
+    """Of a pixel in plane 0 of a tile; LANES further in the next plane."""
+    return (x // LANES * TILE + y) * _STRIDE + x % LANES
 
 
 @part(error_model="numpy")
@@ -149,25 +161,25 @@ def rasterize_forward(begin, end, rows, starts, ids, background, want_median, ma
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     tiles = C * tiles_x * tiles_y
     stride = _spread(tiles)
-    tile, lines, centres = np.empty(6 * _PLANE, np.float32), np.empty(3 * TILE, np.float32), _centres()
+    tile, lines, centres = np.empty(_VECTORS * _STRIDE, np.float32), np.empty(3 * _VECTORS, np.float32), _centres()
     for task in range(begin, end):
         t = task * stride % tiles
         c, x0, y0 = t // (tiles_x * tiles_y), t % tiles_x * TILE, t // tiles_x % tiles_y * TILE
         tile_height, tile_width = min(TILE, height - y0), min(TILE, width - x0)
-        live = _start(tile_height, tile_width, tile)
+        _start(tile_height, tile_width, tile)
         listed = slice(starts[t], starts[t + 1])
         _composite(
-            rows, ids[listed], masks[listed], np.float32(x0), np.float32(y0), centres, lines, live, want_median, tile
+            rows, ids[listed], masks[listed], np.float32(x0), np.float32(y0), centres, lines, want_median, tile
         )
         for y in range(tile_height):
             for x in range(tile_width):
                 p = _place(y, x)
                 T = abs(tile[p])
                 for j in range(3):
-                    rgb[c, y0 + y, x0 + x, j] = tile[(1 + j) * _PLANE + p] + T * background[c, j]
+                    rgb[c, y0 + y, x0 + x, j] = tile[p + (1 + j) * LANES] + T * background[c, j]
                 alpha[c, y0 + y, x0 + x] = _F1 - T
-                depth[c, y0 + y, x0 + x] = tile[4 * _PLANE + p] / max(_F1 - T, _TINY)
-                median[c, y0 + y, x0 + x] = tile[5 * _PLANE + p]
+                depth[c, y0 + y, x0 + x] = tile[p + 4 * LANES] / max(_F1 - T, _TINY)
+                median[c, y0 + y, x0 + x] = tile[p + 5 * LANES]
 
 
 @part(error_model="numpy")
@@ -183,10 +195,10 @@ def _spread(n):
 def _differentiate(rows, ids, masks, slots, x0, y0, centres, lines, tile, absgrad, grads):
     """Replay ``_composite`` and write the gradient slots of the tile's Gaussians.
 
-    Planes of ``tile [7, TILE * TILE]``, flat: 0 T, 1 what is still to come of dL/d(output) . output, 2-5
+    Planes of the ``tile``: 0 T, 1 what is still to come of dL/d(output) . output, 2-5
     dL/d(r, g, b, z), 6 dL/dsigma of the Gaussian at hand.
     """
-    series, one, most, least = _series(), held(_F1), held(ALPHA_MAX), held(T_MIN)
+    series, one, most, least, places = _series(), held(_F1), held(ALPHA_MAX), held(T_MIN), load(centres, 0)
     zero = spread(_F0)
     for i in range(len(ids)):
         later = min(i + _AHEAD, len(ids) - 1)
@@ -206,9 +218,8 @@ def _differentiate(rows, ids, masks, slots, x0, y0, centres, lines, tile, absgra
         while todo != 0:
             v = lowest(todo)
             todo &= todo - _ONE
-            p, line = v * _EIGHT, v & _LOW
-            u = load(centres, (v >> _SHIFT) * _EIGHT) - lines[line]
-            sigma = u * u * a + lines[line + _LINES]
+            p, u = v * _SPACE, places - lines[v]
+            sigma = u * u * a + lines[v + _LINES]
             raw = select(sigma <= cutoff, _exp_minus(sigma, series) * opacity, _F0)
             alpha = smaller(raw, most)
             T = load(tile, p)
@@ -230,10 +241,7 @@ def _differentiate(rows, ids, masks, slots, x0, y0, centres, lines, tile, absgra
         while todo != 0:
             v = lowest(todo)
             todo &= todo - _ONE
-            line = v & _LOW
-            dy = lines[line + _LINES + _LINES]
-            u = load(centres, (v >> _SHIFT) * _EIGHT) - lines[line]
-            g = load(tile, v * _EIGHT + _P6)
+            g, u, dy = load(tile, v * _SPACE + _P6), places - lines[v], lines[v + _LINES + _LINES]
             g_u, g_y = g * u, g * dy
             m, m_u, m_y = m + g, m_u + g_u, m_y + g_y
             m_uu, m_uy, m_yy = m_uu + g_u * u, m_uy + g_u * dy, m_yy + g_y * dy
@@ -255,7 +263,7 @@ def rasterize_backward(
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     tiles = C * tiles_x * tiles_y
     stride = _spread(tiles)
-    tile, lines, centres = np.empty(7 * _PLANE, np.float32), np.empty(3 * TILE, np.float32), _centres()
+    tile, lines, centres = np.empty(_VECTORS * _STRIDE, np.float32), np.empty(3 * _VECTORS, np.float32), _centres()
     for task in range(begin, end):
         t = task * stride % tiles
         c, x0, y0 = t // (tiles_x * tiles_y), t % tiles_x * TILE, t // tiles_x % tiles_y * TILE
@@ -266,12 +274,12 @@ def rasterize_backward(
                 p, at = _place(y, x), (c, y0 + y, x0 + x)
                 T = _F1 - alpha[at]
                 # Expected depth is D / alpha: what is to come of D, and alpha's share, add up to depth g / alpha.
-                tile[5 * _PLANE + p] = g_depth[at] / max(alpha[at], _TINY)
-                tile[1 * _PLANE + p] = tile[5 * _PLANE + p] * depth[at] - T * g_alpha[at]
+                tile[p + 5 * LANES] = g_depth[at] / max(alpha[at], _TINY)
+                tile[p + LANES] = tile[p + 5 * LANES] * depth[at] - T * g_alpha[at]
                 for j in range(3):
                     g = g_rgb[c, y0 + y, x0 + x, j]
-                    tile[(2 + j) * _PLANE + p] = g
-                    tile[1 * _PLANE + p] += g * rgb[c, y0 + y, x0 + x, j]
+                    tile[p + (2 + j) * LANES] = g
+                    tile[p + LANES] += g * rgb[c, y0 + y, x0 + x, j]
                     g_background[t, j] += T * g
         listed = slice(starts[t], starts[t + 1])
         _differentiate(
