@@ -37,8 +37,8 @@ _P1, _P2, _P3, _P4, _P5, _P6 = (np.uint64(j * LANES) for j in range(1, 7))
 _ONE, _EIGHT, _LINES, _SPACE = np.uint64(1), np.uint64(LANES), np.uint64(_VECTORS), np.uint64(_STRIDE)
 _AHEAD = 8
 """Entries between a fetch and its use."""
-_LOOK = 16
-"""Entries after which a tile is searched for vectors whose pixels are all opaque."""
+_BATCH = 16
+"""Entries whose vectors are found at once, among those that have a pixel which is not opaque yet."""
 
 
 @part(error_model="numpy", inline="always")
@@ -72,15 +72,18 @@ def _aim(x, y, k, h, centres, lines):
 
 
 @part(error_model="numpy", inline="always")
-def _reached(a, cutoff, lines):
-    """Bits of the vectors that the ellipse sigma = cutoff reaches."""
-    found, level, inverse = np.uint64(0), cutoff * _SLACK, _F1 / a
+def _reached(s, x0, y0, centres):
+    """Bits of the vectors that a Gaussian's ellipse sigma = cutoff reaches; rounding as in ``_aim``."""
+    x, y, k, h, found = s[9] - x0, s[10] - y0, s[1], _F05 * s[2], np.uint64(0)
+    level, inverse = s[8] * _SLACK, _F1 / (_F05 * s[0])
     for first in range(np.uint64(0), np.uint64(TILE), _EIGHT):
+        dy = load(centres, first) - y
+        centre = dy * k + x
         # Not a number, hence below nothing, where a row is out of reach.
-        reach = root((level - load(lines, first + _LINES)) * inverse)
-        for v in (first, first + np.uint64(TILE)):
-            centre = load(lines, v)
-            found |= bits((_F05 - centre <= reach) & (centre - np.float32(LANES - 0.5) <= reach)) << v
+        reach = root((level - dy * dy * h) * inverse)
+        left = (_F05 - centre <= reach) & (centre - np.float32(7.5) <= reach)
+        right = (np.float32(8.5) - centre <= reach) & (centre - np.float32(15.5) <= reach)
+        found |= (bits(left) | bits(right) << np.uint64(TILE)) << first
     return found
 
 
@@ -101,20 +104,20 @@ def _composite(rows, ids, masks, x0, y0, centres, lines, want_median, tile):
     Planes of the ``tile``: 0 T (negative once the pixel is done), 1-4 r, g, b, z, 5 median depth.
     """
     series, half, most, least, places = _series(), held(_F05), held(ALPHA_MAX), held(T_MIN), load(centres, 0)
-    live = np.uint64(0)
     for i in range(len(ids)):
-        if i % _LOOK == 0:
+        if i % _BATCH == 0:  # masks long before they are used: the processor knows how often it will go round
             live = _live(tile)
             if live == 0:
                 masks[i:] = 0
                 break
-        fetch(rows[ids[min(i + _AHEAD, len(ids) - 1)]])
+            for j in range(i, min(i + _BATCH, len(ids))):
+                fetch(rows[ids[min(j + _AHEAD, len(ids) - 1)]])
+                masks[j] = live & _reached(rows[ids[j]], x0, y0, centres)
         s = rows[ids[i]]
         a, opacity, cutoff = _F05 * s[0], s[3], s[8]
         red, green, blue, z = s[4], s[5], s[6], s[7]
         _aim(s[9] - x0, s[10] - y0, s[1], _F05 * s[2], centres, lines)
-        todo = live & _reached(a, cutoff, lines)
-        masks[i] = todo
+        todo = np.uint64(masks[i])
         while todo != 0:
             v = lowest(todo)
             todo &= todo - _ONE
