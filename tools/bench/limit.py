@@ -1,9 +1,10 @@
 """How near the CPU rasterizer is to what the machine can do: pairs of pixel and Gaussian, operations, bytes.
 
 A pair is *visited* if it is computed, with the seven beside it, and *contributes* if the pixel changes: the Gaussian
-reaches it and the pixel is not opaque yet. Operations are those of the kernels' inner loops (``psd_gs.render._raster``) by hand, additions
-and multiplications each one, comparisons none. The machine's rate is that of a matrix product in float32, which is all
-fused multiply-adds, on one thread like the kernels here. Times are of the processor, so other programs hardly matter.
+reaches it and the pixel is not opaque yet. Operations are those of the kernels' inner loops (``psd_gs.render._raster``)
+by hand, additions and multiplications each one, comparisons none. The machine's rate is that of a matrix product in
+float32, which is all fused multiply-adds, on one thread like the kernels here. Times are of the processor, so other
+programs hardly matter.
 """
 
 from __future__ import annotations

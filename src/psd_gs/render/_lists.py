@@ -1,7 +1,8 @@
 """CPU kernels: from projected Gaussians to one depth-sorted list per tile of the image.
 
-The Gaussians stay where they are, and are fetched ahead of their turn: by depth their memory is at random. Every kernel works on the tasks ``first`` to ``last`` of its own kind and writes nothing that another
-task writes, so that threads may share the work and the result is the same for any sharing.
+The Gaussians stay where they are, and are fetched ahead of their turn: by depth, their places are at random. Every
+kernel works on the tasks ``first`` to ``last`` of its own kind and writes nothing that another task writes, so that
+threads may share the work and the result is the same for any sharing.
 """
 
 import math

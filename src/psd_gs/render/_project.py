@@ -14,8 +14,8 @@ from psd_gs.kernels import njit, part
 from psd_gs.render._constants import ALPHA_MIN, EPS2D, FAR, NEAR, SPLAT
 
 ROW = SPLAT + 3
-"""Columns of a row, which is what the CPU kernels keep together of a projected Gaussian: those of a splat, x, y, and how
-many pixels the ellipse sigma = cutoff reaches above and below y."""
+"""Columns of a row, which is what the CPU kernels keep together of a projected Gaussian: those of a splat, x, y, and
+how many pixels the ellipse sigma = cutoff reaches above and below y."""
 
 
 @part(error_model="numpy")

@@ -14,7 +14,21 @@ import numpy as np
 import psd_gs.render._constants as _constants
 from psd_gs.kernels import njit, part
 from psd_gs.render._constants import TILE
-from psd_gs.render._vectors import LANES, bits, fetch, held, load, lowest, root, select, size, smaller, spread, store, sums
+from psd_gs.render._vectors import (
+    LANES,
+    bits,
+    fetch,
+    held,
+    load,
+    lowest,
+    root,
+    select,
+    size,
+    smaller,
+    spread,
+    store,
+    sums,
+)
 
 GRAD = 12
 """Columns of a gradient slot, sums over pixels of g = dL/dsigma and w = T alpha: g, g u, g dy, g u^2, g u dy, g dy^2,
@@ -133,7 +147,7 @@ def _composite(rows, ids, masks, x0, y0, centres, lines, want_median, tile):
             store(tile, p + _P3, load(tile, p + _P3) + w * blue)
             store(tile, p + _P4, load(tile, p + _P4) + w * z)
             if want_median:
-                store(tile, p + _P5, select((T > half) & (T_next <= half), z, load(tile, p + _P5)))
+                store(tile, p + _P5, select((half < T) & (T_next <= half), z, load(tile, p + _P5)))
             store(tile, p, select(clear, T_next, _F0 - size(T)))
 
 
@@ -159,7 +173,10 @@ def _centres():
 
 @njit(nogil=True, error_model="numpy")
 def rasterize_forward(begin, end, rows, starts, ids, background, want_median, masks, rgb, alpha, depth, median):
-    """For tiles begin to end: fill the images and ``masks [M]``. ``rows`` has C and N flattened, ``starts`` delimits the lists."""
+    """For tiles begin to end: fill the images and ``masks [M]``.
+
+    ``rows`` has C and N flattened, ``starts`` delimits the lists.
+    """
     C, height, width = alpha.shape
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     tiles = C * tiles_x * tiles_y
@@ -171,9 +188,7 @@ def rasterize_forward(begin, end, rows, starts, ids, background, want_median, ma
         tile_height, tile_width = min(TILE, height - y0), min(TILE, width - x0)
         _start(tile_height, tile_width, tile)
         listed = slice(starts[t], starts[t + 1])
-        _composite(
-            rows, ids[listed], masks[listed], np.float32(x0), np.float32(y0), centres, lines, want_median, tile
-        )
+        _composite(rows, ids[listed], masks[listed], np.float32(x0), np.float32(y0), centres, lines, want_median, tile)
         for y in range(tile_height):
             for x in range(tile_width):
                 p = _place(y, x)

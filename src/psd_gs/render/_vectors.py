@@ -61,9 +61,14 @@ def _operator(function: Any, operand: _Vector, result: _Vector, emit: Callable[.
         lower_builtin(function, *pair)(lowered)
 
 
-for _function, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
+for _function, _name in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
     _operator(_function, floats, floats, lambda b, x, y, name=_name: getattr(b, name)(x, y, flags=_FLAGS))
-for _function, _name in ((operator.le, "<="), (operator.gt, ">"), (operator.ge, ">=")):
+for _function, _name in ((operator.le, "<="), (operator.lt, "<"), (operator.gt, ">")):
     _operator(_function, floats, mask, lambda b, x, y, name=_name: b.fcmp_ordered(name, x, y))
 _operator(operator.and_, mask, mask, lambda b, x, y: b.and_(x, y))
 
