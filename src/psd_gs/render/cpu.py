@@ -1,6 +1,7 @@
 """The CPU backend: threaded, compiled, deterministic.
 
-``_project``, ``_lists`` and ``_raster`` hold the kernels, in the order in which they run.
+``_project``, ``_lists`` and ``_raster`` hold the kernels, in the order in which they run, ``_vectors`` what the last
+calculates with.
 """
 
 from __future__ import annotations
