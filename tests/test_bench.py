@@ -231,15 +231,15 @@ def test_pairs_that_contribute_are_those_of_a_walk_over_all():
         projected = limit._Project.apply(
             *gaussians.params().values(), cameras.viewmats, cameras.Ks, cameras.positions, options
         )
-    centres, splats = (tensor.double().numpy() for tensor in projected[:2])
+    rows = projected[1].double().numpy()
     y, x = np.mgrid[:40, :40] + 0.5
     contributing = 0
     for view in range(2):
         T, live = np.ones((40, 40)), np.ones((40, 40), bool)
-        for i in np.argsort(splats[view, :, 7], kind="stable"):
-            a, k, h, opacity, *_, cutoff = splats[view, i]
-            dy = y - centres[view, i, 1]
-            sigma = 0.5 * (a * (x - centres[view, i, 0] - k * dy) ** 2 + h * dy**2)
+        for i in np.argsort(rows[view, :, 7], kind="stable"):
+            a, k, h, opacity, *_, cutoff, centre_x, centre_y, _ = rows[view, i]
+            dy = y - centre_y
+            sigma = 0.5 * (a * (x - centre_x - k * dy) ** 2 + h * dy**2)
             left = T * (1 - np.minimum(opacity * np.exp(-sigma), 0.999))
             reached = (sigma <= cutoff) & live
             live &= ~(reached & (left <= 1e-4))

@@ -1,9 +1,10 @@
 """How near the CPU rasterizer is to what the machine can do: pairs of pixel and Gaussian, operations, bytes.
 
-A pair is *visited* if its lanes are computed, and *contributes* if the pixel changes: the Gaussian reaches it and the
-pixel is not opaque yet. Operations are those of the kernels' inner loops (``psd_gs.render._raster``) by hand, additions
-and multiplications each one, comparisons none. The machine's rate is that of a matrix product in float32, which is all
-fused multiply-adds, on one thread like the kernels here. Times are of the processor, so other programs hardly matter.
+A pair is *visited* if it is computed, with the seven beside it, and *contributes* if the pixel changes: the Gaussian
+reaches it and the pixel is not opaque yet. Operations are those of the kernels' inner loops (``psd_gs.render._raster``)
+by hand, additions and multiplications each one, comparisons none. The machine's rate is that of a matrix product in
+float32, which is all fused multiply-adds, on one thread like the kernels here. Times are of the processor, so other
+programs hardly matter.
 """
 
 from __future__ import annotations
@@ -20,24 +21,16 @@ from torch import Tensor
 
 from psd_gs.cameras import Cameras
 from psd_gs.gaussians import Gaussians
-from psd_gs.render._constants import TILE
-from psd_gs.render._lists import ROW
-from psd_gs.render._raster import (
-    _BATCH,
-    GRAD,
-    T_MIN,
-    _any_live,
-    _load,
-    _new_tile,
-    rasterize_backward,
-    rasterize_forward,
-)
+from psd_gs.render._constants import ALPHA_MAX, T_MIN, TILE
+from psd_gs.render._project import ROW
+from psd_gs.render._raster import GRAD, rasterize_backward, rasterize_forward
+from psd_gs.render._vectors import LANES
 from psd_gs.render.cpu import _numpy, _Project, _tile_lists
 
-FORWARD, BACKWARD = 34, 62
-"""Operations per visited pair: 9 to sigma, 12 to the exponential, 3 to alpha, 2 for the transmittance, and forward 8
-for colour and depth; backward 7 for the pixel's gradient on the pair, 2 + 4 + 1 to that on sigma, 14 for the moments,
-8 for colour and depth."""
+FORWARD, BACKWARD = 29, 55
+"""Operations per visited pair: 4 to sigma, 14 to the exponential, 1 to alpha, 2 for the transmittance, and forward 8
+for colour and depth; backward 7 for the pixel's gradient on the pair, 2 + 5 to that on sigma, 8 for colour and depth,
+12 for the moments."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class Pairs:
 
     Attributes:
         listed: entries of all tiles' lists.
-        visited: pairs that are computed; a tile stops at the batch after which no pixel is left.
+        visited: pairs that are computed.
         contributing: pairs that change a pixel.
     """
 
@@ -77,7 +70,7 @@ def measure(gaussians: Gaussians, cameras: Cameras, repetitions: int) -> tuple[P
         projected = _Project.apply(
             *gaussians.params().values(), cameras.viewmats, cameras.Ks, cameras.positions, (width, height, 0, False)
         )
-    lists = _tile_lists(*_numpy(*projected[:2]), width, height)
+    lists = _tile_lists(*_numpy(projected[1]), width, height)
     tiles, entries, pixels = len(lists.starts) - 1, len(lists.ids), views * height * width
     rgb = np.empty((views, height, width, 3), np.float32)
     alpha, depth, median = np.empty((3, views, height, width), np.float32)
@@ -85,14 +78,17 @@ def measure(gaussians: Gaussians, cameras: Cameras, repetitions: int) -> tuple[P
     background = np.zeros((views, 3), np.float32)
     grads, g_tiles = np.empty((entries, GRAD), np.float32), np.zeros((tiles, 3), np.float32)
     g_rgb, g_flat = np.ones_like(rgb), np.zeros_like(alpha)
-    forward = fastest(lambda: rasterize_forward(0, tiles, *inputs, background, rgb, alpha, depth, median), repetitions)
+    pictures = rgb, alpha, depth, median
+    forward = fastest(
+        lambda: rasterize_forward(0, tiles, *inputs, background, False, lists.masks, *pictures), repetitions
+    )
     outputs = rgb, alpha, depth, g_rgb, g_flat, g_flat
     backward = fastest(
-        lambda: rasterize_backward(0, tiles, *inputs, lists.slots, *outputs, False, grads, g_tiles), repetitions
+        lambda: rasterize_backward(0, tiles, *inputs, lists.masks, lists.slots, *outputs, False, grads, g_tiles),
+        repetitions,
     )
-    visited, contributing = count_pairs(*inputs, views, width, height)
-    pairs = Pairs(entries, int(visited), int(contributing))
-    read = entries * 4 * (ROW + 1)
+    pairs = Pairs(entries, *map(int, count_pairs(*inputs, lists.masks, views, width, height)))
+    read = entries * 4 * (ROW + 2)
     return (
         pairs,
         Work(forward, FORWARD * pairs.visited, read + pixels * 4 * 6),
@@ -123,34 +119,28 @@ def fma_rate(repetitions: int = 10, size: int = 1024) -> float:
 
 
 @numba.njit(error_model="numpy")
-def count_pairs(rows, starts, ids, views, width, height):
-    """Visited and contributing pairs of all tiles, by the walk of ``_composite``, with the true exponential."""
+def count_pairs(rows, starts, ids, masks, views, width, height):
+    """Visited and contributing pairs of all tiles: the vectors that ``masks`` names, with the true exponential."""
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    batch, spans = np.empty((_BATCH, ROW), np.float32), np.empty((_BATCH, 2), np.uint64)
     visited = contributing = 0
     for t in range(views * tiles_x * tiles_y):
         x0, y0 = t % tiles_x * TILE, t // tiles_x % tiles_y * TILE
-        tile, tile_height, _ = _new_tile(8, height, y0, width, x0)
-        listed = ids[starts[t] : starts[t + 1]]
-        for start in range(0, len(listed), _BATCH):
-            now = listed[start : start + _BATCH]
-            _load(rows, now, x0, y0, tile_height, batch, spans)
-            for i in range(len(now)):
-                s = batch[i]
-                for p in range(spans[i, 0], spans[i, 1]):
-                    visited += 1
-                    dy = tile[7 * TILE * TILE + p] - s[1]
-                    u = tile[6 * TILE * TILE + p] - s[0] - s[3] * dy
-                    sigma = 0.5 * (s[2] * u * u + s[4] * dy * dy)
-                    T = tile[p]
-                    if sigma > s[10] or T <= 0:
+        T = np.ones((TILE, TILE))
+        T[height - y0 :], T[:, width - x0 :] = 0.0, 0.0
+        for i in range(starts[t], starts[t + 1]):
+            a, k, h, opacity, cutoff, x, y = rows[ids[i]][np.array((0, 1, 2, 3, 8, 9, 10))]
+            for v in range(TILE * TILE // LANES):
+                if not masks[i] >> v & 1:
+                    continue
+                visited += LANES
+                row, left = v % TILE, v // TILE * LANES
+                for column in range(left, left + LANES):
+                    dy = y0 + row + 0.5 - y
+                    u = x0 + column + 0.5 - x - k * dy
+                    sigma = 0.5 * (a * u * u + h * dy * dy)
+                    if sigma > cutoff or T[row, column] == 0.0:
                         continue
-                    left = T - T * min(s[5] * np.exp(-sigma), np.float32(0.999))
-                    if left > T_MIN:
-                        contributing += 1
-                        tile[p] = left
-                    else:
-                        tile[p] = -T
-            if not _any_live(tile, tile_height):
-                break
+                    remaining = T[row, column] * (1.0 - min(opacity * np.exp(-sigma), ALPHA_MAX))
+                    contributing += remaining > T_MIN
+                    T[row, column] = remaining if remaining > T_MIN else 0.0
     return visited, contributing

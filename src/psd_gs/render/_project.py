@@ -11,7 +11,11 @@ import numpy as np
 
 from psd_gs.gaussians import SH_C0
 from psd_gs.kernels import njit, part
-from psd_gs.render._constants import ALPHA_MIN, EPS2D, FAR, NEAR
+from psd_gs.render._constants import ALPHA_MIN, EPS2D, FAR, NEAR, SPLAT
+
+ROW = SPLAT + 3
+"""Columns of a row, which is what the CPU kernels keep together of a projected Gaussian: those of a splat, x, y, and
+how many pixels the ellipse sigma = cutoff reaches above and below y."""
 
 
 @part(error_model="numpy")
@@ -160,9 +164,9 @@ def _direction(mean, position):
 @njit(nogil=True, error_model="numpy")
 def project_forward(
     first, last, means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, width, height, degree, antialiased,
-    means2d, splats, radii,
+    means2d, rows, radii,
 ):  # fmt: skip
-    """For Gaussians first to last: fill ``means2d [C,N,2]``, ``splats [C,N,SPLAT]`` and ``radii [C,N,2]``.
+    """For Gaussians first to last: fill ``means2d [C,N,2]``, ``rows [C,N,ROW]`` and ``radii [C,N,2]``.
 
     All three are zero on entry.
     """
@@ -171,20 +175,22 @@ def project_forward(
     for n in range(first, last):
         mean, R = _vector(means[n]), _rotation(quats[n])
         s = math.exp(np.float64(scales[n, 0])), math.exp(np.float64(scales[n, 1])), math.exp(np.float64(scales[n, 2]))
+        opacity = _sigmoid(np.float64(opacities[n]))
+        cutoff = math.log(opacity / ALPHA_MIN)
         for c in range(len(means2d)):
-            splat, K = splats[c, n], Ks[c]
-            splat[8] = -1.0
+            row, K = rows[c, n], Ks[c]
+            row[8] = -1.0
             camera, _, _, _, _, _, p, q, r, det, det_blurred = _footprint(viewmats[c], K, width, height, mean, R, s)
-            opacity = _sigmoid(np.float64(opacities[n]))
+            seen = opacity
             if antialiased:
-                opacity *= math.sqrt(det / det_blurred)
+                seen *= math.sqrt(det / det_blurred)
+                cutoff = math.log(seen / ALPHA_MIN)
             # The comparisons are such that a NaN makes the Gaussian invisible.
-            if not (NEAR <= camera[2] <= FAR and det_blurred > 0.0 and opacity >= ALPHA_MIN):
+            if not (NEAR <= camera[2] <= FAR and det_blurred > 0.0 and seen >= ALPHA_MIN):
                 continue
             # Opacity-aware bounding box (Radl et al. 2024, section B.2).
-            cutoff = math.log(opacity / ALPHA_MIN)
-            radius_x = math.ceil(math.sqrt(2.0 * cutoff * p))
-            radius_y = math.ceil(math.sqrt(2.0 * cutoff * r))
+            reach = math.sqrt(2.0 * cutoff * r)
+            radius_x, radius_y = math.ceil(math.sqrt(2.0 * cutoff * p)), math.ceil(reach)
             x = K[0, 0] * camera[0] / camera[2] + K[0, 2]
             y = K[1, 1] * camera[1] / camera[2] + K[1, 2]
             inside = x + radius_x > 0 and x - radius_x < width and y + radius_y > 0 and y - radius_y < height
@@ -192,8 +198,9 @@ def project_forward(
                 continue
             radii[c, n, 0], radii[c, n, 1] = np.int32(radius_x), np.int32(radius_y)
             means2d[c, n, 0], means2d[c, n, 1] = x, y
-            splat[0], splat[1], splat[2] = r / det_blurred, q / r, 1.0 / r
-            splat[3], splat[7], splat[8] = opacity, camera[2], cutoff
+            row[0], row[1], row[2] = r / det_blurred, q / r, 1.0 / r
+            row[3], row[7], row[8] = seen, camera[2], cutoff
+            row[9], row[10], row[11] = x, y, reach + 1e-3
             if degree > 0:
                 (dx, dy, dz), _ = _direction(mean, positions[c])
                 _sh_basis(degree, dx, dy, dz, basis)
@@ -201,7 +208,7 @@ def project_forward(
                 value = 0.5 + SH_C0 * sh0[n, 0, j]
                 for k in range(1, bands):
                     value += basis[k] * shN[n, k - 1, j]
-                splat[4 + j] = max(value, 0.0)
+                row[4 + j] = max(value, 0.0)
 
 
 @part(error_model="numpy")
@@ -221,10 +228,19 @@ def _quaternion_gradient(quat, inverse, m0, m1, m2):
     )
 
 
+@part(error_model="numpy")
+def _idle(g_row, g_mean2d):
+    """Whether nothing depends on a Gaussian in a view: others hide it, or it is between pixels."""
+    for g in g_row:
+        if g != 0.0:
+            return False
+    return g_mean2d[0] == 0.0 and g_mean2d[1] == 0.0
+
+
 @njit(nogil=True, error_model="numpy")
 def project_backward(
     first, last, means, quats, scales, opacities, sh0, shN, viewmats, Ks, positions, width, height, degree, antialiased,
-    splats, g_means2d, g_splats, g_means, g_quats, g_scales, g_opacities, g_sh0, g_shN,
+    rows, g_means2d, g_rows, g_means, g_quats, g_scales, g_opacities, g_sh0, g_shN,
 ):  # fmt: skip
     """For Gaussians first to last: fill the gradients of the six parameters, all zero on entry."""
     bands = (degree + 1) ** 2
@@ -237,8 +253,8 @@ def project_backward(
         m0, m1, m2 = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
         visible = False
         for c in range(len(g_means2d)):
-            splat, g, V, K = splats[c, n], g_splats[c, n], viewmats[c], Ks[c]
-            if splat[8] < 0.0:
+            row, g, V, K = rows[c, n], g_rows[c, n], viewmats[c], Ks[c]
+            if row[8] < 0.0 or _idle(g, g_means2d[c, n]):
                 continue
             visible = True
             (x, y, z), clamped, t0, t1, y0, y1, p, q, r, det, det_blurred = _footprint(V, K, width, height, mean, R, s)
@@ -284,7 +300,7 @@ def project_backward(
             e = (0.0, 0.0, 0.0)
             for j in range(3):
                 gc = np.float64(g[4 + j])
-                if splat[4 + j] > 0.0:
+                if row[4 + j] > 0.0:
                     g_sh0[n, 0, j] += SH_C0 * gc
                     for b in range(1, bands):
                         g_shN[n, b - 1, j] += basis[b] * gc
