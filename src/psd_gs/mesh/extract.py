@@ -237,7 +237,8 @@ def back_project(
     for d, a, pose, K in zip(depth, alpha, cameras.camera_to_world.numpy(), cameras.Ks.numpy(), strict=True):
         row, column = np.nonzero(a >= 0.5)
         z = d[row, column]
-        x, y = (column + 0.5 - K[0, 2]) / K[0, 0] * z, (row + 0.5 - K[1, 2]) / K[1, 1] * z
+        u, v = column.astype(np.float32) + 0.5, row.astype(np.float32) + 0.5
+        x, y = (u - K[0, 2]) / K[0, 0] * z, (v - K[1, 2]) / K[1, 1] * z
         points.append(np.stack([x, y, z], axis=1) @ pose[:3, :3].T + pose[:3, 3])
     return np.concatenate(points)
 

@@ -74,15 +74,16 @@ def fuse(
     world = np.diag([grid.voxel, grid.voxel, grid.voxel, 1.0])
     world[:3, 3] = grid.lower
     to_pixels = (Ks + border) @ cameras.viewmats.double().cpu().numpy()[:, :3] @ world
-    focal, truncation = float(Ks[0, 0, 0]), TRUNCATION * grid.voxel
+    focals, truncation = Ks[:, 0, 0], TRUNCATION * grid.voxel
     corners = np.stack(np.meshgrid(*((0, samples - 1) for samples in grid.shape), 1), axis=-1).reshape(-1, 4)
     nearest = max(float((corners @ to_pixels[:, 2].T).min()), truncation)
     surface = np.full((len(depth), depth.shape[1] + 2, depth.shape[2] + 2), -np.inf, np.float32)
-    parallel(_outlined, len(depth), depth, alpha, math.ceil(truncation * focal / nearest) + 1, surface[:, 1:-1, 1:-1])
+    reach = math.ceil(truncation * focals.max() / nearest) + 1
+    parallel(_outlined, len(depth), depth, alpha, reach, surface[:, 1:-1, 1:-1])
     field = np.empty(grid.shape, np.float32)
     blocks = math.prod(-(-samples // _BLOCK) for samples in grid.shape)
-    numbers = np.array([truncation, 1 / focal, SEEN * len(depth)], np.float32)
-    parallel(_fuse, blocks, surface, to_pixels.astype(np.float32), *numbers, field)
+    lengths = (1 / focals).astype(np.float32), np.float32(1 / truncation)
+    parallel(_fuse, blocks, surface, to_pixels.astype(np.float32), *lengths, np.float32(SEEN * len(depth)), field)
     return field
 
 
@@ -112,19 +113,20 @@ def _outlined(
 
 
 @njit(nogil=True, error_model="numpy")
-def _fuse(first, last, surface, to_pixels, truncation, inverse_focal, least, field):
+def _fuse(first, last, surface, to_pixels, pixel, scale, least, field):
     """Blocks ``first`` to ``last`` of samples; the views are summed in order, so the result is reproducible.
 
-    ``surface`` is what :func:`_outlined` makes, with a border, since what lies outside a picture is free. A block sees
-    a small patch of every view, which stays in the cache. Looking up pixels has a loop of its own, so that the compiler
-    can make vectors of the other two.
+    ``surface`` is what :func:`_outlined` makes, with a border, since what lies outside a picture is free; ``pixel`` is
+    the width of one at distance 1 in each view, ``scale`` one over the truncation, and ``least`` what is not enough
+    votes. A block sees a small patch of every view, which stays in the cache. Looking up pixels has a loop of its own,
+    so that the compiler can make vectors of the other two.
     """
     views, height, width = surface.shape
     pixels = surface.reshape(views, height * width)
     nx, ny, nz = field.shape
     blocks_y, blocks_z, size = -(-ny // _BLOCK), -(-nz // _BLOCK), _BLOCK**3
     zero, one, right, bottom = np.float32(0), np.float32(1), np.float32(width - 1), np.float32(height - 1)
-    scale, row = one / truncation, np.int32(width)
+    row = np.int32(width)
     places = np.empty((3, size), np.float32)  # of the samples in their block
     for m in range(size):
         places[0, m], places[1, m], places[2, m] = m // _BLOCK**2, m // _BLOCK % _BLOCK, m % _BLOCK
@@ -136,7 +138,7 @@ def _fuse(first, last, surface, to_pixels, truncation, inverse_focal, least, fie
         total[:] = 0
         weight[:] = 0
         for c in range(views):
-            P, seen = to_pixels[c], pixels[c]
+            P, seen, wide = to_pixels[c], pixels[c], pixel[c]
             x0 = np.float32(P[0, 0] * i0 + P[0, 1] * j0 + P[0, 2] * k0 + P[0, 3])
             y0 = np.float32(P[1, 0] * i0 + P[1, 1] * j0 + P[1, 2] * k0 + P[1, 3])
             z0 = np.float32(P[2, 0] * i0 + P[2, 1] * j0 + P[2, 2] * k0 + P[2, 3])
@@ -154,7 +156,7 @@ def _fuse(first, last, surface, to_pixels, truncation, inverse_focal, least, fie
                 value[m] = seen[index[m]]
             for m in range(size):
                 z = depth[m]
-                gap = value[m] - z if value[m] > zero else -value[m] * z * inverse_focal
+                gap = value[m] - z if value[m] > zero else -value[m] * z * wide
                 distance = min(one, gap * scale)
                 counts = (z > zero) & (distance >= -one)
                 total[m] += distance if counts else zero
