@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 import torch
 
-from psd_gs.export.ply import read_ply, write_ply
+from psd_gs.export.formats import load, save
 from psd_gs.gaussians import random_ball, rgb_to_sh0
 from psd_gs.ranking.server import Server, Session
 from psd_gs.scoring import evaluation_images
@@ -32,7 +32,7 @@ def make_runs(folder: Path, prompts: list[str] = PROMPTS, each: int = 5) -> Path
             radius = 0.2 + 0.3 * float(torch.rand((), generator=generator))
             ball = random_ball(80, radius, scale=0.09, opacity=0.9, generator=generator)
             colour = torch.rand(3, generator=generator) + 0.1 * torch.rand(80, 3, generator=generator)
-            write_ply(replace(ball, sh0=rgb_to_sh0(colour.clamp(0, 1))[:, None]), run / "splat.ply")
+            save(replace(ball, sh0=rgb_to_sh0(colour.clamp(0, 1))[:, None]), run / "splat.ply")
             (run / "psd_gs.json").write_text(json.dumps({"prompt": prompt}))
             (run / "turntable.mp4").write_bytes(f"film {i} {seed}".encode() * 50)
     return folder
@@ -40,7 +40,7 @@ def make_runs(folder: Path, prompts: list[str] = PROMPTS, each: int = 5) -> Path
 
 def brightness(run: Path) -> float:
     """How bright a run's pictures are on white: small or pale things win."""
-    return float(evaluation_images(read_ply(run / "splat.ply"), size=32).mean())
+    return float(evaluation_images(load(run / "splat.ply"), size=32).mean())
 
 
 def verdict(better: float) -> str:

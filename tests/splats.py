@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
+from psd_gs.export.frames import turn_x180
 from psd_gs.gaussians import Gaussians, from_points, sh0_to_rgb
 
 
@@ -47,6 +48,11 @@ def asset(n: int = 600, degree: int = 3, seed: int = 0) -> Gaussians:
         opacities=torch.randn(n, generator=g).clamp(-2.5, 2.5) * 2,
         shN=torch.rand(n, (degree + 1) ** 2 - 1, 3, generator=g) * 1.8 - 0.9,
     )
+
+
+def turned(g: Gaussians) -> Gaussians:
+    """In the other frame."""
+    return Gaussians.of(turn_x180(g.splats()))
 
 
 def matched(expected: Gaussians, got: Gaussians) -> Gaussians:

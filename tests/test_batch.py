@@ -42,7 +42,7 @@ from psd_gs.cli.batch import Batch
 from psd_gs.cli.run_options import parse_shard
 from psd_gs.config import Config, make_config, to_dict
 from psd_gs.errors import BackendError, ConfigError, InputError, OutputError
-from psd_gs.export.ply import read_ply
+from psd_gs.export.formats import load
 from psd_gs.files import read_picture
 from psd_gs.job import LOCK, Job
 from psd_gs.pipeline import TextTo3DPipeline
@@ -109,7 +109,7 @@ def test_a_run_goes_on_and_is_left_when_finished(tmp_path, painted, quick_files)
     assert painted.prior.calls == calls
     straight = replace(task, folder=tmp_path / "straight")
     run_task(painted, straight)
-    assert torch.equal(read_ply(task.folder / "splat.ply").means, read_ply(straight.folder / "splat.ply").means)
+    assert torch.equal(load(task.folder / "splat.ply").means, load(straight.folder / "splat.ply").means)
     with pytest.raises(OutputError, match=r"holds a run that differs in seed\. Choose another"):
         run_task(painted, replace(task, config=replace(task.config, seed=1)))
 
@@ -402,7 +402,7 @@ def test_a_killed_process_loses_nothing(tmp_path, painted, quick_files):
     (lost,) = (event["run"] for event in events if event["event"] == "lost")
     task = next(task for task in tasks if task.folder.name == lost)
     run_task(painted, replace(task, folder=tmp_path / "straight"))
-    assert torch.equal(read_ply(task.folder / "splat.ply").means, read_ply(tmp_path / "straight" / "splat.ply").means)
+    assert torch.equal(load(task.folder / "splat.ply").means, load(tmp_path / "straight" / "splat.ply").means)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from mini.scenes import COLOURS, ItemLook, Look, paint, scene_of
 
 from psd_gs.config import read_config, to_dict
 from psd_gs.evaluation.suites import load_suite
-from psd_gs.export.ply import read_ply
+from psd_gs.export.formats import load
 from psd_gs.gaussians import from_points, random_ball
 from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.scoring import evaluation_cameras
@@ -129,7 +129,7 @@ def painted(monkeypatch):
 def test_the_fixed_arm_starts_with_what_the_densified_one_ended_with(tmp_path, capsys):
     table = densify.main(arguments_of(tmp_path))
     folders = {arm: tmp_path / arm / "a-corgi-0" for arm in ("densified", "fixed")}
-    final = len(read_ply(folders["densified"] / "splat.ply"))
+    final = len(load(folders["densified"] / "splat.ply"))
     assert final != 120
     configs = {arm: read_config(folder / "config.yaml") for arm, folder in folders.items()}
     assert (configs["densified"].init.count, configs["fixed"].init.count) == (120, final)

@@ -28,7 +28,8 @@ from psd_gs import cli, pipeline, result, runs, trainer
 from psd_gs.cli import making
 from psd_gs.config import Config, from_dict, to_dict
 from psd_gs.errors import OutputError
-from psd_gs.export.ply import read_ply_metadata, write_ply
+from psd_gs.export.formats import save
+from psd_gs.export.ply import read_ply_metadata
 from psd_gs.files import writing
 from psd_gs.gaussians import random_ball
 from psd_gs.pipeline import TextTo3DPipeline
@@ -556,7 +557,7 @@ def test_bad_input_is_one_clear_line(command, tmp_path, arguments, parts):
     (tmp_path / "typo.yaml").write_text("guidance: {guidence_scale: 3}\n")
     (tmp_path / "broken.yaml").write_text("steps: [1,\n")
     (tmp_path / "wrong.yaml").write_text("steps: many\n")
-    write_ply(random_ball(50, 0.5, scale=0.05, opacity=0.5), tmp_path / "truncated.ply")
+    save(random_ball(50, 0.5, scale=0.05, opacity=0.5), tmp_path / "truncated.ply")
     trimesh.creation.icosphere().export(tmp_path / "truncated.glb")
     for path in (tmp_path / "truncated.ply", tmp_path / "truncated.glb"):
         path.write_bytes(path.read_bytes()[:-500])

@@ -5,7 +5,7 @@ import torch
 import trimesh
 
 from psd_gs.cli import main
-from psd_gs.export.ply import write_ply
+from psd_gs.export.formats import save
 from psd_gs.gaussians import from_points
 
 
@@ -15,7 +15,7 @@ def test_folders_become_meshes(tmp_path, capsys):
     faint = from_points(direction * 0.4, torch.full((2000, 3), 0.7), scale=0.03, opacity=0.01)
     for name, asset in (("a", shell), ("b", faint)):
         (tmp_path / name).mkdir()
-        write_ply(asset, tmp_path / name / "splat.ply")
+        save(asset, tmp_path / name / "splat.ply")
     quick = ["--to", ".ply", "--resolution", "32", "--faces", "500", "--height", "2"]
     with pytest.raises(SystemExit) as stopped:
         main(["mesh", str(tmp_path), *quick, "--output-dir", str(tmp_path / "out")])

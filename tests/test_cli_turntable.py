@@ -15,7 +15,7 @@ from psd_gs.gaussians import random_ball
 def ball(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asset = random_ball(50, 0.4, scale=0.1, opacity=0.9, generator=torch.Generator().manual_seed(0))
-    write_ply(asset, "ball.ply", metadata={"prompt": "a ball"})
+    write_ply(asset.splats(), "ball.ply", metadata={"prompt": "a ball"})
     return "ball.ply"
 
 

@@ -13,8 +13,7 @@ from psd_gs import weights
 from psd_gs.cli import main
 from psd_gs.entries import REWARDS
 from psd_gs.evaluation.scores import ring_cameras, ring_images, view_scores
-from psd_gs.export.formats import save
-from psd_gs.export.ply import read_ply
+from psd_gs.export.formats import load, save
 from psd_gs.gaussians import random_ball
 from psd_gs.published import EMBEDDED
 from psd_gs.rewards import blip, clip, load_reward
@@ -79,7 +78,7 @@ def test_every_reward_scores(published, name, capsys):
     name = expression(name, published)
     row = score(published, name, capsys)
     found = row["scores"][name]
-    model, asset = load_reward(name, allow_code=True), read_ply(published / "asset.ply")
+    model, asset = load_reward(name, allow_code=True), load(published / "asset.ply")
     size = 128 if name in EMBEDDED else 256
     cameras = evaluation_cameras(size)
     sets = evaluation_images(asset, size)
@@ -98,7 +97,7 @@ def test_every_reward_scores(published, name, capsys):
 
 def test_reward3d_sees_one_view_four_times_from_its_side(published):
     model = load_reward("reward3d")
-    ring = ring_images(read_ply(published / "asset.ply"), RING, 64)
+    ring = ring_images(load(published / "asset.ply"), RING, 64)
     behind = torch.full((4,), 2)
     alone = model.score(ring[behind][None], ["a cat"], ring_cameras(RING, 64)[behind])
     assert float(view_scores(model, ring, "a cat")[2]) == pytest.approx(float(alone), abs=1e-5)
@@ -107,4 +106,4 @@ def test_reward3d_sees_one_view_four_times_from_its_side(published):
 def test_a_sum_of_all_kinds_scores_view_by_view(published):
     model = load_reward(f"reward3d,hpsv2.1:2,{expression('function', published)}", allow_code=True)
     assert (model.views, model.render_size) == (4, None)
-    assert view_scores(model, ring_images(read_ply(published / "asset.ply"), RING, 64), "a cat").isfinite().all()
+    assert view_scores(model, ring_images(load(published / "asset.ply"), RING, 64), "a cat").isfinite().all()

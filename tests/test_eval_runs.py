@@ -22,7 +22,7 @@ from psd_gs.evaluation.report import write_report
 from psd_gs.evaluation.scores import Viewing
 from psd_gs.evaluation.suites import Item
 from psd_gs.evaluation.sweep import Plan, Sweep, collect, spent
-from psd_gs.export.ply import read_ply
+from psd_gs.export.formats import load
 from psd_gs.job import Request, resolve
 from psd_gs.rewards.base import CallableReward
 from psd_gs.trainer import Trainer
@@ -79,7 +79,7 @@ def test_every_task_has_a_folder_and_is_made_once(tmp_path, trainings):
     assert {"config.yaml", "splat.ply", "preview.png", "views.webp", "metrics.jsonl", "cost.json", "eval.json"} <= files
     row = rows[0]
     assert row["seconds"] == pytest.approx(spent(folder / "metrics.jsonl"), abs=1e-3)
-    assert (row["steps"], row["error"], row["gaussians"]) == (8, None, len(read_ply(folder / "splat.ply")))
+    assert (row["steps"], row["error"], row["gaussians"]) == (8, None, len(load(folder / "splat.ply")))
     assert row["scores"].keys() == {"red", "bright"}
     scores = json.loads((folder / "psd_gs.json").read_text())["scores"]
     assert scores.keys() == row["scores"].keys()
@@ -111,7 +111,7 @@ def test_what_was_killed_goes_on_and_ends_the_same(tmp_path, monkeypatch, traini
     assert [number for number in taken if number > 2] == [5, 6, 7]  # besides warming up
     assert row["scores"] == whole["scores"]
     folders = [tmp_path / name / "psd" / "a-red-ball-0" for name in ("whole", "killed")]
-    a, b = (read_ply(folder / "splat.ply") for folder in folders)
+    a, b = (load(folder / "splat.ply") for folder in folders)
     assert all(torch.equal(x, b.params()[name]) for name, x in a.params().items())
     assert row["seconds"] == pytest.approx(spent(folders[1] / "metrics.jsonl"), abs=1e-3)
     assert len((folders[1] / "metrics.jsonl").read_text().splitlines()) == 8

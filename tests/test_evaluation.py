@@ -32,8 +32,8 @@ from psd_gs.evaluation.scores import (
 )
 from psd_gs.evaluation.statistics import bootstrap, cliffs_delta, cohens_d, paired, wilson
 from psd_gs.evaluation.suites import SUITES, load_suite, parse_suite
+from psd_gs.export.fitting import bounding_ball, fitted
 from psd_gs.export.formats import save
-from psd_gs.export.frames import bounding_ball, fitted
 from psd_gs.gaussians import Gaussians, from_points, random_ball, rgb_to_sh0
 from psd_gs.published import EMBEDDED
 from psd_gs.rewards import load_reward

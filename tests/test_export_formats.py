@@ -10,12 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from splats import FLOORS, assert_within, asset, axes, matched
+from splats import FLOORS, assert_within, asset, axes, matched, turned
 
 from psd_gs.cameras import orbit
 from psd_gs.errors import FormatError, InputError, OutputError
 from psd_gs.export.formats import FORMATS, format_of, load, read_metadata, save, sha256_of, sidecar
-from psd_gs.export.frames import turn_x180
 from psd_gs.export.open import open_splats
 from psd_gs.gaussians import Gaussians, rotation_matrices, sh0_to_rgb
 from psd_gs.render import render
@@ -80,7 +79,7 @@ def test_few_and_flat(tmp_path, extension, n):
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_many_blocks(tmp_path, extension, monkeypatch):
-    monkeypatch.setattr("psd_gs.export.blocks.BLOCK", 256)
+    monkeypatch.setattr("psd_gs.splats.BLOCK", 256)
     g = asset(1000, degree=1)
     save(g, tmp_path / f"a{extension}")
     assert_within(g, load(tmp_path / f"a{extension}"), FLOORS[extension])
@@ -132,7 +131,7 @@ def test_signs_of_the_harmonics(tmp_path, extension):
     path = tmp_path / f"a{extension}"
     save(g, path, frame="rdf")
     raw = load(path, frame="gltf")
-    unsigned = replace(raw, shN=turn_x180(raw).shN)
+    unsigned = replace(raw, shN=turned(raw).shN)
     for angles in ((20.0, 30.0), (200.0, -40.0)):
         expected = render(g, view(*angles)).rgb
         assert expected.std() > 0.05
@@ -160,7 +159,7 @@ def test_gsply_reads_it(tmp_path, extension, version):
     columns = (np.array(getattr(data, name)) for name in ("means", "quats", "scales", "opacities", "sh0", "shN"))
     means, quats, scales, opacities, sh0, shN = (torch.from_numpy(column) for column in columns)
     raw = Gaussians(means, quats, scales, opacities, sh0[:, None], shN)
-    assert_within(turn_x180(g), raw, FLOORS[extension])
+    assert_within(turned(g), raw, FLOORS[extension])
 
 
 def test_layout_of_a_splat(tmp_path):

@@ -7,9 +7,10 @@ import struct
 import numpy as np
 import pytest
 import torch
+from splats import turned
 
 from psd_gs.errors import FormatError, InputError
-from psd_gs.export.frames import bounding_ball, turn_x180
+from psd_gs.export.fitting import bounding_ball
 from psd_gs.export.metadata import to_json
 from psd_gs.export.ply import is_gaussian_ply, read_ply, read_ply_metadata, write_ply
 from psd_gs.gaussians import Gaussians, from_points, rotation_matrices
@@ -64,8 +65,8 @@ def sh_basis(d):
 def test_round_trip_is_exact(tmp_path, degree):
     g = random_gaussians(50, degree)
     g.quats = torch.nn.functional.normalize(g.quats, dim=1)
-    write_ply(g, tmp_path / "a.ply")
-    back = read_ply(tmp_path / "a.ply")
+    write_ply(g.splats(), tmp_path / "a.ply")
+    back = Gaussians.of(read_ply(tmp_path / "a.ply"))
     assert back.sh_degree == degree
     for name, value in g.params().items():
         if name == "quats":  # normalized once more on the way, and turned: (w, x, -y, -z) twice is exact
@@ -79,7 +80,7 @@ def test_round_trip_is_exact(tmp_path, degree):
 def test_layout(tmp_path, degree):
     g = random_gaussians(5, degree)
     k = (degree + 1) ** 2 - 1
-    write_ply(g, tmp_path / "a.ply", metadata={"prompt": "ä cat", "seed": 3})
+    write_ply(g.splats(), tmp_path / "a.ply", metadata={"prompt": "ä cat", "seed": 3})
     lines, names, rows = read_raw(tmp_path / "a.ply")
     assert lines[:3] == ["ply", "format binary_little_endian 1.0", 'comment psd-gs {"prompt":"\\u00e4 cat","seed":3}']
     assert names == (
@@ -104,13 +105,13 @@ def test_layout(tmp_path, degree):
 
 def test_turn_keeps_colours_and_ellipsoids():
     g = random_gaussians(20, 3)
-    turned = turn_x180(g)
+    there = turned(g)
     turn = np.diag([1.0, -1.0, -1.0])
     rng = np.random.default_rng(0)
     for d in rng.normal(size=(20, 3)):
         d /= np.linalg.norm(d)
         before = np.einsum("k,nkc->nc", sh_basis(d), g.sh.numpy())
-        after = np.einsum("k,nkc->nc", sh_basis(turn @ d), turned.sh.numpy())
+        after = np.einsum("k,nkc->nc", sh_basis(turn @ d), there.sh.numpy())
         np.testing.assert_allclose(after, before, atol=1e-5)
         unsigned = np.einsum("k,nkc->nc", sh_basis(turn @ d), g.sh.numpy())
         assert np.abs(unsigned - before).max() > 0.05  # the control: without the signs it is another colour
@@ -119,8 +120,8 @@ def test_turn_keeps_colours_and_ellipsoids():
         axes = rotation_matrices(h.quats).double() * h.scales.double().exp()[:, None]
         return (axes @ axes.transpose(1, 2)).numpy()
 
-    np.testing.assert_allclose(covariances(turned), turn @ covariances(g) @ turn.T, atol=1e-6)
-    for name, value in turn_x180(turned).params().items():
+    np.testing.assert_allclose(covariances(there), turn @ covariances(g) @ turn.T, atol=1e-6)
+    for name, value in turned(there).params().items():
         assert torch.equal(value, getattr(g, name))
 
 
@@ -137,7 +138,7 @@ def test_turned_render_is_the_same_picture():
     turned_camera = replace(camera, viewmats=camera.viewmats @ torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0])))
     expected = render(g, camera).rgb
     assert expected.std() > 0.05
-    torch.testing.assert_close(render(turn_x180(g), turned_camera).rgb, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(render(turned(g), turned_camera).rgb, expected, rtol=0, atol=1e-4)
 
 
 def test_writing_clips_and_drops(tmp_path):
@@ -147,22 +148,22 @@ def test_writing_clips_and_drops(tmp_path):
     g.means[3, 1] = float("nan")
     g.sh0[4, 0, 0] = float("inf")
     g.quats[5] = 0
-    write_ply(g, tmp_path / "a.ply")
-    back = read_ply(tmp_path / "a.ply")
+    write_ply(g.splats(), tmp_path / "a.ply")
+    back = Gaussians.of(read_ply(tmp_path / "a.ply"))
     assert len(back) == 3
     assert back.opacities[:2].tolist() == [15.0, -15.0]
     assert back.scales[2].tolist() == [20.0, 20.0, 20.0]
     with pytest.raises(InputError, match="none is usable"):
-        write_ply(g.select(torch.tensor([3, 4, 5])), tmp_path / "b.ply")
+        write_ply(g.select(torch.tensor([3, 4, 5])).splats(), tmp_path / "b.ply")
     assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
 
 
 def test_metadata(tmp_path):
     g = random_gaussians(3, 0)
-    write_ply(g, tmp_path / "a.ply")
+    write_ply(g.splats(), tmp_path / "a.ply")
     assert read_ply_metadata(tmp_path / "a.ply") is None
     metadata = {"prompt": "a very long prompt\n" * 200, "seed": 7, "score": float("nan"), "path": tmp_path}
-    write_ply(g, tmp_path / "a.ply", metadata=metadata)
+    write_ply(g.splats(), tmp_path / "a.ply", metadata=metadata)
     stored = read_ply_metadata(tmp_path / "a.ply")
     assert stored is not None
     assert stored["prompt"].startswith("a very long prompt\na very")
@@ -186,7 +187,7 @@ def test_foreign_file(tmp_path):
     header += ["element face 1", "property list uchar int vertex_indices", "end_header"]
     path = tmp_path / "a.ply"
     path.write_text("\n".join([*header, " ".join(map(str, values)), "3 0 0 0", ""]))
-    g = read_ply(path)
+    g = Gaussians.of(read_ply(path))
     assert g.means.tolist() == [[9.0, -8.0, -7.0]]
     assert g.quats.tolist() == [[4.0, 3.0, -2.0, -1.0]]
     assert g.opacities.tolist() == [5.0]
@@ -231,7 +232,7 @@ def test_missing_file(tmp_path):
 
 def test_non_finite_file_is_refused(tmp_path):
     path = tmp_path / "a.ply"
-    write_ply(random_gaussians(4, 0), path)
+    write_ply(random_gaussians(4, 0).splats(), path)
     data = bytearray(path.read_bytes())
     data[-4:] = struct.pack("<f", float("nan"))
     path.write_bytes(data)
@@ -241,7 +242,7 @@ def test_non_finite_file_is_refused(tmp_path):
 
 def test_wrong_number_of_harmonics(tmp_path):
     path = tmp_path / "a.ply"
-    write_ply(random_gaussians(4, 1), path)
+    write_ply(random_gaussians(4, 1).splats(), path)
     path.write_bytes(path.read_bytes().replace(b"f_rest_8\n", b"g_rest_8\n"))
     with pytest.raises(FormatError, match="received 8"):
         read_ply(path)
@@ -265,12 +266,12 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 def test_broken_files_give_format_errors_only(tmp_path):
     path = tmp_path / "a.ply"
-    write_ply(random_gaussians(12, 1), path, metadata={"prompt": "a cat"})
+    write_ply(random_gaussians(12, 1).splats(), path, metadata={"prompt": "a cat"})
     good, rng, refused = path.read_bytes(), random.Random(0), 0
     for _ in range(400):
         path.write_bytes(mutate(good, rng))
         try:
-            g = read_ply(path)
+            g = Gaussians.of(read_ply(path))
             assert all(bool(p.isfinite().all()) for p in g.params().values())
             assert len(g) > 0
             read_ply_metadata(path)

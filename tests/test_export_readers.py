@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from splats import FLOORS, assert_within, asset
+from splats import FLOORS, assert_within, asset, turned
 
 from psd_gs.export.formats import save
-from psd_gs.export.frames import turn_x180
 from psd_gs.gaussians import Gaussians
 
 pytestmark = pytest.mark.readers
@@ -43,7 +42,7 @@ def save_raw(path: Path, degree: int, **options) -> Gaussians:
     """Writes an asset; returns the numbers that belong into the file."""
     g = asset(400, degree)
     save(g, path, metadata={"prompt": "ein Bär"}, **options)
-    return turn_x180(g)
+    return turned(g)
 
 
 @pytest.mark.parametrize("degree", [0, 1, 3])

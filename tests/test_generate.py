@@ -17,7 +17,8 @@ from program import psd_gs as command
 
 import psd_gs
 from psd_gs.config import Config, from_dict
-from psd_gs.export.ply import read_ply, read_ply_metadata
+from psd_gs.export.formats import load
+from psd_gs.export.ply import read_ply_metadata
 
 pytestmark = pytest.mark.full
 
@@ -60,7 +61,7 @@ def test_generate_writes_everything(real):
 
 def test_generated_files_open(real):
     folder, _ = real
-    splat = read_ply(folder / "splat.ply")
+    splat = load(folder / "splat.ply")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert max(row.get("negative_shift", 0) for row in rows) > 0
@@ -86,7 +87,7 @@ def test_generated_files_open(real):
 
 def test_the_python_api_makes_the_same_asset(real, corgi):
     (folder, _), (result, _) = real, corgi
-    splat = read_ply(folder / "splat.ply")
+    splat = load(folder / "splat.ply")
     for name in ("means", "scales", "opacities", "sh0"):
         assert torch.equal(getattr(splat, name), getattr(result.gaussians, name)), name
     scores = json.loads((folder / "psd_gs.json").read_text())["scores"]

@@ -214,4 +214,4 @@ def test_promises_in_a_short_run():
 
 @pytest.mark.full
 def test_promises_in_a_long_run():
-    check_promises(3000)
+    check_promises(1000)

@@ -19,7 +19,7 @@ from painted import PaintedPrior, RedReward, tiny_config
 from psd_gs import runs
 from psd_gs.config import Config, to_dict
 from psd_gs.errors import ConfigError, FormatError, InputError, OutputError
-from psd_gs.export.ply import read_ply
+from psd_gs.export.formats import load
 from psd_gs.job import FREE, LOCK, Job, Request, differences, is_claimed, resolve
 from psd_gs.pipeline import TextTo3DPipeline
 
@@ -238,7 +238,7 @@ def test_begin_go_on_finish_complete(tmp_path, painted):
     with Job.open(tmp_path / "straight", CONFIG) as job:
         job.begin(painted)
         job.run()
-        assert torch.equal(job.finish().gaussians.means, read_ply(tmp_path / "run" / runs.ASSET).means)
+        assert torch.equal(job.finish().gaussians.means, load(tmp_path / "run" / runs.ASSET).means)
 
 
 def test_what_is_replaced_stays_until_the_new_run_has_begun(tmp_path, painted, monkeypatch):

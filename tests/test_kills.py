@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes in another way"),
 ]
 
-MOMENTS = int(os.environ.get("PSD_GS_KILLS", "2"))
+MOMENTS = int(os.environ.get("PSD_GS_KILLS", "1"))
 """Of each signal and command."""
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("painted_program.py"))]

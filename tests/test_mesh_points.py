@@ -11,7 +11,8 @@ from test_export_ply import mutate, random_gaussians
 from test_mesh_glb import tall_box
 
 from psd_gs.errors import FormatError, InputError
-from psd_gs.export.ply import is_gaussian_ply, write_ply
+from psd_gs.export.formats import save
+from psd_gs.export.ply import is_gaussian_ply
 from psd_gs.mesh.glb import write_glb
 from psd_gs.mesh.points import RADIUS, read_points
 
@@ -109,7 +110,7 @@ def test_point_clouds(tmp_path):
 
 
 def test_gaussian_ply_is_recognised(tmp_path):
-    write_ply(random_gaussians(3, 0), tmp_path / "a.ply")
+    save(random_gaussians(3, 0), tmp_path / "a.ply")
     assert is_gaussian_ply(tmp_path / "a.ply")
     write_glb(tall_box(), tmp_path / "a.glb")
     assert not is_gaussian_ply(tmp_path / "a.glb")

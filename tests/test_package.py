@@ -143,7 +143,8 @@ LAYERS = {
     "entries": {"plugins", "published"},
     "files": {"errors"},
     "config": {"errors", "entries", "files"},
-    "gaussians": set(),
+    "splats": set(),
+    "gaussians": {"splats"},
     "colours": set(),
     "cameras": set(),
     "kernels": set(),
@@ -157,9 +158,11 @@ LAYERS = {
     "guidance": {"adam", "errors", "resize", "cameras", "priors", "rewards", "entries", "plugins", "config"},
     "testing": {"errors", "cameras", "config", "entries", "plugins", "priors", "rewards", "guidance"},
     "densify": {"errors", "gaussians", "cameras", "config", "render"},
-    "export": {"colours", "errors", "files", "gaussians", "cameras", "render", "plugins"},
+    "export": {"colours", "errors", "files", "splats", "gaussians", "cameras", "render", "plugins"},
     "solidify": {"adam", "gaussians", "cameras", "render", "export"},
-    "mesh": {"colours", "errors", "files", "kernels", "gaussians", "cameras", "render", "export", "solidify"},
+    "mesh": {
+        *("colours", "errors", "files", "kernels", "splats", "gaussians", "cameras", "render", "export", "solidify"),
+    },
     "asset": {"errors", "gaussians", "export", "mesh", "runs"},
     "selection": {"errors"},
     "trainer": {

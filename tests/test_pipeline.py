@@ -25,9 +25,9 @@ from psd_gs.config import (
     to_dict,
 )
 from psd_gs.errors import BackendError, ConfigError, FormatError, InputError, OutputError
-from psd_gs.export.formats import save
-from psd_gs.export.frames import fitted, scaled
-from psd_gs.export.ply import read_ply, read_ply_metadata, write_ply
+from psd_gs.export.fitting import fitted
+from psd_gs.export.formats import load, save
+from psd_gs.export.ply import read_ply_metadata, write_ply
 from psd_gs.gaussians import from_points, random_ball
 from psd_gs.job import Request
 from psd_gs.models import models_of, resolve, resolve_device
@@ -35,6 +35,7 @@ from psd_gs.result import Result
 from psd_gs.rewards.base import CallableReward, group_score
 from psd_gs.runs import is_finished
 from psd_gs.scoring import evaluation_cameras, evaluation_images, score_asset
+from psd_gs.splats import scaled
 from psd_gs.start import initial_gaussians, read_negative
 from psd_gs.trainer import write_tensors
 
@@ -151,7 +152,7 @@ def test_save_writes_everything_with_its_metadata(result, tmp_path, quick_files)
     ):
         found.pop("files", None)
         assert {**found, "created": None} == {**expected, "created": None}
-    back = read_ply(folder / "splat.ply")
+    back = load(folder / "splat.ply")
     assert torch.equal(back.means, result.gaussians.means)
     assert torch.equal(back.opacities, result.gaussians.opacities)
     (mesh,) = trimesh.load_scene(folder / "mesh.glb").geometry.values()
@@ -177,7 +178,7 @@ def test_the_splat_is_written_first_and_the_record_last(result, tmp_path, monkey
     monkeypatch.setattr(f"psd_gs.{where}", killed)
     with pytest.raises(KeyboardInterrupt):
         result.save(tmp_path)
-    assert torch.equal(read_ply(tmp_path / "splat.ply").means, result.gaussians.means)
+    assert torch.equal(load(tmp_path / "splat.ply").means, result.gaussians.means)
     assert not is_finished(tmp_path)
 
 
@@ -194,7 +195,7 @@ def test_on_a_full_disk_what_can_be_made_again_makes_room(result, tmp_path, monk
     monkeypatch.setattr("psd_gs.export.ply.write_ply", when_there_is_room(write_ply, tmp_path / "progress"))
     monkeypatch.setattr(runs, "write_json", when_there_is_room(runs.write_json, tmp_path / "report.html"))
     result.save(tmp_path)
-    assert torch.equal(read_ply(tmp_path / "splat.ply").means, result.gaussians.means)
+    assert torch.equal(load(tmp_path / "splat.ply").means, result.gaussians.means)
     assert runs.read_record(tmp_path)["failed"] == {"report.html": "No space left on device."}
     assert not (tmp_path / "report.html").exists()
 

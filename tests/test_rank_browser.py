@@ -9,8 +9,8 @@ import pytest
 from chromium import chromium
 from ranked import Client, make_runs
 
+from psd_gs.export.formats import load
 from psd_gs.export.pictures import turntable_film
-from psd_gs.export.ply import read_ply
 from psd_gs.ranking.answers import read_answers
 from psd_gs.ranking.server import Session
 
@@ -27,7 +27,7 @@ def eventually(test: Callable[[], object]) -> None:
 def test_pairs_are_answered_by_keys_and_touch(tmp_path):
     outputs = make_runs(tmp_path / "outputs", ["a cube"], each=3)
     for run in outputs.iterdir():
-        turntable_film(read_ply(run / "splat.ply"), run / "turntable.mp4", frames=8, size=64)
+        turntable_film(load(run / "splat.ply"), run / "turntable.mp4", frames=8, size=64)
     session = Session([outputs], tmp_path / "pairs.jsonl", "ada", repeats=1)
     with Client(session) as client, chromium(tmp_path, "--window-size=390,700") as driver:
         driver.get(client.server.url)

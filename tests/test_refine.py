@@ -18,9 +18,8 @@ from psd_gs import cli
 from psd_gs.cameras import turntable
 from psd_gs.config import Config, RefineConfig, read_config
 from psd_gs.errors import ConfigError, InputError, OutputError
+from psd_gs.export.fitting import bounding_ball, moved
 from psd_gs.export.formats import FORMATS, load, save, sha256_of
-from psd_gs.export.frames import bounding_ball, transform
-from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.framing import ROOMS
 from psd_gs.gaussians import Gaussians, rgb_to_sh0, rotation_matrices
 from psd_gs.job import Job
@@ -46,7 +45,7 @@ def covariances(g: Gaussians) -> Tensor:
     return axes @ axes.transpose(1, 2)
 
 
-def moved(g: Gaussians) -> Gaussians:
+def elsewhere(g: Gaussians) -> Gaussians:
     """Twenty times as large, somewhere else."""
     return replace(g, means=20 * g.means + torch.tensor([300.0, -20.0, 7.0]), scales=g.scales + np.log(20))
 
@@ -57,8 +56,8 @@ def grey(tmp_path) -> Path:
     ball = red_ball()
     g = torch.Generator().manual_seed(5)
     grey = rgb_to_sh0(torch.full((150, 1, 3), 0.4))
-    asset = moved(replace(ball, sh0=grey, shN=0.1 * torch.randn(150, 15, 3, generator=g)))
-    write_ply(asset, tmp_path / "ball.ply")
+    asset = elsewhere(replace(ball, sh0=grey, shN=0.1 * torch.randn(150, 15, 3, generator=g)))
+    save(asset, tmp_path / "ball.ply")
     return tmp_path / "ball.ply"
 
 
@@ -85,7 +84,7 @@ def test_frames_there_and_back(frames):
     asset, generator = random_asset(8, degree=3), np.random.default_rng(0)
     for _ in range(frames):
         matrix = similarity(generator)
-        back = transform(transform(asset, matrix), inverse(matrix))
+        back = moved(moved(asset, matrix), inverse(matrix))
         for name in ("means", "scales", "opacities", "sh0", "shN"):
             assert torch.allclose(getattr(back, name), getattr(asset, name), atol=1e-5, rtol=1e-5), name
         size = covariances(asset).diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
@@ -97,7 +96,7 @@ def test_harmonics_turn_with_the_asset():
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3] = torch.from_numpy(Rotation.from_euler("y", 90, degrees=True).as_matrix())
     views = turntable(4, elevation=0.0, radius=2.6, size=48)
-    still, turned = render(asset, views).rgb, render(transform(asset, matrix), views).rgb
+    still, turned = render(asset, views).rgb, render(moved(asset, matrix), views).rgb
     # Turned toward +X by a quarter: the camera at 90 degrees sees what the one in front saw.
     assert torch.allclose(turned.roll(-1, 0), still, atol=2e-3)
 
@@ -126,7 +125,7 @@ def test_fog_does_not_count_where_an_asset_is_fitted(grey):
     before = Original.of(RefineConfig(asset=str(grey))).to_world
     for name, tensor in clean.params().items():
         setattr(clean, name, torch.cat([tensor, getattr(fog, name)]))
-    write_ply(clean, grey)
+    save(clean, grey)
     torch.testing.assert_close(Original.of(RefineConfig(asset=str(grey))).to_world, before)
 
 
@@ -195,7 +194,7 @@ def test_outside_stays_to_the_bit_and_new_ones_grow_inside(region, grey, tmp_pat
 def test_a_selection_of_another_program_chooses(grey, tmp_path):
     whole = load(grey)
     chosen = whole.means[:, 1] > -20
-    write_ply(whole.select(chosen.nonzero()[:, 0].flip(0)), tmp_path / "mask.ply")  # order does not matter
+    save(whole.select(chosen.nonzero()[:, 0].flip(0)), tmp_path / "mask.ply")  # order does not matter
     result = refined(refining(grey, mask=str(tmp_path / "mask.ply")), tmp_path / "run")
     kept = result.rows[result.rows >= 0]
     outside = ~chosen[kept]
@@ -206,7 +205,7 @@ def test_a_selection_of_another_program_chooses(grey, tmp_path):
     distance = torch.cdist(others, whole.means)
     assert chosen[distance.argmin(1)].float().mean() > 0.99
     whole.means += 1.0
-    write_ply(whole, tmp_path / "mask.ply")
+    save(whole, tmp_path / "mask.ply")
     with pytest.raises(InputError, match="lie where the asset has none"):
         Original.of(RefineConfig(asset=str(grey), mask=str(tmp_path / "mask.ply")))
 
@@ -326,7 +325,7 @@ def test_what_was_faint_or_large_is_not_dropped(grey, tmp_path):
     whole = load(grey)
     whole.opacities[:20] = -8.0
     whole.scales[20:25] = 4.0
-    write_ply(whole, grey)
+    save(whole, grey)
     result = refined(refining(grey), tmp_path / "run")
     assert set(range(25)) <= set(result.rows.tolist())
 
@@ -370,14 +369,14 @@ def test_a_resumed_refinement_equals_an_uninterrupted_one(grey, tmp_path):
                 trainer.save_checkpoint()
                 break
     refined(config, tmp_path / "parts")
-    one, other = (read_ply(tmp_path / name / "ball.ply") for name in ("whole", "parts"))
+    one, other = (load(tmp_path / name / "ball.ply") for name in ("whole", "parts"))
     assert_same(one.params(), other.params())
 
 
 def test_another_file_is_another_run(grey, tmp_path):
     config = refining(grey, steps=2)
     refined(config, tmp_path / "run")
-    write_ply(replace(load(grey), opacities=torch.zeros(150)), grey)
+    save(replace(load(grey), opacities=torch.zeros(150)), grey)
     with pytest.raises(InputError, match="is another file than when the run began"):
         Original.of(config.refine)
     changed = replace(config, refine=replace(config.refine, sha256=sha256_of(grey)))

@@ -19,7 +19,7 @@ from painted import make_trainer, tiny_config
 import psd_gs
 from psd_gs.config import to_dict
 from psd_gs.errors import OutputError
-from psd_gs.export.ply import read_ply
+from psd_gs.export.formats import load
 from psd_gs.files import append
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits and permissions of POSIX")
@@ -158,7 +158,7 @@ def test_odd_places(tmp_path, tiny, name):
     assert bool(found) == place.asset
     assert not list((tmp_path / "out").rglob("*.part*"))
     if place.asset:
-        assert len(read_ply(found[0])) > 50
+        assert len(load(found[0])) > 50
         record = json.loads(found[0].with_name("psd_gs.json").read_text())
         assert record["prompt"] == PROMPT
         assert all("File too large" in reason for reason in record.get("failed", {}).values())

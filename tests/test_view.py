@@ -27,10 +27,9 @@ from splats import FLOORS, assert_within, asset
 
 from psd_gs import cli
 from psd_gs.errors import ConfigError, FormatError, InputError, OutputError
+from psd_gs.export.fitting import bounding_ball
 from psd_gs.export.formats import load, save, sidecar
-from psd_gs.export.frames import bounding_ball
 from psd_gs.export.page import MOST, Pane, make_page
-from psd_gs.export.spz import read_spz
 from psd_gs.viewer import serve
 from psd_gs.viewer.open import panes
 from psd_gs.viewer.serve import HOST, page_server
@@ -88,7 +87,7 @@ def test_a_page_holds_the_assets(tmp_path):
     torch.testing.assert_close(torch.tensor(one["centre"]), centre)
     assert two == {"name": "two", "facts": {}}
     (tmp_path / "a.spz").write_bytes(base64.b64decode(element(page, "splat-0")))
-    assert_within(g, read_spz(tmp_path / "a.spz", frame="gltf"), FLOORS[".spz"])
+    assert_within(g, load(tmp_path / "a.spz", frame="gltf"), FLOORS[".spz"])
     assert base64.b64decode(element(page, "mesh-1")) == BOX
     assert "<title>t</title>" in page
 

@@ -11,8 +11,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from psd_gs.errors import InputError
+from psd_gs.export.fitting import fitted
 from psd_gs.export.formats import read_metadata
-from psd_gs.export.frames import fitted
 from psd_gs.export.gltf import holds_splats
 from psd_gs.export.open import open_splats
 from psd_gs.export.ply import is_gaussian_ply

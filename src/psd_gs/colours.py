@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def srgb_to_linear(srgb: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-SH_C0 = 0.28209479177387814
-"""Value of the degree-0 real spherical harmonic: rgb = 0.5 + SH_C0 * sh0."""
+from psd_gs.splats import SH_C0, Cloud, RenderMode, Splats, rgb_to_sh0, sh0_to_rgb
 
-RenderMode = Literal["default", "antialiased", "2dgs"]
-"""How Gaussians were trained, and so are to be rendered: as 3DGS does; with opacities that make up for the blur on the
-screen (Mip-Splatting, Yu et al. 2024); or as flat discs (2DGS, Huang et al. 2024), whose third axis is nearly zero."""
-
-_TENSORS = ("means", "quats", "scales", "opacities", "sh0", "shN")
+__all__ = [
+    "SH_C0",
+    "Gaussians",
+    "RenderMode",
+    "from_points",
+    "random_ball",
+    "rgb_to_sh0",
+    "rotation_matrices",
+    "sh0_to_rgb",
+    "usable",
+]
 
 
 @dataclass
-class Gaussians:
-    """Parameters of N Gaussians in the world frame (glTF: +Y up, the front faces +Z).
+class Gaussians(Cloud):
+    """Parameters of N Gaussians in the world frame (glTF: +Y up, the front faces +Z), as tensors.
 
     Attributes:
         means: centres, world units.
@@ -32,8 +37,7 @@ class Gaussians:
         sh0: degree-0 spherical-harmonics coefficients of the sRGB colour.
         shN: the remaining coefficients, K = (degree + 1)**2 of them with sh0; K - 1 may be 0.
         mode: how they are to be rendered.
-        origin: where the origin of ``means`` lies in the world that a file was measured in, x, y, z in double
-            precision: zero but for assets so far out (UTM coordinates) that float32 would be too coarse.
+        origin: see :class:`psd_gs.splats.Cloud`.
     """
 
     means: Float[Tensor, "N 3"]
@@ -42,59 +46,38 @@ class Gaussians:
     opacities: Float[Tensor, " N"]
     sh0: Float[Tensor, "N 1 3"]
     shN: Float[Tensor, "N K-1 3"]
-    mode: RenderMode = "default"
-    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    def __len__(self) -> int:
-        return self.means.shape[0]
+    @classmethod
+    def of(cls, splats: Splats) -> Self:
+        """Arrays as tensors, which share their memory."""
+        tensors = {name: torch.from_numpy(values) for name, values in splats.params().items()}
+        return cls(**tensors, mode=splats.mode, origin=splats.origin)
+
+    def splats(self) -> Splats:
+        """Tensors as float32 arrays, which share the memory of those that are so already."""
+        arrays = {name: tensor.detach().cpu().float().numpy() for name, tensor in self.params().items()}
+        return Splats(**arrays, mode=self.mode, origin=self.origin)
 
     @property
     def device(self) -> torch.device:
         return self.means.device
 
     @property
-    def sh_degree(self) -> int:
-        """0 to 3, from the number of coefficients."""
-        return round((self.shN.shape[1] + 1) ** 0.5) - 1
-
-    @property
     def sh(self) -> Float[Tensor, "N K 3"]:
         """All spherical-harmonics coefficients, degree 0 first."""
         return torch.cat([self.sh0, self.shN], dim=1)
 
-    def params(self) -> dict[str, Tensor]:
-        """The tensors by name, in the order of the fields; the same tensors, not copies."""
-        return {name: getattr(self, name) for name in _TENSORS}
-
-    def map(self, function) -> Gaussians:
-        """Apply ``function`` to every tensor."""
-        return replace(self, **{name: function(tensor) for name, tensor in self.params().items()})
-
-    def to(self, device: torch.device | str) -> Gaussians:
+    def to(self, device: torch.device | str) -> Self:
         return self.map(lambda tensor: tensor.to(device))
 
-    def detach(self) -> Gaussians:
+    def detach(self) -> Self:
         return self.map(torch.Tensor.detach)
-
-    def select(self, index: Tensor) -> Gaussians:
-        """The rows that ``index`` (a boolean mask or integer indices) picks."""
-        return self.map(lambda tensor: tensor[index])
 
 
 def usable(gaussians: Gaussians) -> Bool[Tensor, " N"]:
     """Which rows are finite and have a rotation."""
     finite = [p.isfinite().reshape(len(p), math.prod(p.shape[1:])).all(1) for p in gaussians.params().values()]
     return torch.stack(finite).all(0) & (gaussians.quats.norm(dim=1) > 0)
-
-
-def rgb_to_sh0(rgb: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
-    """sRGB colour in [0, 1] to the degree-0 coefficient."""
-    return (rgb - 0.5) / SH_C0
-
-
-def sh0_to_rgb(sh0: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3"]:
-    """Degree-0 coefficient to sRGB colour (not clamped)."""
-    return sh0 * SH_C0 + 0.5
 
 
 def rotation_matrices(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:

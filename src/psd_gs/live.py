@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from psd_gs import report
 from psd_gs.errors import InputError
-from psd_gs.export.edit import area
+from psd_gs.export.edit import largest
 from psd_gs.export.formats import save
 from psd_gs.export.page import live_page
 from psd_gs.gaussians import Gaussians
@@ -198,4 +198,4 @@ def most_visible(gaussians: Gaussians) -> Gaussians:
     """At most :data:`MOST` of them: those with the largest opacity times area."""
     if len(gaussians) <= MOST:
         return gaussians
-    return gaussians.select(area(gaussians).topk(MOST).indices)
+    return gaussians.select(largest(gaussians.splats(), MOST))

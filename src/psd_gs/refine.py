@@ -21,8 +21,9 @@ from psd_gs.cameras import Cameras
 from psd_gs.config import STRENGTH, Axis, Config, DensifyConfig, OptimizerConfig, RefineConfig
 from psd_gs.densify import contribution, prunable
 from psd_gs.errors import ConfigError, InputError
+from psd_gs.export.fitting import VISIBLE, bounding_ball, moved
 from psd_gs.export.formats import format_of, sha256_of
-from psd_gs.export.frames import VISIBLE, Frame, bounding_ball, similarity, transform
+from psd_gs.export.frames import Frame, similarity
 from psd_gs.export.open import SPLAT, open_splats
 from psd_gs.gaussians import Gaussians, sh0_to_rgb
 from psd_gs.mesh.repaint import PIECES, Coat, coat
@@ -183,11 +184,11 @@ class Original:
 
     def fitted(self, gaussians: Gaussians) -> Gaussians:
         """From its own place into the world."""
-        return transform(gaussians, self.to_world)
+        return moved(gaussians, self.to_world)
 
     def returned(self, gaussians: Gaussians) -> Gaussians:
         """From the world into its own place."""
-        return transform(gaussians, inverse(self.to_world))
+        return moved(gaussians, inverse(self.to_world))
 
     def inside(self, points: Float[Tensor, "N 3"]) -> Bool[Tensor, " N"]:
         """Which points of the world lie in the region."""
@@ -228,9 +229,9 @@ def _located(asset: Path) -> Path:
 
 def inverse(matrix: Float[Tensor, "4 4"]) -> Float[Tensor, "4 4"]:
     """Of a rotation, a scale and a translation, exactly as good as they are."""
-    factor, turn = similarity(matrix)
+    factor, turn = similarity(matrix.numpy())
     out = torch.eye(4, dtype=torch.float64)
-    out[:3, :3] = turn.T / factor
+    out[:3, :3] = torch.from_numpy(turn.T / factor)
     out[:3, 3] = -out[:3, :3] @ matrix[:3, 3]
     return out
 

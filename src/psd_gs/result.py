@@ -96,7 +96,7 @@ class Result:
         Raises:
             InputError: not the folder of a finished run, or a damaged file in it.
         """
-        from psd_gs.export.ply import read_ply
+        from psd_gs.export.formats import load
 
         folder = Path(folder)
         if not runs.is_finished(folder):
@@ -106,7 +106,7 @@ class Result:
             )
         record = runs.read_record(folder, "scores", "steps_done", "created")
         return cls(
-            read_ply(folder / runs.ASSET),
+            load(folder / runs.ASSET),
             read_config(folder / runs.OPTIONS),
             {name: math.nan if score is None else score for name, score in record["scores"].items()},
             read_negative(folder / NEGATIVE),
@@ -130,12 +130,12 @@ class Result:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         try:
-            write_ply(self.gaussians, folder / runs.ASSET, metadata=self.metadata)
+            write_ply(self.gaussians.splats(), folder / runs.ASSET, metadata=self.metadata)
         except OutputError:
             with writing(folder):
                 (folder / "checkpoints" / CHECKPOINTS[1]).unlink(missing_ok=True)
             shutil.rmtree(folder / "progress", ignore_errors=True)
-            write_ply(self.gaussians, folder / runs.ASSET, metadata=self.metadata)
+            write_ply(self.gaussians.splats(), folder / runs.ASSET, metadata=self.metadata)
 
     def save(
         self,

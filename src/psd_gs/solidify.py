@@ -18,7 +18,7 @@ from torch import Tensor
 
 from psd_gs.adam import Adam
 from psd_gs.cameras import Cameras, sphere_of_cameras
-from psd_gs.export.frames import bounding_ball
+from psd_gs.export.fitting import bounding_ball
 from psd_gs.gaussians import Gaussians, usable
 from psd_gs.render import render
 

@@ -84,7 +84,7 @@ def test_one_odd_splat_does_not_spoil_what_the_others_share(tmp_path, extension,
 
 
 def test_of_two_splats_neither_is_a_stray():
-    assert robust_box(torch.tensor([[0.0, 0, 0], [0.3, 9, 0]])).tolist() == [[0, 0, 0], [pytest.approx(0.3), 9, 0]]
+    assert robust_box(np.array([[0.0, 0, 0], [0.3, 9, 0]])).tolist() == [[0, 0, 0], [pytest.approx(0.3), 9, 0]]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

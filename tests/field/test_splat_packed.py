@@ -29,8 +29,22 @@ from zstandard import ZstdCompressor, ZstdDecompressor
 from psd_gs.errors import FormatError, InputError, UnsupportedError
 from psd_gs.export.formats import load, save
 from psd_gs.export.open import open_splats
-from psd_gs.export.packed import Gunzip, Zip
+from psd_gs.export.packed import Gunzip, Zip, gzipped
 from psd_gs.mesh.read import read_scene
+
+# --- gzip of our own --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 999, 1000, 1001, 70_000])
+def test_pieces_are_one_member(monkeypatch, size):
+    monkeypatch.setattr("psd_gs.export.packed._PACKED_PIECE", 1000)
+    data = np.random.default_rng(0).integers(0, 9, size).astype(np.uint8).tobytes()
+    found = b"".join(gzipped(data, 6))
+    member = zlib.decompressobj(wbits=31)
+    assert member.decompress(found) == data
+    assert member.eof
+    assert not member.unused_data
+
 
 # --- gzip of several members ------------------------------------------------------------------------------------------
 

@@ -14,8 +14,9 @@ import torch
 from foreign_splats import ball, read_ply, read_spz, resized, spz, write_ply
 from scipy.spatial import cKDTree
 
+from psd_gs.export.fitting import bounding_ball, fitted
 from psd_gs.export.formats import FORMATS, load, save
-from psd_gs.export.frames import bounding_ball, fitted, usual_size
+from psd_gs.export.frames import usual_size
 from psd_gs.export.open import open_splats
 from psd_gs.export.page import Pane, make_page
 from psd_gs.export.pictures import _turn

@@ -27,7 +27,7 @@ from bench.common import ROOT, Progress, Row, digest, kept
 from psd_gs.asset import open_asset
 from psd_gs.cameras import Cameras, orbit
 from psd_gs.cli.run_options import parse_shard
-from psd_gs.export.frames import bounding_ball
+from psd_gs.export.fitting import bounding_ball
 from psd_gs.gaussians import Gaussians
 from psd_gs.mesh.build import BuildOptions, build
 from psd_gs.mesh.compare import halved, render_mesh

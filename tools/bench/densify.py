@@ -28,7 +28,7 @@ from psd_gs.evaluation.arms import Arm
 from psd_gs.evaluation.compare import results
 from psd_gs.evaluation.report import markdown_table, write_report
 from psd_gs.evaluation.sweep import COST, Sweep, collect
-from psd_gs.export.ply import read_ply
+from psd_gs.export.formats import load
 from psd_gs.gaussians import Gaussians
 from psd_gs.runs import ASSET, OPTIONS, unique_run_name
 
@@ -65,7 +65,7 @@ def counts(row: Row) -> Row:
         "start": read_config(folder / OPTIONS).init.count,
         **{name: sum(log.get(name, 0) for log in logs) for name in ("grown", "pruned")},
         "final": row["gaussians"],
-        "crumbs": 0 if row["error"] else crumbs(read_ply(folder / ASSET)),
+        "crumbs": 0 if row["error"] else crumbs(load(folder / ASSET)),
     }
 
 

@@ -29,8 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import yes
 from bench.generate import run_command, run_program
-from psd_gs.export.formats import FORMATS
-from psd_gs.export.ply import write_ply
+from psd_gs.export.formats import FORMATS, save
 from psd_gs.gaussians import Gaussians, rgb_to_sh0
 
 MAX_SECONDS, MAX_GIGABYTES = 120.0, 2.0
@@ -78,7 +77,7 @@ def compare(splats: int, modules: Path, formats: Sequence[str], rounds: int) -> 
     table = Table("direction", "psd-gs s", "GB", "splat-transform s", "GB", "times as fast", "within the bar")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_ply(cloud(splats), folder / "in.ply")
+        save(cloud(splats), folder / "in.ply")
         for title, source, target in conversions(folder, formats):
             ours, theirs = [], []
             for _ in range(rounds):  # ours last, so that the next direction reads our file
@@ -106,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     table = Table("format", "SH", "MB", "bytes/splat", "seconds", "peak GB", "within the bars")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_ply(cloud(options.splats), folder / "in.ply")
+        save(cloud(options.splats), folder / "in.ply")
         for extension in options.formats:
             degree = 0 if extension in WITHOUT_HARMONICS else 3
             target = folder / f"out{extension}"

@@ -30,8 +30,8 @@ from mini.scenes import RADIUS
 from bench.common import Row, add_set_argument, options_of
 from bench.lists import Journal, add_list_arguments
 from psd_gs.cameras import turntable
+from psd_gs.export.formats import load, save
 from psd_gs.export.pictures import contact_sheet
-from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.gaussians import Gaussians
 from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.reference import Reference
@@ -94,7 +94,7 @@ def main() -> None:
             places = {"files": [str(file)], "azimuth": [AZIMUTH], "elevation": [ELEVATION]}
             given = {"image": places} if arm == "picture" else {}
             result = pipeline(name, preset=arguments.preset, overrides=options_of(arguments) | given)
-            write_ply(result.gaussians, arguments.out / f"{i:02d}-{arm}.ply")
+            save(result.gaussians, arguments.out / f"{i:02d}-{arm}.ply")
             scores = named(result.gaussians, pipeline.judge, names)
             row: Row = {"entry": i, "arm": arm, "name": name, "mesh": mesh}
             row |= {"right": int(scores.argmax()) == i, "taken_for": names[int(scores.argmax())]}
@@ -128,7 +128,7 @@ def report(rows: list[Row], out: Path) -> None:
         captions.append(name)
         for arm in ("picture", "name"):
             there = arm in by_arm
-            asset = read_ply(out / f"{i:02d}-{arm}.ply") if there else None
+            asset = load(out / f"{i:02d}-{arm}.ply") if there else None
             views = render(asset, cameras, torch.ones(3)).rgb if asset else torch.ones(4, 160, 160, 3)
             pictures += list(views)
             captions += [f"{arm}: {by_arm[arm]['taken_for']}" if there else "", "", "", ""]

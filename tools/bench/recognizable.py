@@ -48,8 +48,8 @@ from psd_gs.evaluation.scores import caption_scores, match_probability, share_ri
 from psd_gs.evaluation.statistics import bootstrap
 from psd_gs.evaluation.suites import Item
 from psd_gs.evaluation.sweep import Sweep
+from psd_gs.export.formats import load
 from psd_gs.export.pictures import contact_sheet
-from psd_gs.export.ply import read_ply
 from psd_gs.render import render
 from psd_gs.runs import ASSET
 from psd_gs.scoring import evaluation_cameras, evaluation_images
@@ -120,7 +120,7 @@ def asset_views(path: Path | None) -> Drawn:
     """The evaluation views of an asset; None is one that vanished."""
     if path is None:
         return torch.ones(2, 4, 3, SIZE, SIZE), torch.zeros(0, 4, 1, 1)
-    asset = read_ply(path)
+    asset = load(path)
     out = render(asset, evaluation_cameras(64))
     return evaluation_images(asset, SIZE), torch.cat([out.rgb, out.alpha], -1).permute(0, 3, 1, 2)
 

@@ -31,8 +31,8 @@ from bench.lists import Journal, add_list_arguments
 from psd_gs.asset import surface_gaussians
 from psd_gs.cameras import turntable
 from psd_gs.config import STRENGTH
+from psd_gs.export.formats import load, save
 from psd_gs.export.pictures import contact_sheet
-from psd_gs.export.ply import read_ply, write_ply
 from psd_gs.gaussians import Gaussians, from_points
 from psd_gs.pipeline import TextTo3DPipeline
 from psd_gs.refine import Original
@@ -72,7 +72,7 @@ def source(name: str, pipeline: TextTo3DPipeline, arguments: argparse.Namespace,
             asset = kit_splat(arguments.kits, name.removeprefix("kit:"), count)
         else:
             asset = pipeline(name, seed=0, preset="draft").gaussians
-        write_ply(asset, path)
+        save(asset, path)
     return path
 
 
@@ -90,7 +90,7 @@ def refined(pipeline: TextTo3DPipeline, path: Path, prompt: str, how: Row, prese
     """What ``psd-gs refine`` makes of it, in memory."""
     given = {name: value for name, value in how.items() if name not in ("strength", "box")}
     if how.get("box") == "upper":
-        given["box"] = upper(read_ply(path))
+        given["box"] = upper(load(path))
     strength = how.get("strength", STRENGTH)
     return pipeline.refine(path, prompt, strength=strength, preset=preset, overrides={"refine": given})
 
@@ -156,9 +156,9 @@ def repair(entry: list[str], pipeline: TextTo3DPipeline, arguments: argparse.Nam
     """Does the judge like it better, and is it nearer to what it was before it was spoiled."""
     assert pipeline.judge is not None
     prompt, fault = entry
-    clean = read_ply(source(prompt, pipeline, arguments))
+    clean = load(source(prompt, pipeline, arguments))
     path = arguments.out / "assets" / f"{slug(prompt)}-{slug(fault)}.ply"
-    write_ply(spoiled(clean, fault), path)
+    save(spoiled(clean, fault), path)
     strength = json.loads(LISTS.read_text(encoding="utf-8"))["repairs"]["strength"]
     result = refined(pipeline, path, prompt, {"strength": strength}, arguments.preset)
     original = Original.of(result.config.refine)
@@ -194,9 +194,9 @@ def main() -> None:
             continue
         row, assets = PARTS[arguments.part](entry, pipeline, arguments)
         for asset, name in zip(assets, ("before", "after"), strict=True):
-            write_ply(asset, place(i, name))
+            save(asset, place(i, name))
         journal.add({"entry": i, **row})
-    report(journal, lambda row, name: read_ply(place(row["entry"], name)))
+    report(journal, lambda row, name: load(place(row["entry"], name)))
 
 
 def report(journal: Journal, asset: Callable[[Row, str], Gaussians]) -> None:

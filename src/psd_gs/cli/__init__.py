@@ -3,66 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any, Union
 
 _NARROWEST = 60  # columns in which the help is still readable
+_COMMANDS = {
+    "generate": "generate.Generate",
+    "refine": "refine.Refine",
+    "retexture": "retexture.Retexture",
+    "export": "export.Export",
+    "eval": "eval.Eval",
+    "view": "view.View",
+    "mesh": "mesh.Mesh",
+    "turntable": "turntable.Turntable",
+    "sheet": "sheet.Sheet",
+    "report": "report.Report",
+    "info": "info.Info",
+    "batch": "batch.Batch",
+    "rank": "rank.Rank",
+    "fit-reward": "fit_reward.FitReward",
+    "options": "options.Options",
+    "words": "words.Words",
+    "models": "models.Models",
+    "bench": "bench.Bench",
+    "doctor": "doctor.Doctor",
+}
+"""Name to the module and class of each, imported when they are needed, in the order of the help."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of ``psd-gs``."""
-    import tyro
-
     from psd_gs import __version__
-    from psd_gs.cli.batch import Batch
-    from psd_gs.cli.bench import Bench
     from psd_gs.cli.console import shown
-    from psd_gs.cli.doctor import Doctor
-    from psd_gs.cli.eval import Eval
-    from psd_gs.cli.export import Export
-    from psd_gs.cli.fit_reward import FitReward
-    from psd_gs.cli.generate import Generate
-    from psd_gs.cli.info import Info
-    from psd_gs.cli.mesh import Mesh
-    from psd_gs.cli.models import Models
-    from psd_gs.cli.options import Options
-    from psd_gs.cli.rank import Rank
-    from psd_gs.cli.refine import Refine
-    from psd_gs.cli.report import Report
-    from psd_gs.cli.retexture import Retexture
-    from psd_gs.cli.sheet import Sheet
     from psd_gs.cli.terminal import terminate_as_interrupt
-    from psd_gs.cli.turntable import Turntable
-    from psd_gs.cli.view import View
-    from psd_gs.cli.words import Words
     from psd_gs.errors import LESS_MEMORY, PsdGsError, is_out_of_memory
 
-    commands = (
-        Annotated[Generate, tyro.conf.subcommand("generate")]
-        | Annotated[Refine, tyro.conf.subcommand("refine")]
-        | Annotated[Retexture, tyro.conf.subcommand("retexture")]
-        | Annotated[Export, tyro.conf.subcommand("export")]
-        | Annotated[Eval, tyro.conf.subcommand("eval")]
-        | Annotated[View, tyro.conf.subcommand("view")]
-        | Annotated[Mesh, tyro.conf.subcommand("mesh")]
-        | Annotated[Turntable, tyro.conf.subcommand("turntable")]
-        | Annotated[Sheet, tyro.conf.subcommand("sheet")]
-        | Annotated[Report, tyro.conf.subcommand("report")]
-        | Annotated[Info, tyro.conf.subcommand("info")]
-        | Annotated[Batch, tyro.conf.subcommand("batch")]
-        | Annotated[Rank, tyro.conf.subcommand("rank")]
-        | Annotated[FitReward, tyro.conf.subcommand("fit-reward")]
-        | Annotated[Options, tyro.conf.subcommand("options")]
-        | Annotated[Words, tyro.conf.subcommand("words")]
-        | Annotated[Models, tyro.conf.subcommand("models")]
-        | Annotated[Bench, tyro.conf.subcommand("bench")]
-        | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-    )
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # a service may close them
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -75,13 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     try:
         with _wide_enough():
-            command = tyro.cli(
-                commands,  # type: ignore[arg-type]
-                prog="psd-gs",
-                description="Text to 3D Gaussian splats and game-ready meshes that people prefer. Also: --version.",
-                args=arguments,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-            )
+            command = _parsed(arguments)
         with _notes(), terminate_as_interrupt():
             command.run()
         sys.stdout.flush()
@@ -101,6 +76,37 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise SystemExit(130) from None
+
+
+def _parsed(arguments: list[str]) -> Any:
+    """The command that the arguments name, with its options; what is wrong with them is printed.
+
+    Raises:
+        SystemExit: something is, or help was asked for.
+    """
+    import tyro
+
+    def parse(commands: Any, arguments: list[str], outputs: bool) -> Any:
+        return tyro.cli(
+            commands,
+            prog="psd-gs",
+            description="Text to 3D Gaussian splats and game-ready meshes that people prefer. Also: --version.",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            console_outputs=outputs,
+        )
+
+    if arguments and arguments[0] in _COMMANDS:
+        # Alone, a command is there in half the time. Help and errors come from all of them together.
+        with contextlib.suppress(SystemExit):
+            return parse(_command(arguments[0]), arguments[1:], outputs=False)
+    commands = [Annotated[_command(name), tyro.conf.subcommand(name)] for name in _COMMANDS]
+    return parse(Union[tuple(commands)], arguments, outputs=True)  # noqa: UP007
+
+
+def _command(name: str) -> Any:
+    module, kind = _COMMANDS[name].split(".")
+    return getattr(importlib.import_module(f"psd_gs.cli.{module}"), kind)
 
 
 @contextlib.contextmanager

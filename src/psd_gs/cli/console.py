@@ -7,9 +7,10 @@ import logging
 import sys
 import unicodedata
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +24,23 @@ def shown(text: str) -> str:
     )
 
 
-class _Plain(Console):
-    def print(self, *objects: Any, **options: Any) -> None:
-        plain = [shown(item) if isinstance(item, str) else item for item in objects]
-        super().print(*plain, **{"soft_wrap": True, **options})
+def say(*lines: str, errors: bool = False) -> None:
+    """Print lines as they are, on standard output or among the errors."""
+    stream = sys.stderr if errors else sys.stdout
+    stream.write("".join(f"{shown(line)}\n" for line in lines))
+    stream.flush()
 
 
 def console(**options: Any) -> Console:
     """A console that prints lines as they are, without markup, colours and breaks of its own."""
-    return _Plain(highlight=False, markup=False, emoji=False, **options)
+    from rich.console import Console
+
+    class Plain(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            plain = [shown(item) if isinstance(item, str) else item for item in objects]
+            super().print(*plain, **{"soft_wrap": True, **options})
+
+    return Plain(highlight=False, markup=False, emoji=False, **options)
 
 
 class _Steady:
@@ -63,6 +72,8 @@ class _Steady:
 
 def work_console(**options: Any) -> Console:
     """For commands whose work is files, which need not end because nobody can be told."""
+    from rich.console import Console
+
     return Console(highlight=False, markup=False, file=cast(Any, _Steady()), **options)
 
 

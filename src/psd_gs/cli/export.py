@@ -60,7 +60,7 @@ class Export:
     """Show tracebacks."""
 
     def run(self) -> None:
-        from psd_gs.cli.console import console
+        from psd_gs.cli.console import say
         from psd_gs.errors import InputError
         from psd_gs.export.convert import Conversion, convert
         from psd_gs.export.edit import Edit
@@ -88,15 +88,12 @@ class Export:
             self._many(names, how)
         else:
             done = convert(self.source, self.targets, how)
-            out = console()
-            out.print(_summary(done))
-            for target in self.targets:
-                out.print(f"{target}  {target.stat().st_size / 1024:.0f} KiB")
+            say(_summary(done), *(f"{target}  {target.stat().st_size / 1024:.0f} KiB" for target in self.targets))
 
     def _to_standard_output(self, how: Conversion) -> None:
         import tempfile
 
-        from psd_gs.cli.console import console
+        from psd_gs.cli.console import say
         from psd_gs.export.convert import convert
 
         with tempfile.TemporaryDirectory() as folder:
@@ -104,18 +101,17 @@ class Export:
             done = convert(self.source, [target], how)
             sys.stdout.buffer.write(target.read_bytes())
             sys.stdout.buffer.flush()
-        console(stderr=True).print(_summary(done))
+        say(_summary(done), errors=True)
 
     def _many(self, names: Sequence[str], how: Conversion) -> None:
         """Each file that is found; one that cannot be converted is one line, and the others are converted all the
         same."""
-        from psd_gs.cli.console import console
+        from psd_gs.cli.console import say
         from psd_gs.cli.found import find, places
         from psd_gs.errors import PsdGsError
         from psd_gs.export.convert import convert
         from psd_gs.files import writing
 
-        out, errors = console(), console(stderr=True)
         sources = find(names, self.suffix)
         failed = 0
         for i, (source, place) in enumerate(zip(sources, places(sources, self.output_dir), strict=True)):
@@ -125,9 +121,9 @@ class Export:
                 done = convert(source, [place.with_name(place.name + extension) for extension in self.to], how)
             except PsdGsError as error:
                 failed += 1
-                errors.print(f"error: {error}")
+                say(f"error: {error}", errors=True)
                 continue
-            out.print(f"[{i + 1}/{len(sources)}] {source}  {_summary(done)}")
+            say(f"[{i + 1}/{len(sources)}] {source}  {_summary(done)}")
         if failed:
             raise SystemExit(1)
 

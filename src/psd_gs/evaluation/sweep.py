@@ -27,8 +27,8 @@ from psd_gs.evaluation.budget import Budget, Kind, equal_steps, equal_time
 from psd_gs.evaluation.compare import Cost, Janus, Row, Scores, held_out
 from psd_gs.evaluation.scores import FILM_SIZE, Models, Viewing, measure_asset, ring_images, turntable_webp
 from psd_gs.evaluation.suites import Item
+from psd_gs.export.formats import load
 from psd_gs.export.pictures import preview_png
-from psd_gs.export.ply import read_ply
 from psd_gs.files import read_json, write_atomic, writing
 from psd_gs.job import Job, Request, resolve
 from psd_gs.pipeline import TextTo3DPipeline
@@ -268,7 +268,7 @@ class Sweep:
         kept: Any = {name: value for name, value in found.items() if name in ("scores", "janus", "scored_by")}
         if kept.get("scored_by") != scored_by:
             place = renderer_device(self.pipeline.prior.device)
-            asset = None if cost["error"] else read_ply(folder / runs.ASSET).to(place)
+            asset = None if cost["error"] else load(folder / runs.ASSET).to(place)
             kept = measure_asset(asset, item.prompt, item.wrong, self.models, viewing, size)
             kept["scored_by"] = scored_by
         facts = {

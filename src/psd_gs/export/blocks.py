@@ -1,7 +1,4 @@
-"""What all splat formats share: what is a value and what damage, and Gaussians in blocks on their way to files.
-
-Infinite opacities (opaque or invisible) and log scales of minus infinity (flat) are values. NaN anywhere, an infinite
-position, size or colour, and a rotation of zero are damage. Readers and writers share this rule.
+"""What all splat formats share: what becomes of damage, and splats in blocks on their way from and to files.
 
 A block is small enough for the cache, so a few million splats with all their harmonics are converted
 without a second copy of them in memory.
@@ -14,25 +11,25 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial, reduce
 from io import BufferedReader
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from psd_gs.errors import FormatError, InputError
 from psd_gs.export.foreign import refuse_foreign
-from psd_gs.export.frames import Frame, near_the_others, robust_box, turn_x180
-from psd_gs.gaussians import Gaussians, RenderMode, usable
+from psd_gs.export.frames import Frame, median, near_the_others, robust_box, turn_in_place
+from psd_gs.splats import RenderMode, Splats, ranges
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, UInt8
 
 logger = logging.getLogger(__name__)
 
 MAX_LOGIT = 15.0
 MAX_LOG_SCALE = 20.0
-BLOCK = 1 << 16
-"""Rows of a block; a multiple of 256, the chunk of the compressed PLY."""
 SMALL = 32 << 20
 RATIO = 100
 LARGEST = 8 << 30
@@ -45,69 +42,68 @@ HARMONICS = 4.0
 _BROKEN = "hold NaN, an infinite position, size or colour, or a zero rotation"
 
 
-def saturated(gaussians: Gaussians) -> Gaussians:
-    """Opacity logits within +-15 and log scales within +-20, infinities too; log scales of +infinity become NaN, and
-    rotations whose squares float32 cannot hold have a length near 1."""
-    scales = gaussians.scales.where(gaussians.scales < math.inf, math.nan)
-    longest = gaussians.quats.abs().amax(1, keepdim=True)
-    odd = (longest > 0) & (longest < math.inf) & ((longest < 1e-6) | (longest > 1e6))
-    return replace(
-        gaussians,
-        quats=torch.where(odd, gaussians.quats / longest, gaussians.quats),
-        opacities=gaussians.opacities.clamp(-MAX_LOGIT, MAX_LOGIT),
-        scales=scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE),
-    )
-
-
-def usable_rows(gaussians: Gaussians, path: str | os.PathLike[str]) -> Int[Tensor, " M"]:
+def usable_rows(splats: Splats, path: str | os.PathLike[str]) -> Int[np.ndarray, " M"]:
     """Indices of the rows that can be written; the number of the others is logged.
 
     Raises:
         InputError: there is none.
     """
-    rows = usable_mask(gaussians).nonzero()[:, 0]
+    rows = splats.usable.nonzero()[0]
     if len(rows) == 0:
         raise InputError(
-            f"cannot write {path}: expected finite Gaussians, received {len(gaussians)} of which none is usable. "
+            f"cannot write {path}: expected finite Gaussians, received {len(splats)} of which none is usable. "
             "The optimization diverged; lower the learning rates or start from an earlier checkpoint."
         )
-    if len(rows) < len(gaussians):
-        logger.warning(
-            "%s: left out %d of %d Gaussians, which %s", path, len(gaussians) - len(rows), len(gaussians), _BROKEN
-        )
+    if len(rows) < len(splats):
+        logger.warning("%s: left out %d of %d Gaussians, which %s", path, len(splats) - len(rows), len(splats), _BROKEN)
     return rows
 
 
-def usable_mask(gaussians: Gaussians) -> Bool[Tensor, " N"]:
-    """Which rows are values in the sense of this module, block by block, because the temporaries are large."""
-    parts = [gaussians.map(lambda t, a=a, b=b: t[a:b]) for a, b in ranges(len(gaussians))] or [gaussians]
-    return torch.cat([usable(saturated(part).map(torch.Tensor.float)) for part in parts])
+def _saturate(block: Splats) -> None:
+    """Opacity logits become within +-15 and log scales within +-20, infinities too, and rotations whose squares float32
+    cannot hold get a length near 1; in place."""
+    np.clip(block.opacities, -MAX_LOGIT, MAX_LOGIT, out=block.opacities)
+    np.clip(block.scales, -MAX_LOG_SCALE, MAX_LOG_SCALE, out=block.scales)
+    longest = reduce(np.maximum, np.abs(block.quats).T)
+    odd = (longest < 1e-6) | (longest > 1e6)
+    if odd.any():
+        block.quats[odd] /= longest[odd, None]
 
 
-def blocks(gaussians: Gaussians, rows: Int[Tensor, " M"], frame: Frame) -> Iterator[Gaussians]:
-    """The rows in the given order, as files want them: in ``frame``, on the CPU, quaternions of length 1,
-    opacity logits within +-15 and log scales within +-20.
+def blocks(splats: Splats, rows: Int[np.ndarray, " M"], frame: Frame) -> Iterator[Splats]:
+    """Copies of the rows in the given order, as files want them: in ``frame``, quaternions of length 1, opacity logits
+    within +-15 and log scales within +-20.
+
+    Args:
+        splats: in the world frame.
+        rows: indices of usable ones.
+        frame: axes of the blocks.
     """
-    gaussians = gaussians.detach()
-    for part in rows.split(BLOCK):
-        block = saturated(gaussians.select(part).to("cpu").map(torch.Tensor.float))
-        length = block.quats.norm(dim=1, keepdim=True)  # what has length 1 stays as it is, to the bit
-        block.quats = torch.where((length - 1).abs() < 1e-6, block.quats, block.quats / length)
-        yield turn_x180(block) if frame == "rdf" else block
+
+    for begin, end in ranges(len(rows)):
+        block = splats.map(partial(np.take, indices=rows[begin:end], axis=0))
+        _saturate(block)
+        length = np.sqrt(reduce(np.add, np.square(block.quats).T))
+        uneven = np.abs(length - 1) >= 1e-6  # what has length 1 stays as it is, to the bit
+        if uneven.any():
+            block.quats[uneven] /= length[uneven, None]
+        if frame == "rdf":
+            turn_in_place(block)
+        yield block
 
 
 def gather(
-    parts: Iterable[Gaussians],
+    parts: Iterable[Splats],
     count: int,
     path: str | os.PathLike[str],
     frame: Frame,
     lenient: bool,
     mode: RenderMode = "default",
-) -> Gaussians:
-    """The Gaussians of a file in the world frame, from blocks in the file's frame.
+) -> Splats:
+    """The splats of a file in the world frame, from blocks in the file's frame.
 
     Args:
-        parts: blocks, together ``count`` rows, all with as many harmonics; means may be double.
+        parts: blocks of numbers of any type, together ``count`` rows, all with as many harmonics.
         count: rows of the file; the caller has checked that the file is large enough for them.
         path: of the file, for messages.
         frame: of the blocks.
@@ -119,19 +115,29 @@ def gather(
     """
     if count == 0:
         raise FormatError(f"{path} holds no Gaussians. Export the asset again.")
-    out: Gaussians | None = None
+    out: Splats | None = None
     filled = broken = 0
     for raw in parts:
-        block = saturated(raw)
-        good = usable(replace(block, means=block.means.float()))
-        if not good.all():
-            broken += int((~good).sum())
-            block = block.select(good)
-        block = turn_x180(block) if frame == "rdf" else block
         if out is None:
-            out = block.map(lambda tensor: tensor.new_empty(count, *tensor.shape[1:]))
-        for name, tensor in out.params().items():
-            tensor[filled : filled + len(block)] = getattr(block, name)
+            out = raw.map(lambda values: np.empty((count, *values.shape[1:]), np.float32))
+            if raw.means.itemsize == 8:
+                out.means = np.empty((count, 3))
+        block = out.select(slice(filled, filled + len(raw)))
+        # A double beyond float32 becomes infinite here, which makes its row unusable.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for name, values in block.params().items():
+                for channel in np.ndindex(values.shape[2:]):  # one by one, as most files have them
+                    values[..., *channel] = getattr(raw, name)[..., *channel]
+        good = block.usable
+        if not good.all():
+            kept = block.select(good)
+            block = out.select(slice(filled, filled + len(kept)))
+            for name, values in block.params().items():
+                values[:] = getattr(kept, name)
+            broken += len(raw) - len(kept)
+        _saturate(block)
+        if frame == "rdf":
+            turn_in_place(block)
         filled += len(block)
     if (broken and not lenient) or out is None or filled == 0:
         raise FormatError(
@@ -140,51 +146,55 @@ def gather(
         )
     if broken:
         logger.warning("%s: left out %d of %d Gaussians, which %s", path, broken, count, _BROKEN)
-    out = out if filled == count else out.map(lambda tensor: tensor[:filled])
-    return localized(replace(out, mode=mode))
+    out = out if filled == count else out.select(slice(filled))
+    found = localized(replace(out, mode=mode))
+    found.usable = np.ones(filled, bool)
+    return found
 
 
-def localized(gaussians: Gaussians) -> Gaussians:
+def localized(splats: Splats) -> Splats:
     """The asset near the origin if float32 is too coarse where it lies, as in UTM coordinates: its ``origin`` tells
     where it was. ``means`` become float32.
 
     Too coarse is a rounding of more than a hundredth of the median Gaussian, or of a 100 000th of the asset.
     """
-    place = gaussians.means.double().median(dim=0).values
-    rounding = float(place.abs().max()) * 2.0**-24
-    size = float(gaussians.scales.amax(1).exp().median())
+    farthest = float(np.abs(median(splats.means.T)).max())
+    rounding = farthest * 2.0**-24
+    size = float(exp(median(reduce(np.maximum, splats.scales.T))))
     if rounding > 0.01 * size:
-        low, high = robust_box(gaussians.means.double())
+        means = splats.means.astype(np.float64)
+        low, high = robust_box(means)
         extent = float((high - low).max())
-        if rounding > 1e-5 * extent and float(place.abs().max()) > 8 * extent:
+        if rounding > 1e-5 * extent and farthest > 8 * extent:
             grid = 2.0 ** math.floor(math.log2(max(extent, size)))
-            origin = ((low + high) / (2 * grid)).round() * grid
-            x, y, z = (origin + torch.tensor(gaussians.origin, dtype=torch.float64)).tolist()
-            gaussians = replace(gaussians, means=gaussians.means.double() - origin, origin=(x, y, z))
-    return replace(gaussians, means=gaussians.means.float())
+            origin = np.rint((low + high) / (2 * grid)) * grid
+            x, y, z = (origin + splats.origin).tolist()
+            splats = replace(splats, means=means - origin, origin=(x, y, z))
+    return replace(splats, means=splats.means.astype(np.float32, copy=False))
 
 
-def held(gaussians: Gaussians, centre: Float[Tensor, " 3"], reach: float) -> Gaussians:
+def held(splats: Splats, centre: Float[np.ndarray, " 3"], reach: float) -> Splats:
     """The asset with its strays moved in, along the line to ``centre`` and made smaller by as much, so that they look
     from there as they did; for formats whose precision is the smaller the farther the farthest Gaussian is."""
-    offset = gaussians.means - centre
-    factor = (reach / offset.abs().amax(1)).clamp(max=1)
+    offset = splats.means - centre
+    with np.errstate(divide="ignore"):
+        factor = np.minimum(reach / reduce(np.maximum, np.abs(offset).T)[:, None], 1)
     if (factor == 1).all():
-        return gaussians
+        return splats
     return replace(
-        gaussians,
-        means=torch.where(factor[:, None] < 1, centre + offset * factor[:, None], gaussians.means),
-        scales=(gaussians.scales + factor.log()[:, None]).clamp_min(-MAX_LOG_SCALE),
+        splats,
+        means=np.where(factor < 1, centre + offset * factor, splats.means),
+        scales=np.maximum(splats.scales + np.log(factor.astype(np.float64)).astype(np.float32), -MAX_LOG_SCALE),
     )
 
 
 def extent(
-    gaussians: Gaussians, rows: Int[Tensor, " M"], times: float, path: str | os.PathLike[str]
-) -> tuple[Float[Tensor, " 3"], float, float]:
+    splats: Splats, rows: Int[np.ndarray, " M"], times: float, path: str | os.PathLike[str]
+) -> tuple[Float[np.ndarray, " 3"], float, float]:
     """Where the asset without its strays lies, and how far out strays may stay; how many are farther is logged.
 
     Args:
-        gaussians: the asset.
+        splats: the asset.
         rows: that are written.
         times: half the asset's extent, that strays may be away.
         path: of what is written, for the message.
@@ -192,12 +202,12 @@ def extent(
     Returns:
         Centre, half the extent along its longest axis, and the reach for :func:`held`, world units.
     """
-    means = gaussians.means.detach()[rows].float().cpu()
+    means = splats.means[rows]
     low, high = robust_box(means)
     centre = (low + high) / 2
-    size = gaussians.scales.detach()[rows].amax(1).float().median().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
-    half = max(float((high - low).max()) / 2, float(size))
-    far = int(((means - centre).abs().amax(1) > times * half).sum())
+    size = median(reduce(np.maximum, splats.scales[rows].T)).clip(-MAX_LOG_SCALE, MAX_LOG_SCALE)
+    half = max(float((high - low).max()) / 2, float(exp(size)))
+    far = int((reduce(np.maximum, np.abs(means - centre).T) > times * half).sum())
     if far:
         logger.warning(
             "%s: moved %d stray of %d Gaussians in to %.3g units, because the format holds the others the worse the "
@@ -229,31 +239,12 @@ def check_unpacked(path: str | os.PathLike[str], count: int, degree: int, packed
         )
 
 
-def ranges(count: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of each block of ``count`` rows."""
-    return ((begin, min(begin + BLOCK, count)) for begin in range(0, count, BLOCK))
-
-
-def tensors(
-    means: np.ndarray, quats: np.ndarray, scales: np.ndarray, opacities: np.ndarray, sh0: np.ndarray, shN: np.ndarray
-) -> Gaussians:
-    """Gaussians of NumPy arrays of any float type: [N, 3], [N, 4], [N, 3], [N], [N, 3] and [N, K - 1, 3]; means stay
-    double if they are."""
-    arrays = (quats, scales, opacities, sh0[:, None], shN)
-    place = np.array(means, np.float64 if means.dtype.itemsize == 8 else np.float32, order="C")
-    # A double beyond float32 becomes infinite here, which is refused later.
-    with np.errstate(over="ignore", invalid="ignore"):
-        q, s, o, dc, rest = (torch.from_numpy(np.array(array, np.float32, order="C")) for array in arrays)
-    return Gaussians(torch.from_numpy(place), q, s, o, dc, rest)
-
-
-def with_degree(gaussians: Gaussians, degree: int) -> Gaussians:
+def with_degree(splats: Splats, degree: int) -> Splats:
     """The asset with harmonics up to ``degree``: those beyond it left out, those that it lacks zero."""
-    missing = (degree + 1) ** 2 - 1 - gaussians.shN.shape[1]
+    missing = (degree + 1) ** 2 - 1 - splats.shN.shape[1]
     if missing <= 0:
-        return replace(gaussians, shN=gaussians.shN[:, : gaussians.shN.shape[1] + missing])
-    zeros = gaussians.shN.new_zeros(len(gaussians), missing, 3)
-    return replace(gaussians, shN=torch.cat([gaussians.shN, zeros], dim=1))
+        return replace(splats, shN=splats.shN[:, : splats.shN.shape[1] + missing])
+    return replace(splats, shN=np.pad(splats.shN, ((0, 0), (0, missing), (0, 0))))
 
 
 def logit(probability: np.ndarray) -> np.ndarray:
@@ -263,30 +254,42 @@ def logit(probability: np.ndarray) -> np.ndarray:
         return np.clip(np.log(probability) - np.log1p(-probability), -MAX_LOGIT, MAX_LOGIT)
 
 
+def byte_logit(opacities: UInt8[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:
+    """:func:`logit` of bytes over [0, 1]."""
+    return logit(np.arange(256) / 255).astype(np.float32)[opacities]
+
+
 def log_scale(deviation: np.ndarray) -> np.ndarray:
     """Logarithm, at least -:data:`MAX_LOG_SCALE`; negative numbers become NaN."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.maximum(np.log(deviation), -MAX_LOG_SCALE)
 
 
-def sigmoid(block: Gaussians) -> Float[np.ndarray, " N"]:
-    """The opacities of a block."""
-    return block.opacities.sigmoid().numpy()
+def exp(values: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:
+    """Exponential of float32, rounded once: NumPy's own is off by up to three units in the last place, and by others
+    on other processors."""
+    return np.exp(values.astype(np.float64)).astype(np.float32)
 
 
-def morton_order(points: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
+def sigmoid(splats: Splats) -> Float[np.ndarray, " N"]:
+    """The opacities."""
+    with np.errstate(over="ignore"):
+        return 1 / (1 + exp(-splats.opacities))
+
+
+def morton_order(points: Float[np.ndarray, "N 3"]) -> Int[np.ndarray, " N"]:
     """Indices that sort points along a Z-curve, so that neighbours in the file are neighbours in space; strays last."""
     low, high = robust_box(points)
-    unit = ((points - low) / (high - low).clamp_min(1e-20)).clamp(0, 1)
-    cells = (unit * (2**21 - 1)).long()
+    unit = np.clip((points - low) / np.maximum(high - low, np.float32(1e-20)), 0, 1)
+    cells = (unit * (2**21 - 1)).astype(np.int64)
     for shift, mask in (
         *((32, 0x1F00000000FFFF), (16, 0x1F0000FF0000FF), (8, 0x100F00F00F00F00F)),
         *((4, 0x10C30C30C30C30C3), (2, 0x1249249249249249)),
     ):
         cells = (cells | (cells << shift)) & mask  # moves the bits apart until two zeros follow each
     keys = cells[:, 0] | cells[:, 1] << 1 | cells[:, 2] << 2
-    keys[~near_the_others(points)] = torch.iinfo(torch.int64).max
-    return keys.argsort(stable=True)
+    keys[~near_the_others(points)] = np.iinfo(np.int64).max
+    return keys.argsort(kind="stable")
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -19,15 +19,13 @@ from psd_gs.errors import FormatError
 from psd_gs.export.blocks import (
     COLOURS,
     blocks,
+    byte_logit,
     check_unpacked,
     extent,
     gather,
     held,
-    logit,
     morton_order,
-    ranges,
     sigmoid,
-    tensors,
     usable_rows,
 )
 from psd_gs.export.frames import Frame, turn_x180
@@ -36,9 +34,11 @@ from psd_gs.export.ply import make_ply_header, stored_mode
 from psd_gs.export.ply_table import columns, read_ply_blocks, read_ply_header, say_rest
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path
-from psd_gs.gaussians import SH_C0, Gaussians, sh0_to_rgb
+from psd_gs.splats import SH_C0, Splats, ranges, sh0_to_rgb
 
 CHUNK = 256
+_COEFFICIENTS = (np.r_[0, np.arange(1, 255) + 0.5, 256] / 32 - 4).astype(np.float32)
+"""Of the harmonics, by their bytes: the middle of a step, but the first and last are the ends."""
 _XYZ, _RGB = ("x", "y", "z"), ("r", "g", "b")
 _BOUNDS = [
     *(f"{side}_{axis}" for side in ("min", "max") for axis in _XYZ),
@@ -50,23 +50,24 @@ _REACH = 4.0  # half the asset's extent, that a stray may be away, or it would s
 
 
 def write_compressed_ply(
-    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
+    splats: Splats, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
 ) -> None:
     """Write a compressed PLY; the header has the metadata as one comment of less than 1 kB, long texts shortened.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`.
     """
-    rows = usable_rows(gaussians, path)
-    rows = rows[morton_order(gaussians.means.detach()[rows])]
-    centre, _, reach = extent(gaussians, rows, _REACH, path)
+    rows = usable_rows(splats, path)
+    rows = rows[morton_order(splats.means[rows])]
+    centre, _, reach = extent(splats, rows, _REACH, path)
+    rest = 3 * splats.shN.shape[1]
     chunks, vertices, harmonics = [], [], []
-    for world in blocks(gaussians, rows, "gltf"):
+    for world in blocks(splats, rows, "gltf"):
         g = held(world, centre, reach)
         g = turn_x180(g) if frame == "rdf" else g
-        rgb = sh0_to_rgb(g.sh0[:, 0]).clamp(*COLOURS).numpy()
-        bounds, units = zip(*(_normalize(values) for values in (g.means.numpy(), g.scales.numpy(), rgb)), strict=True)
+        rgb = sh0_to_rgb(g.sh0[:, 0]).clip(*COLOURS)
+        bounds, units = zip(*(_normalize(values) for values in (g.means, g.scales, rgb)), strict=True)
         chunks.append(np.concatenate([side for pair in bounds for side in pair], axis=1))
-        place, three = smallest_three(g.quats.numpy())
+        place, three = smallest_three(g.quats)
         a, b, c = _quantize(three * np.sqrt(0.5) + 0.5, 10).T
         rotation = place << 30 | a << 20 | b << 10 | c
         (x, y, z), (sx, sy, sz) = (_quantize(unit, np.array([11, 10, 11])).T for unit in units[:2])
@@ -74,9 +75,8 @@ def write_compressed_ply(
         color = red << 24 | green << 16 | blue << 8 | _quantize(sigmoid(g), 8)
         columns = (x << 21 | y << 11 | z, rotation, sx << 21 | sy << 11 | sz, color)
         vertices.append(np.stack(columns, axis=1).astype("<u4"))
-        channel_major = g.shN.transpose(1, 2).reshape(len(g), 3 * g.shN.shape[1]).numpy()
+        channel_major = g.shN.swapaxes(1, 2).reshape(len(g), rest)
         harmonics.append(np.clip(np.trunc((channel_major / 8 + 0.5) * 256), 0, 255).astype("u1"))
-    rest = 3 * gaussians.shN.shape[1]
     elements = {
         "chunk": (-(-len(rows) // CHUNK), dict.fromkeys(_BOUNDS, "float")),
         "vertex": (len(rows), dict.fromkeys(_PACKED, "uint")),
@@ -84,17 +84,17 @@ def write_compressed_ply(
     if rest:
         elements["sh"] = (len(rows), {f"f_rest_{i}": "uchar" for i in range(rest)})
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(make_ply_header(elements, metadata, gaussians.mode))
+        file.write(make_ply_header(elements, metadata, splats.mode))
         for part in (*(chunk.astype("<f4") for chunk in chunks), *vertices, *harmonics):
             file.write(part.tobytes())
 
 
 def read_compressed_ply(
     path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False, large: bool = False
-) -> Gaussians:
+) -> Splats:
     """Read a compressed PLY, also the early kind whose colours have no bounds.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.load`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`.
     """
     header = read_ply_header(path)
     elements = header.elements
@@ -121,7 +121,7 @@ def read_compressed_ply(
     with np.errstate(invalid="ignore"):
         chunks = np.concatenate([np.zeros((0, len(names))), *loaded])
 
-    def parts() -> Iterator[Gaussians]:
+    def parts() -> Iterator[Splats]:
         vertices = read_ply_blocks(path, header, "vertex")
         harmonics = read_ply_blocks(path, header, "sh") if rest else itertools.repeat(None)
         for (begin, end), block, sh in zip(ranges(count), vertices, harmonics, strict=False):
@@ -131,15 +131,14 @@ def read_compressed_ply(
             rgba = _unpack(color, 8, 8, 8, 8)
             rgb = _expand(rgba[:, :3], low_high[:, 2]) if len(names) > 12 else rgba[:, :3]
             three = (_unpack(rotation << 2, 10, 10, 10) - 0.5) * np.sqrt(2)
-            steps = np.zeros((n, 0)) if sh is None else columns(sh, rest).astype(np.float64)
-            steps = np.where(steps == 0, 0, np.where(steps == 255, 256, steps + 0.5))
-            yield tensors(
+            steps = np.zeros((n, 0), np.uint8) if sh is None else columns(sh, rest)
+            yield Splats(
                 means=_expand(_unpack(position, 11, 10, 11), low_high[:, 0]),
                 quats=from_smallest_three(rotation >> 30, three),
                 scales=_expand(_unpack(scale, 11, 10, 11), low_high[:, 1]),
-                opacities=logit(rgba[:, 3]),
-                sh0=(rgb - 0.5) / SH_C0,
-                shN=((steps / 256 - 0.5) * 8).reshape(n, 3, len(rest) // 3).swapaxes(1, 2),
+                opacities=byte_logit(color & 255),
+                sh0=((rgb - 0.5) / SH_C0)[:, None],
+                shN=_COEFFICIENTS[steps].reshape(n, 3, len(rest) // 3).swapaxes(1, 2),
             )
 
     found = gather(parts(), count, path, frame, lenient, stored_mode(header))

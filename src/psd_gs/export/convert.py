@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from psd_gs.errors import InputError
 from psd_gs.export.edit import Edit, apply
-from psd_gs.export.formats import format_of, save
+from psd_gs.export.formats import format_of, write_splats
 from psd_gs.export.frames import Frame
 from psd_gs.export.open import open_splats
 
@@ -68,8 +68,8 @@ def convert(
         if Path(target).resolve() == Path(source).resolve():
             raise InputError(f"expected another file to write than the one that is read, received {target} twice.")
     asset = open_splats(source, frame=how.input_frame, lenient=how.edit.prune, large=how.large)
-    gaussians = apply(how.edit, asset.gaussians)
+    splats = apply(how.edit, asset.splats)
     for target, kind in zip(targets, formats, strict=True):
         options: dict[str, Any] = {"version": how.spz_version} if kind.name == "SPZ" else {}
-        save(gaussians, target, frame=how.frame, metadata=asset.metadata if how.metadata else None, **options)
-    return Converted(len(asset.gaussians), len(gaussians), gaussians.sh_degree)
+        write_splats(splats, target, frame=how.frame, metadata=asset.metadata if how.metadata else None, **options)
+    return Converted(len(asset.splats), len(splats), splats.sh_degree)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from psd_gs.errors import ConfigError, InputError
-from psd_gs.export.blocks import usable_mask
-from psd_gs.gaussians import Gaussians, rotation_matrices
+from psd_gs.export.blocks import exp, sigmoid
+from psd_gs.export.frames import median
+from psd_gs.splats import Splats
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 REACH = 2.0
 """Standard deviations to which a Gaussian reaches when groups are told apart."""
@@ -45,46 +47,50 @@ class Edit:
                 raise ConfigError(f"--{name.replace('_', '-')}: expected 0 to 1, received {getattr(self, name)}.")
 
 
-def apply(edit: Edit, gaussians: Gaussians) -> Gaussians:
-    """The Gaussians that ``edit`` leaves, in their order; the same object if nothing changes.
+def apply(edit: Edit, splats: Splats) -> Splats:
+    """The splats that ``edit`` leaves, in their order; the same object if nothing changes.
 
     Raises:
         InputError: none is left.
     """
-    if edit.sh_degree is not None and edit.sh_degree < gaussians.sh_degree:
-        gaussians = replace(gaussians, shN=gaussians.shN[:, : (edit.sh_degree + 1) ** 2 - 1].contiguous())
+    if edit.sh_degree is not None and edit.sh_degree < splats.sh_degree:
+        splats = replace(splats, shN=np.ascontiguousarray(splats.shN[:, : (edit.sh_degree + 1) ** 2 - 1]))
     if edit.prune:
-        seen = usable_mask(gaussians) & (gaussians.opacities.sigmoid() >= edit.min_opacity)
-        gaussians = _keep(gaussians, seen)
-        gaussians = _keep(gaussians, ~floating(gaussians, edit.floaters))
-    if edit.max_splats is not None and edit.max_splats < len(gaussians):
-        gaussians = gaussians.select(area(gaussians).topk(edit.max_splats).indices.sort().values)
-    if len(gaussians) == 0:
+        splats = _keep(splats, splats.usable & (sigmoid(splats) >= edit.min_opacity))
+        splats = _keep(splats, ~floating(splats, edit.floaters))
+    if edit.max_splats is not None and edit.max_splats < len(splats):
+        splats = splats.select(np.sort(largest(splats, edit.max_splats)))
+    if len(splats) == 0:
         raise InputError(
             "expected Gaussians that outlast pruning, received none. Lower --min-opacity or leave --prune out."
         )
-    return gaussians
+    return splats
 
 
-def _keep(gaussians: Gaussians, mask: Bool[Tensor, " N"]) -> Gaussians:
-    return gaussians if mask.all() else gaussians.select(mask)
+def _keep(splats: Splats, mask: Bool[np.ndarray, " N"]) -> Splats:
+    return splats if mask.all() else splats.select(mask)
 
 
-def area(gaussians: Gaussians) -> Float[Tensor, " N"]:
+def largest(splats: Splats, count: int) -> Int[np.ndarray, " count"]:
+    """Indices of those with the largest :func:`area`, in no order."""
+    return np.argpartition(area(splats), len(splats) - count)[-count:]
+
+
+def area(splats: Splats) -> Float[np.ndarray, " N"]:
     """Opacity times the product of the two larger standard deviations: what a Gaussian covers, face on."""
-    return gaussians.opacities.sigmoid() * gaussians.scales.topk(2, dim=1).values.sum(1).exp()
+    return sigmoid(splats) * exp(np.sort(splats.scales, axis=1)[:, 1:].sum(axis=1))
 
 
-def floating(gaussians: Gaussians, share: float) -> Bool[Tensor, " N"]:
+def floating(splats: Splats, share: float) -> Bool[np.ndarray, " N"]:
     """Gaussians of detached groups that hold less than ``share`` of the total :func:`area`."""
-    if len(gaussians) == 0 or share <= 0:
-        return torch.zeros(len(gaussians), dtype=torch.bool)
-    labels = torch.from_numpy(groups(gaussians))
-    mass = torch.from_numpy(np.bincount(labels, weights=area(gaussians).double()))
+    if len(splats) == 0 or share <= 0:
+        return np.zeros(len(splats), bool)
+    labels = groups(splats)
+    mass = np.bincount(labels, weights=area(splats))
     return (mass < min(share * mass.sum(), mass.max()))[labels]
 
 
-def groups(gaussians: Gaussians) -> Int[np.ndarray, " N"]:
+def groups(splats: Splats) -> Int[np.ndarray, " N"]:
     """Labels of the groups of Gaussians that hang together.
 
     Space is cut into cells of :data:`REACH` times the median size. A Gaussian fills the cell of its centre and,
@@ -93,23 +99,24 @@ def groups(gaussians: Gaussians) -> Int[np.ndarray, " N"]:
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
+    from scipy.spatial.transform import Rotation
 
-    means, sizes = gaussians.means.double(), gaussians.scales.double().exp()
-    cell = REACH * float(sizes.mean(1).median())
-    middle = means.median(0).values
+    means, sizes = splats.means.astype(np.float64), np.exp(splats.scales.astype(np.float64))
+    cell = REACH * float(median(sizes.mean(axis=1)))
+    middle = median(means.T)
 
-    def keys(points: Float[Tensor, "M 3"]) -> Int[np.ndarray, " M"]:
+    def keys(points: Float[np.ndarray, "M 3"]) -> Int[np.ndarray, " M"]:
         # 20 bits per axis; what is farther than half a million cells piles up at the border.
-        cells = ((points - middle) / cell).floor().clamp(2 - 2**19, 2**19 - 2).long() + 2**19
-        return (cells[:, 0] << 40 | cells[:, 1] << 20 | cells[:, 2]).numpy()
+        cells = np.floor((points - middle) / cell).clip(2 - 2**19, 2**19 - 2).astype(np.int64) + 2**19
+        return cells[:, 0] << 40 | cells[:, 1] << 20 | cells[:, 2]
 
-    owner, axis = (sizes > cell).nonzero(as_tuple=True)
-    reach = rotation_matrices(gaussians.quats[owner].double())[torch.arange(len(owner)), :, axis]
-    reach *= REACH * sizes[owner, axis, None]
+    owner, axis = (sizes > cell).nonzero()
+    turns = Rotation.from_quat(splats.quats[owner][:, [1, 2, 3, 0]]).as_matrix()
+    reach = REACH * sizes[owner, axis, None] * turns[np.arange(len(owner)), :, axis]
     filled = [keys(means)] + [keys(means[owner] + step * reach) for step in (-1.0, -0.5, 0.5, 1.0)]
     cells, cell_of = np.unique(np.concatenate(filled), return_inverse=True)
     centre, tips = cell_of[: len(means)], cell_of[len(means) :].reshape(4, -1)
-    pairs = [np.stack([centre[owner.numpy()], tip]) for tip in tips]
+    pairs = [np.stack([centre[owner], tip]) for tip in tips]
     for x, y, z in _HALF_OF_THE_NEIGHBOURS:
         neighbour = cells + ((x << 40) + (y << 20) + z)
         place = np.minimum(np.searchsorted(cells, neighbour), len(cells) - 1)

@@ -9,18 +9,21 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import torch
+import numpy as np
 
 from psd_gs.errors import FormatError, InputError, UnsupportedError
 from psd_gs.export import compressed_ply, gltf, page, ply, sog, splat, spz, usd
-from psd_gs.export.blocks import open_any, open_file, usable_mask
+from psd_gs.export.blocks import open_any, open_file
 from psd_gs.export.frames import Frame, robust_box
 from psd_gs.export.metadata import RECORD, Metadata, jsonable
 from psd_gs.files import read_json, short, write_atomic
-from psd_gs.gaussians import Gaussians, RenderMode
 from psd_gs.plugins import Registry
+from psd_gs.splats import RenderMode, Splats
+
+if TYPE_CHECKING:
+    from psd_gs.gaussians import Gaussians
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +36,8 @@ class Format:
 
     Attributes:
         name: for people.
-        read: ``read(path, *, frame, lenient, large) -> Gaussians``; None if it is only written.
-        write: ``write(gaussians, path, *, frame, metadata)``.
+        read: ``read(path, *, frame, lenient, large) -> Splats``; None if it is only written.
+        write: ``write(splats, path, *, frame, metadata)``.
         frame: axes of its files unless someone asks for others.
         starts: how its files begin; empty if they may begin with anything.
         metadata: reads what ``write`` embedded; None if the format has no place for it.
@@ -44,17 +47,17 @@ class Format:
     """
 
     name: str
-    read: Callable[..., Gaussians] | None
+    read: Callable[..., Splats] | None
     write: Callable[..., None]
     frame: Frame
     starts: tuple[bytes, ...] = ()
     metadata: MetadataReader | None = None
     sh_degree: int = 3
-    unit: Callable[[Gaussians], float] = lambda gaussians: 1.0
+    unit: Callable[[Splats], float] = lambda splats: 1.0
     modes: tuple[RenderMode, ...] = ("antialiased", "2dgs")
 
 
-def _read_any_ply(path: str | os.PathLike[str], **options: Any) -> Gaussians:
+def _read_any_ply(path: str | os.PathLike[str], **options: Any) -> Splats:
     """A PLY of either kind: compressed ones are often called just ``.ply``."""
     packed = ply.is_packed(ply.read_ply_header(path).scalars("vertex"))
     return (compressed_ply.read_compressed_ply if packed else ply.read_ply)(path, **options)
@@ -163,6 +166,15 @@ def sniff(start: bytes) -> str | None:
 def load(
     path: str | os.PathLike[str], *, frame: Frame | None = None, lenient: bool = False, large: bool = False
 ) -> Gaussians:
+    """:func:`read_splats` as tensors; arguments and errors are the same."""
+    from psd_gs.gaussians import Gaussians
+
+    return Gaussians.of(read_splats(path, frame=frame, lenient=lenient, large=large))
+
+
+def read_splats(
+    path: str | os.PathLike[str], *, frame: Frame | None = None, lenient: bool = False, large: bool = False
+) -> Splats:
     """Read a splat file of any format, in the world frame; what lies beside it does not count, see
     :func:`psd_gs.asset.open_splats`.
 
@@ -200,10 +212,22 @@ def save(
     metadata: Metadata | None = None,
     **options: Any,
 ) -> None:
+    """:func:`write_splats` of tensors; arguments and errors are the same."""
+    write_splats(gaussians.splats(), path, frame=frame, metadata=metadata, **options)
+
+
+def write_splats(
+    splats: Splats,
+    path: str | os.PathLike[str],
+    *,
+    frame: Frame | None = None,
+    metadata: Metadata | None = None,
+    **options: Any,
+) -> None:
     """Write a splat file of any format, and its metadata into it where it has room and into ``PATH.json``.
 
     Args:
-        gaussians: what to write, in the world frame. What the format cannot hold is lost.
+        splats: what to write, in the world frame. What the format cannot hold is lost.
         path: of the file, replaced in one step; its extension decides the format.
         frame: axes of the file; by default those that are usual for the format.
         metadata: where the asset comes from. None writes no metadata at all, not even that of the geometry.
@@ -217,24 +241,24 @@ def save(
     frame = frame or target.frame
     facts = None
     if metadata is not None:
-        facts = {**metadata, **geometry(gaussians), "format": target.name, "frame": frame, "units": "metres"}
-        facts["sh_degree"] = min(gaussians.sh_degree, target.sh_degree)
+        facts = {**metadata, **geometry(splats), "format": target.name, "frame": frame, "units": "metres"}
+        facts["sh_degree"] = min(splats.sh_degree, target.sh_degree)
         facts.pop("scale", None)
-        if (unit := target.unit(gaussians)) != 1:
+        if (unit := target.unit(splats)) != 1:
             facts["scale"] = unit
     with FORMATS.explained(extension_of(path)):
-        target.write(gaussians, path, frame=frame, metadata=facts, **options)
-    if facts is None and (lost := _homeless(gaussians, target)):
+        target.write(splats, path, frame=frame, metadata=facts, **options)
+    if facts is None and (lost := _homeless(splats, target)):
         logger.warning("%s: only metadata would keep %s: left out", path, " and ".join(lost))
     if facts is not None and Path(path).is_file():  # and no pipe
         write_sidecar(path, facts)
 
 
-def _homeless(gaussians: Gaussians, target: Format) -> list[str]:
+def _homeless(splats: Splats, target: Format) -> list[str]:
     """What a format itself has no room for."""
-    mode = [] if gaussians.mode in ("default", *target.modes) else [f"the render mode {gaussians.mode}"]
-    placed = any(gaussians.origin) and target.write is not ply.write_ply
-    return mode + ([f"the offset {' '.join(f'{value:.10g}' for value in gaussians.origin)}"] if placed else [])
+    mode = [] if splats.mode in ("default", *target.modes) else [f"the render mode {splats.mode}"]
+    placed = any(splats.origin) and target.write is not ply.write_ply
+    return mode + ([f"the offset {' '.join(f'{value:.10g}' for value in splats.origin)}"] if placed else [])
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -302,19 +326,20 @@ def stored_frame(metadata: Metadata) -> Frame | None:
     return frame if frame in get_args(Frame) else None
 
 
-def geometry(gaussians: Gaussians) -> dict[str, Any]:
+def geometry(splats: Splats) -> dict[str, Any]:
     """What can be said of the usable Gaussians: their number, SH degree, bounds in the world frame, and, where it is
     not the usual, how they are to be rendered (``render_mode``) and where their origin lies (``offset``, which the
     bounds do not include)."""
-    means = gaussians.means.detach()[usable_mask(gaussians)]
-    facts: dict[str, Any] = {"n_splats": len(means), "sh_degree": gaussians.sh_degree}
-    if gaussians.mode != "default":
-        facts["render_mode"] = gaussians.mode
-    if any(gaussians.origin):
-        facts["offset"] = list(gaussians.origin)
+    good = splats.usable
+    means = splats.means if good.all() else splats.means[good]
+    facts: dict[str, Any] = {"n_splats": len(means), "sh_degree": splats.sh_degree}
+    if splats.mode != "default":
+        facts["render_mode"] = splats.mode
+    if any(splats.origin):
+        facts["offset"] = list(splats.origin)
     if len(means) == 0:
         return facts
-    bounds = {"bounds": torch.stack([means.amin(0), means.amax(0)]), "robust_bounds": robust_box(means)}
+    bounds = {"bounds": np.stack([means.min(axis=0), means.max(axis=0)]), "robust_bounds": robust_box(means)}
     return {**facts, **{name: [[_short(v) for v in corner] for corner in box.tolist()] for name, box in bounds.items()}}
 
 

@@ -13,12 +13,10 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from psd_gs import __version__
 from psd_gs.colours import linear_to_srgb, srgb_to_linear
@@ -27,12 +25,11 @@ from psd_gs.export.blocks import (
     blocks,
     check_unpacked,
     damaged,
+    exp,
     gather,
     log_scale,
     logit,
-    ranges,
     sigmoid,
-    tensors,
     usable_rows,
     with_degree,
 )
@@ -41,7 +38,7 @@ from psd_gs.export.gltf_file import MESHOPT, GltfFile, decoded, extensions, obje
 from psd_gs.export.metadata import Metadata, jsonable
 from psd_gs.export.spz import unpack_spz
 from psd_gs.files import atomic_path, conform, short
-from psd_gs.gaussians import SH_C0, Gaussians, RenderMode, sh0_to_rgb
+from psd_gs.splats import SH_C0, RenderMode, Splats, ranges, sh0_to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +58,16 @@ _MODE = "render_mode"  # in the extras of the extension, which has no field for 
 
 
 def write_gltf(
-    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "gltf", metadata: Metadata | None = None
+    splats: Splats, path: str | os.PathLike[str], *, frame: Frame = "gltf", metadata: Metadata | None = None
 ) -> None:
     """Write a ``.glb`` with one node, one mesh, one primitive of points.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.save`; more than 4 GiB are an :class:`InputError`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`; more than 4 GiB are an
+    :class:`InputError`.
     Metadata goes into ``extras.psd_gs`` of the asset and, because some importers keep only that, of the node.
     """
-    rows = usable_rows(gaussians, path)
-    attributes = next(_attributes(g) for g in blocks(gaussians, rows[:1], frame))
+    rows = usable_rows(splats, path)
+    attributes = next(_attributes(g) for g in blocks(splats, rows[:1], frame))
     lengths = {name: len(rows) * values[0].nbytes for name, values in attributes.items()}
     offsets = dict(zip(lengths, np.cumsum([0, *lengths.values()]).tolist(), strict=False))
     size = sum(lengths.values())
@@ -78,9 +76,9 @@ def write_gltf(
             f"cannot write {path}: expected at most 4 GiB, received {len(rows)} Gaussians of {size} bytes. "
             "Lower --sh-degree or --max-splats."
         )
-    box = gaussians.means.detach()[rows].float()
+    places = splats.means[rows]
     if frame == "rdf":
-        box *= box.new_tensor([1.0, -1.0, -1.0])
+        places *= np.array([1, -1, -1], np.float32)
     accessors = [
         {
             "bufferView": i,
@@ -88,12 +86,12 @@ def write_gltf(
             "count": len(rows),
             "type": _KINDS[values.shape[1]],
             **({"normalized": True} if name == "COLOR_0" else {}),
-            **({"min": box.amin(0).tolist(), "max": box.amax(0).tolist()} if name == "POSITION" else {}),
+            **({"min": places.min(axis=0).tolist(), "max": places.max(axis=0).tolist()} if name == "POSITION" else {}),
         }
         for i, (name, values) in enumerate(attributes.items())
     ]
     extras = {} if metadata is None else {"extras": {"psd_gs": jsonable(metadata)}}
-    mode = {} if gaussians.mode == "default" else {"extras": {_MODE: gaussians.mode}}
+    mode = {} if splats.mode == "default" else {"extras": {_MODE: splats.mode}}
     primitive = {
         "mode": _POINTS,
         "attributes": {name: i for i, name in enumerate(attributes)},
@@ -120,24 +118,24 @@ def write_gltf(
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(head)
         done = 0
-        for g in blocks(gaussians, rows, frame):
+        for g in blocks(splats, rows, frame):
             for name, values in _attributes(g).items():
                 file.seek(len(head) + offsets[name] + done * values[0].nbytes)
                 file.write(values.tobytes())
             done += len(g)
 
 
-def _attributes(g: Gaussians) -> dict[str, np.ndarray]:
+def _attributes(g: Splats) -> dict[str, np.ndarray]:
     """The vertex attributes of a block, [N, C] each in the type of the file."""
     alpha = sigmoid(g)[:, None]
-    fallback = np.concatenate([srgb_to_linear(sh0_to_rgb(g.sh0[:, 0]).numpy()), alpha], axis=1)
+    fallback = np.concatenate([srgb_to_linear(sh0_to_rgb(g.sh0[:, 0])), alpha], axis=1)
     columns = {
-        "POSITION": g.means.numpy(),
+        "POSITION": g.means,
         "COLOR_0": np.rint(fallback * 65535),
-        f"{EXTENSION}:ROTATION": g.quats.numpy()[:, [1, 2, 3, 0]],
-        f"{EXTENSION}:SCALE": g.scales.exp().numpy(),
+        f"{EXTENSION}:ROTATION": g.quats[:, [1, 2, 3, 0]],
+        f"{EXTENSION}:SCALE": exp(g.scales),
         f"{EXTENSION}:OPACITY": alpha,
-        **dict(zip(_harmonics(g.sh_degree), g.sh.unbind(1), strict=True)),
+        **dict(zip(_harmonics(g.sh_degree), g.sh.swapaxes(0, 1), strict=True)),
     }
     return {name: np.asarray(column, "<u2" if name == "COLOR_0" else "<f4") for name, column in columns.items()}
 
@@ -149,11 +147,11 @@ def _harmonics(degree: int, prefix: str = f"{EXTENSION}:") -> list[str]:
 
 def read_gltf(
     path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bool = False, large: bool = False
-) -> Gaussians:
+) -> Splats:
     """Read all splats of a ``.glb`` or ``.gltf``, with the transforms of their nodes; those of linear colours become
     sRGB.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.load`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`.
     """
     with _sound(path):
         file = GltfFile(path)
@@ -175,7 +173,7 @@ def read_gltf(
             check_unpacked(path, count, degree, file.size, large)
             clouds.append((cloud, matrix))
 
-    def parts() -> Iterator[Gaussians]:
+    def parts() -> Iterator[Splats]:
         for cloud, matrix in clouds:
             for block in cloud.blocks:
                 part = with_degree(block, degree)
@@ -208,7 +206,7 @@ class _Cloud:
 
     count: int
     degree: int
-    blocks: Iterable[Gaussians]
+    blocks: Iterable[Splats]
     mode: RenderMode
 
 
@@ -224,12 +222,12 @@ def _check_required(file: GltfFile) -> None:
         )
 
 
-def _check_matrix(matrix: Tensor | None, path: str | os.PathLike[str]) -> None:
+def _check_matrix(matrix: np.ndarray | None, path: str | os.PathLike[str]) -> None:
     """Raises:
     UnsupportedError: no Gaussian can follow it exactly.
     """
     try:
-        similarity(torch.eye(4) if matrix is None else matrix)
+        similarity(np.eye(4) if matrix is None else matrix)
     except ValueError as error:
         raise UnsupportedError(
             f"{path}: a node shears its splats or scales their axes differently: {error}. Apply its transform in the "
@@ -237,7 +235,7 @@ def _check_matrix(matrix: Tensor | None, path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def _splat_primitives(file: GltfFile) -> Iterator[tuple[dict[str, Any], Tensor | None]]:
+def _splat_primitives(file: GltfFile) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
     """Primitives with the extension in the visible nodes of the scene, with their matrices (None for the identity);
     others are counted and logged."""
     others = 0
@@ -245,7 +243,7 @@ def _splat_primitives(file: GltfFile) -> Iterator[tuple[dict[str, Any], Tensor |
         node = file.part("nodes", i)
         for primitive in objects(file.part("meshes", node["mesh"]), "primitives") if "mesh" in node else ():
             if _SPLATS & extensions(primitive).keys():
-                yield primitive, None if np.array_equal(matrix, np.eye(4)) else torch.from_numpy(matrix)
+                yield primitive, None if np.array_equal(matrix, np.eye(4)) else matrix
             else:
                 others += 1
     if others:
@@ -282,45 +280,43 @@ def _cloud(file: GltfFile, primitive: dict[str, Any], large: bool) -> _Cloud:
     return _Cloud(unpacked.count, min(unpacked.degree, 3), turned, mode if mode != "default" else unpacked.mode)
 
 
-_ABOUT_Y = torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64))
+_ABOUT_Y = np.diag([-1.0, 1.0, -1.0, 1.0])
 
 
-def _turned(accessor: dict[str, Any], found: Iterable[Gaussians]) -> bool:
+def _turned(accessor: dict[str, Any], found: Iterable[Splats]) -> bool:
     """Whether an SPZ holds the numbers of glTF turned about Y: writers disagree, and the bounds that the accessor of
     POSITION must have tell, unless both fit."""
     if not {"min", "max"} <= accessor.keys():
         return False
-    given = torch.tensor([accessor["min"], accessor["max"]], dtype=torch.float64).reshape(2, 3)
-    means = torch.cat([block.means for block in found])
-    box = torch.stack([means.amin(0), means.amax(0)])
-    turned = torch.where(torch.tensor([True, False, True]), -box.flip(0), box)
+    given = np.array([accessor["min"], accessor["max"]], np.float64).reshape(2, 3)
+    means = np.concatenate([block.means for block in found])
+    box = np.stack([means.min(axis=0), means.max(axis=0)])
+    turned = np.where([True, False, True], -box[::-1], box)
     slack = 1e-2 * float((box[1] - box[0]).max())
-    return float((turned - given).abs().max()) < slack < float((box - given).abs().max())
+    return float(np.abs(turned - given).max()) < slack < float(np.abs(box - given).max())
 
 
 def _blocks(
     means: np.ndarray, quats: np.ndarray, logs: np.ndarray, logits: np.ndarray, sh: list[np.ndarray]
-) -> Iterator[Gaussians]:
+) -> Iterator[Splats]:
     for begin, end in ranges(len(means)):
         rows = slice(begin, end)
-        yield tensors(
+        yield Splats(
             means=means[rows].astype(np.float64),
             quats=quats[rows][:, [3, 0, 1, 2]],
             scales=log_scale(logs[rows]),
             opacities=logit(logits[rows]),
-            sh0=sh[0][rows],
+            sh0=sh[0][rows, None],
             shN=np.stack([band[rows] for band in sh[1:]], axis=1) if len(sh) > 1 else np.zeros((end - begin, 0, 3)),
         )
 
 
-def _to_srgb(block: Gaussians) -> Gaussians:
+def _to_srgb(block: Splats) -> Splats:
     """Linear colours as sRGB: exactly for degree 0, to first order for what the direction adds."""
-    linear = sh0_to_rgb(block.sh0).double().numpy()
+    linear = sh0_to_rgb(block.sh0.astype(np.float64))
     step = 1e-4
     slope = (linear_to_srgb(linear + step) - linear_to_srgb(linear - step)) / (2 * step)
-    block.sh0 = torch.from_numpy((linear_to_srgb(linear) - 0.5) / SH_C0).float()
-    block.shN = block.shN * torch.from_numpy(slope).float()
-    return block
+    return replace(block, sh0=(linear_to_srgb(linear) - 0.5) / SH_C0, shN=block.shN * slope)
 
 
 def _columns(

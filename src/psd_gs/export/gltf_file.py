@@ -18,15 +18,17 @@ import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-from jaxtyping import Float, Shaped
 
 from psd_gs.errors import UnsupportedError
 from psd_gs.export.blocks import read_bytes
 from psd_gs.export.siblings import read_sibling
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
 
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}

@@ -11,16 +11,29 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from psd_gs.errors import InputError, PsdGsError
 from psd_gs.export.blocks import open_file
-from psd_gs.export.formats import FORMATS, format_of, geometry, is_known, load, read_metadata, sniff, stored_frame
-from psd_gs.export.frames import Frame, scaled
+from psd_gs.export.formats import (
+    FORMATS,
+    format_of,
+    geometry,
+    is_known,
+    read_metadata,
+    read_splats,
+    sniff,
+    stored_frame,
+)
+from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata
 from psd_gs.files import STREAM, called
-from psd_gs.gaussians import Gaussians, RenderMode
+from psd_gs.splats import RenderMode, Splats, scaled
+
+if TYPE_CHECKING:
+    from psd_gs.gaussians import Gaussians
 
 SPLAT = "splat.ply"
 """Of a run folder, which can be named in its place."""
@@ -31,22 +44,29 @@ class Asset:
     """A splat file, read.
 
     Attributes:
-        gaussians: in the world frame, in metres as far as is known.
+        splats: in the world frame, in metres as far as is known.
         metadata: where it comes from; empty if that is unknown.
         format: name of the format.
         frame: axes of the file.
         size: of the file, bytes.
     """
 
-    gaussians: Gaussians
+    splats: Splats
     metadata: Metadata
     format: str
     frame: Frame
     size: int
 
+    @cached_property
+    def gaussians(self) -> Gaussians:
+        """The splats as tensors, in the same memory."""
+        from psd_gs.gaussians import Gaussians
+
+        return Gaussians.of(self.splats)
+
     def describe(self) -> dict[str, Any]:
         """Format, size in bytes, frame, number, SH degree, bounds, and metadata as far as they say more."""
-        facts = geometry(self.gaussians)
+        facts = geometry(self.splats)
         known = {*facts, "format", "frame"}
         more = {name: value for name, value in self.metadata.items() if name not in known}
         return {"format": self.format, "bytes": self.size, "frame": self.frame, **facts, "metadata": more}
@@ -73,24 +93,24 @@ def open_splats(
         kind = format_of(file)
         metadata = read_metadata(file)
         frame = frame or stored_frame(metadata)
-        gaussians = load(file, frame=frame, lenient=lenient, large=large)
+        splats = read_splats(file, frame=frame, lenient=lenient, large=large)
         size = file.stat().st_size
-    return Asset(_placed(gaussians, metadata), metadata, kind.name, frame or kind.frame, size)
+    return Asset(_placed(splats, metadata), metadata, kind.name, frame or kind.frame, size)
 
 
-def _placed(gaussians: Gaussians, metadata: Metadata) -> Gaussians:
+def _placed(splats: Splats, metadata: Metadata) -> Splats:
     """With the units, the place and the render mode that the file itself has no room for."""
     scale, offset, mode = (metadata.get(name) for name in ("scale", "offset", "render_mode"))
     if isinstance(scale, float | int) and 0 < scale < 1e30 and scale != 1:
-        gaussians = scaled(gaussians, float(scale))
-    if not any(gaussians.origin) and isinstance(offset, list) and len(offset) == 3:
+        splats = scaled(splats, float(scale))
+    if not any(splats.origin) and isinstance(offset, list) and len(offset) == 3:
         with contextlib.suppress(TypeError, ValueError):
             x, y, z = map(float, offset)
-            gaussians = replace(gaussians, origin=(x, y, z))
+            splats = replace(splats, origin=(x, y, z))
     modes: tuple[RenderMode, ...] = get_args(RenderMode)
-    if gaussians.mode == "default" and mode in modes:
-        gaussians = replace(gaussians, mode=mode)
-    return gaussians
+    if splats.mode == "default" and mode in modes:
+        splats = replace(splats, mode=mode)
+    return splats
 
 
 @contextlib.contextmanager

@@ -15,14 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psd_gs.errors import InputError
-from psd_gs.export.frames import Frame, bounding_ball, fitted
+from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata, jsonable
 from psd_gs.export.spz import spz_parts, spz_unit
 from psd_gs.files import write_atomic
-from psd_gs.gaussians import Gaussians
+from psd_gs.splats import Splats
+
+if TYPE_CHECKING:
+    from psd_gs.gaussians import Gaussians
 
 MOST = 8
 """Assets on one page; browsers draw on at most 8 to 16 canvases at a time."""
@@ -60,6 +63,8 @@ def make_page(panes: Sequence[Pane], title: str) -> str:
     Raises:
         InputError: too many panes or none, one with neither splats nor mesh, or no usable Gaussian in one.
     """
+    from psd_gs.export.fitting import bounding_ball, fitted
+
     if not 1 <= len(panes) <= MOST:
         raise InputError(f"expected 1 to {MOST} assets on one page, received {len(panes)}. Make several pages.")
     described: list[dict[str, Any]] = []
@@ -69,10 +74,10 @@ def make_page(panes: Sequence[Pane], title: str) -> str:
         if pane.gaussians is not None:
             asset = pane.gaussians.detach()
             centre, radius = bounding_ball(asset)
-            if pane.mesh is None and (spz_unit(asset) != 1 or float(centre.norm()) > _OUT * radius):
+            if pane.mesh is None and (spz_unit(asset.splats()) != 1 or float(centre.norm()) > _OUT * radius):
                 asset = fitted(asset, 1.0)  # what the browser does with it, here with all its digits
                 centre, radius = bounding_ball(asset)
-            scripts.append(_script(f"splat-{i}", b"".join(spz_parts(asset, pane.name, frame="gltf"))))
+            scripts.append(_script(f"splat-{i}", b"".join(spz_parts(asset.splats(), pane.name, frame="gltf"))))
             ball = {"centre": centre.tolist(), "radius": radius, "antialiased": asset.mode == "antialiased"}
         elif pane.mesh is None:
             raise InputError(f"{pane.name}: expected splats or a mesh, received neither.")
@@ -100,14 +105,16 @@ def _page(described: list[dict[str, Any]], title: str, scripts: list[str]) -> st
 
 
 def write_page(
-    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "gltf", metadata: Metadata | None = None
+    splats: Splats, path: str | os.PathLike[str], *, frame: Frame = "gltf", metadata: Metadata | None = None
 ) -> None:
     """Write a page that shows one asset, upright whatever the ``frame``, and its metadata in the info panel.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`.
     """
+    from psd_gs.gaussians import Gaussians
+
     name = Path(path).stem
-    write_atomic(path, make_page([Pane(name, gaussians, facts=metadata or {})], name))
+    write_atomic(path, make_page([Pane(name, Gaussians.of(splats), facts=metadata or {})], name))
 
 
 def _script(name: str, data: bytes) -> str:

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from psd_gs.cameras import Cameras, turntable
 from psd_gs.errors import InputError
-from psd_gs.export.frames import bounding_ball, scaled, usual_size
+from psd_gs.export.fitting import bounding_ball
+from psd_gs.export.frames import usual_size
 from psd_gs.export.metadata import Metadata, to_json
 from psd_gs.files import atomic_path, read_picture
 from psd_gs.gaussians import Gaussians
+from psd_gs.splats import scaled
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -18,20 +18,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
 
 from psd_gs.errors import FormatError, UnsupportedError
-from psd_gs.export.blocks import MAX_LOGIT, blocks, gather, logit, open_file, tensors, usable_rows
+from psd_gs.export.blocks import MAX_LOGIT, blocks, gather, logit, open_file, usable_rows
 from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata, to_json
 from psd_gs.export.ply_table import PLY_START, PlyHeader, columns, read_ply_blocks, read_ply_header, say_rest
 from psd_gs.files import atomic_path, loads, printable, short
-from psd_gs.gaussians import SH_C0, Gaussians, RenderMode
+from psd_gs.splats import SH_C0, RenderMode, Splats
 
 __all__ = ["is_gaussian_ply", "read_ply", "read_ply_header", "read_ply_metadata", "write_ply"]
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     from psd_gs.export.ply_rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ _MODE = re.compile(r"(?:splat_?render_?mode|rasterize_mode|anti_?alias(?:ed|ing)
 
 
 def write_ply(
-    gaussians: Gaussians,
+    splats: Splats,
     path: str | os.PathLike[str],
     *,
     frame: Frame = "rdf",
@@ -73,7 +73,7 @@ def write_ply(
     was measured in, in double precision.
 
     Args:
-        gaussians: what to write, in the world frame.
+        splats: what to write, in the world frame.
         path: of the file; replaced in one step.
         frame: axes of the file.
         metadata: goes into the header as one comment of less than 1 kB, long texts shortened.
@@ -83,22 +83,28 @@ def write_ply(
         InputError: no usable Gaussian is left.
         OutputError: the file cannot be written.
     """
-    rows = usable_rows(gaussians, path)
-    rest = [f"f_rest_{i}" for i in range(3 * gaussians.shN.shape[1])]
-    place = "double" if any(gaussians.origin) else "float"
+    rows = usable_rows(splats, path)
+    harmonics = splats.shN.shape[1]
+    rest = [f"f_rest_{i}" for i in range(3 * harmonics)]
+    place = "double" if any(splats.origin) else "float"
     floats = ["nx", "ny", "nz", *_DC, *rest, "opacity", *_SCALES, *_QUATS]
     properties = {**dict.fromkeys(_PLACE, place), **dict.fromkeys(floats, "float")}
-    header = make_ply_header({"vertex": (len(rows), properties)}, metadata, gaussians.mode)
-    row = np.dtype([("place", "<f8" if place == "double" else "<f4", 3), ("rest", "<f4", len(floats))])
+    header = make_ply_header({"vertex": (len(rows), properties)}, metadata, splats.mode)
+    row = np.dtype(
+        [
+            *(("means", "<f8" if place == "double" else "<f4", 3), ("normals", "<f4", 3), ("sh0", "<f4", (1, 3))),
+            *(("shN", "<f4", (3, harmonics)), ("opacities", "<f4"), ("scales", "<f4", 3), ("quats", "<f4", 4)),
+        ]
+    )
     with atomic_path(path) as temporary:
         with temporary.open("wb") as file:
             file.write(header)
-            for g in blocks(gaussians, rows, frame):
-                n = len(g)
-                table = np.empty(n, row)
-                table["place"] = g.means.double() + torch.tensor(g.origin, dtype=torch.float64)
-                colours = (torch.zeros(n, 3), g.sh0.reshape(n, 3), g.shN.transpose(1, 2).reshape(n, len(rest)))
-                table["rest"] = torch.cat([*colours, g.opacities[:, None], g.scales, g.quats], dim=1)
+            for g in blocks(splats, rows, frame):
+                table = np.zeros(len(g), row)
+                for name, values in g.params().items():
+                    table[name] = values.swapaxes(1, 2) if name == "shN" else values
+                if place == "double":
+                    table["means"] += g.origin
                 file.write(table.data)
         if like:
             like.copy_into(temporary)
@@ -136,7 +142,7 @@ def stored_mode(header: PlyHeader) -> RenderMode:
 
 def read_ply(
     path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False, large: bool = False
-) -> Gaussians:
+) -> Splats:
     """Read a 3DGS PLY of any writer: other property order or types, no normals, any SH degree (those above 3 are left
     out), two scales (2DGS) or one, colours as bytes, no rotation, no opacity.
 
@@ -192,7 +198,7 @@ def read_ply(
     if more := [name for name, (count, _) in header.elements.items() if count and name != "vertex"]:
         logger.warning("%s: besides the splats it has %s: not kept", path, printable(", ".join(more)[:200]))
 
-    def parts() -> Iterator[Gaussians]:
+    def parts() -> Iterator[Splats]:
         for block in read_ply_blocks(path, header, "vertex"):
             n = len(block)
             shN = columns(block, rest).reshape(n, 3, len(rest) // 3).swapaxes(1, 2)[:, :channel]
@@ -203,12 +209,12 @@ def read_ply(
             opacities = block["opacity"] if "opacity" in kinds else np.full(n, MAX_LOGIT)
             if filtered:
                 logs, opacities = _blurred(logs, opacities, block[_FILTER])
-            yield tensors(
+            yield Splats(
                 means=columns(block, _PLACE),
                 quats=columns(block, quats) if quats else np.tile([1.0, 0, 0, 0], (n, 1)),
                 scales=logs,
                 opacities=opacities,
-                sh0=_dc(block, colours, kinds),
+                sh0=_dc(block, colours, kinds)[:, None],
                 shN=shN,
             )
 

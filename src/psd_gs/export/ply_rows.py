@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Int
 
 from psd_gs.export.ply_table import PlyHeader, read_ply_blocks, read_ply_header
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
 
 _COUNT = re.compile(rb"(?m)^(element[ \t]+vertex[ \t]+)\d+")
 _OURS = re.compile(rb"(?m)^comment psd-gs .*\r?\n")

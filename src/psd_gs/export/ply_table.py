@@ -18,8 +18,9 @@ from typing import BinaryIO
 import numpy as np
 
 from psd_gs.errors import FormatError
-from psd_gs.export.blocks import damaged, open_file, ranges, say_surplus
+from psd_gs.export.blocks import damaged, open_file, say_surplus
 from psd_gs.files import short
+from psd_gs.splats import ranges
 
 logger = logging.getLogger(__name__)
 
@@ -282,5 +283,12 @@ def _text_row(line: str, kinds: dict[str, str]) -> list[float]:
 
 
 def columns(table: np.ndarray, names: Collection[str]) -> np.ndarray:
-    """Properties of a structured array side by side, [N, len(names)]."""
-    return np.stack([table[name] for name in names], axis=1) if names else np.zeros((len(table), 0))
+    """Properties of a structured array side by side, [N, len(names)]: a view where they lie so, as files have them."""
+    if not names:
+        return np.zeros((len(table), 0))
+    fields = dict(table.dtype.fields or {})
+    kinds, places = zip(*(fields[name][:2] for name in names), strict=True)
+    size = kinds[0].itemsize
+    if len({*kinds}) == 1 and places == tuple(range(places[0], places[0] + size * len(names), size)):
+        return np.ndarray((len(table), len(names)), kinds[0], table, places[0], (table.strides[0], size))
+    return np.stack([table[name] for name in names], axis=1)

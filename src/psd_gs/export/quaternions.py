@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 def smallest_three(quats: Float[np.ndarray, "N 4"]) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, "N 3"]]:

@@ -28,18 +28,16 @@ from psd_gs.export.blocks import (
     COLOURS,
     HARMONICS,
     blocks,
+    byte_logit,
     check_unpacked,
     damaged,
     extent,
     gather,
     held,
-    logit,
     morton_order,
     open_file,
-    ranges,
     read_bytes,
     sigmoid,
-    tensors,
     usable_rows,
 )
 from psd_gs.export.codebooks import codebook, nearest_code, palette
@@ -49,7 +47,7 @@ from psd_gs.export.packed import Zip
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.export.texels import Pictures
 from psd_gs.files import atomic_path, loads, read_bounded, short
-from psd_gs.gaussians import Gaussians, RenderMode, rgb_to_sh0, sh0_to_rgb
+from psd_gs.splats import RenderMode, Splats, ranges, rgb_to_sh0, sh0_to_rgb
 
 META, STREAMED = "meta.json", "lod-meta.json"
 _PALETTE = 1 << 16  # labels have 16 bits
@@ -65,18 +63,18 @@ _UNREADABLE = (
 
 
 def write_sog(
-    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
+    splats: Splats, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
 ) -> None:
     """Write a SOG; metadata goes into ``asset.psd_gs`` of ``meta.json``.
 
     Up to 65536 Gaussians keep their own harmonics; of more, similar ones share.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`.
     """
-    rows = usable_rows(gaussians, path)
-    rows = rows[morton_order(gaussians.means.detach()[rows])]
-    centre, _, reach = extent(gaussians, rows, _REACH, path)
-    near = (held(block, centre, reach) for block in blocks(gaussians, rows, "gltf"))
+    rows = usable_rows(splats, path)
+    rows = rows[morton_order(splats.means[rows])]
+    centre, _, reach = extent(splats, rows, _REACH, path)
+    near = (held(block, centre, reach) for block in blocks(splats, rows, "gltf"))
     columns = zip(*(_columns(turn_x180(g) if frame == "rdf" else g) for g in near), strict=True)
     means, quats, scales, opacities, sh0, shN = (np.concatenate(column) for column in columns)
     low, high = means.min(axis=0), means.max(axis=0)
@@ -89,9 +87,9 @@ def write_sog(
         "means": {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]},
         "quats": {"files": ["quats.webp"]},
     }
-    if gaussians.mode != "default":
-        meta["model"] = gaussians.mode
-        meta["antialias"] = gaussians.mode == "antialiased"  # the word of the specification
+    if splats.mode != "default":
+        meta["model"] = splats.mode
+        meta["antialias"] = splats.mode == "antialiased"  # the word of the specification
     if metadata is not None:
         meta["asset"]["psd_gs"] = jsonable(metadata)
     for name, values in (("scales", scales), ("sh0", sh0)):
@@ -110,7 +108,7 @@ def write_sog(
         files["shN_labels"] = _webp(np.stack([labels & 255, labels >> 8, 0 * labels], axis=1), across, down)
         meta["shN"] = {
             "count": len(centroids),
-            "bands": gaussians.sh_degree,
+            "bands": splats.sh_degree,
             "codebook": codes.tolist(),
             "files": ["shN_centroids.webp", "shN_labels.webp"],
         }
@@ -121,19 +119,19 @@ def write_sog(
             archive.writestr(zipfile.ZipInfo(f"{name}.webp"), data)
 
 
-def _columns(g: Gaussians) -> tuple[np.ndarray, ...]:
+def _columns(g: Splats) -> tuple[np.ndarray, ...]:
     """Logarithmic positions, rotations as bytes, log scales, opacities as bytes, colours and harmonics."""
-    means = g.means.numpy().astype(np.float64)
-    place, three = smallest_three(g.quats.numpy())
+    means = g.means.astype(np.float64)
+    place, three = smallest_three(g.quats)
     quats = np.concatenate([np.rint(255 * (three * np.sqrt(0.5) + 0.5)), 252 + place[:, None]], axis=1)
     opacities = np.rint(sigmoid(g)[:, None] * 255).astype(np.uint8)
     return (
         np.sign(means) * np.log1p(np.abs(means)),
         quats.clip(0, 255).astype(np.uint8),
-        g.scales.numpy(),
+        g.scales,
         opacities,
-        rgb_to_sh0(sh0_to_rgb(g.sh0[:, 0]).clamp(*COLOURS)).numpy(),
-        g.shN.clamp(-HARMONICS, HARMONICS).numpy(),
+        rgb_to_sh0(sh0_to_rgb(g.sh0[:, 0]).clip(*COLOURS)),
+        g.shN.clip(-HARMONICS, HARMONICS),
     )
 
 
@@ -152,10 +150,10 @@ def _webp(texels: np.ndarray, width: int, height: int) -> bytes:
 
 def read_sog(
     path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False, large: bool = False
-) -> Gaussians:
+) -> Splats:
     """Read a SOG of version 1 or 2: a zip, whose members may lie in a folder, or a ``meta.json`` beside its pictures.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.load`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`.
     """
     try:
         meta, member, size = _opened(path)
@@ -238,7 +236,7 @@ def _degree(meta: dict[str, Any]) -> int:
     return bands
 
 
-def _decode(meta: dict[str, Any], pictures: Pictures, count: int, degree: int, version: int) -> Iterator[Gaussians]:
+def _decode(meta: dict[str, Any], pictures: Pictures, count: int, degree: int, version: int) -> Iterator[Splats]:
     """Reads and checks everything; the blocks that it returns are made as they are taken."""
 
     def picture(section: str, i: int = 0, **about: bool) -> np.ndarray:
@@ -271,7 +269,7 @@ def _decode(meta: dict[str, Any], pictures: Pictures, count: int, degree: int, v
         if labels.max() >= len(harmonics):
             raise ValueError("a label beyond the palette")
 
-    def parts() -> Iterator[Gaussians]:
+    def parts() -> Iterator[Splats]:
         for begin, end in ranges(count):
             block = slice(begin, end)
             fixed = means_l[block, :3] + means_u[block, :3].astype(np.float64) * 256
@@ -282,12 +280,12 @@ def _decode(meta: dict[str, Any], pictures: Pictures, count: int, degree: int, v
             three = (quats[block, :3] / 255 - 0.5) * np.sqrt(2)
             three[place < 0] = np.nan
             colors = color_of(sh0[block] if version == 1 else sh0[block, :3])
-            yield tensors(
+            yield Splats(
                 means=means,
                 quats=from_smallest_three(np.maximum(place, 0), three),
                 scales=scale_of(scales[block, :3]),
-                opacities=colors[:, 3] if version == 1 else logit(sh0[block, 3] / 255),
-                sh0=colors[:, :3],
+                opacities=colors[:, 3] if version == 1 else byte_logit(sh0[block, 3]),
+                sh0=colors[:, None, :3],
                 shN=harmonics[labels[block]],
             )
 

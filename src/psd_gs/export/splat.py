@@ -9,45 +9,44 @@ from __future__ import annotations
 import os
 
 import numpy as np
-import torch
 
 from psd_gs.errors import FormatError
-from psd_gs.export.blocks import blocks, gather, log_scale, logit, ranges, read_bytes, sigmoid, tensors, usable_rows
+from psd_gs.export.blocks import blocks, byte_logit, exp, gather, log_scale, read_bytes, sigmoid, usable_rows
 from psd_gs.export.frames import Frame
 from psd_gs.export.metadata import Metadata
 from psd_gs.files import atomic_path
-from psd_gs.gaussians import SH_C0, Gaussians, sh0_to_rgb
+from psd_gs.splats import SH_C0, Splats, ranges, sh0_to_rgb
 
 _RECORD = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgb", "u1", 3), ("alpha", "u1"), ("quat", "u1", 4)])
 
 
 def write_splat(
-    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
+    splats: Splats, path: str | os.PathLike[str], *, frame: Frame = "rdf", metadata: Metadata | None = None
 ) -> None:
     """Write a ``.splat``; harmonics above degree 0 and metadata are lost.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.save`.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`.
     """
-    rows = usable_rows(gaussians, path)
-    weight = gaussians.scales.detach()[rows].sum(1) + torch.nn.functional.logsigmoid(gaussians.opacities.detach()[rows])
-    rows = rows[weight.argsort(descending=True, stable=True)]
+    rows = usable_rows(splats, path)
+    weight = splats.scales[rows].sum(axis=1) - np.logaddexp(0, -splats.opacities[rows])
+    rows = rows[np.argsort(-weight, kind="stable")]
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        for g in blocks(gaussians, rows, frame):
+        for g in blocks(splats, rows, frame):
             table = np.empty(len(g), _RECORD)
             table["mean"] = g.means
-            table["scale"] = g.scales.exp()
-            table["rgb"] = np.clip(np.rint(sh0_to_rgb(g.sh0[:, 0]).numpy() * 255), 0, 255)
+            table["scale"] = exp(g.scales)
+            table["rgb"] = np.clip(np.rint(sh0_to_rgb(g.sh0[:, 0]) * 255), 0, 255)
             table["alpha"] = np.rint(sigmoid(g) * 255)
-            table["quat"] = np.clip(np.rint(g.quats.numpy() * 128 + 128), 0, 255)
+            table["quat"] = np.clip(np.rint(g.quats * 128 + 128), 0, 255)
             file.write(table.tobytes())
 
 
 def read_splat(
     path: str | os.PathLike[str], *, frame: Frame = "rdf", lenient: bool = False, large: bool = False
-) -> Gaussians:
+) -> Splats:
     """Read a ``.splat``.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.load`; ``large`` makes no difference.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`; ``large`` makes no difference.
     """
     data = read_bytes(path)
     if not data or len(data) % _RECORD.itemsize:
@@ -57,12 +56,12 @@ def read_splat(
         )
     table = np.frombuffer(data, _RECORD)
     parts = (
-        tensors(
+        Splats(
             means=part["mean"],
             quats=(part["quat"] - 128.0) / 128,
             scales=log_scale(part["scale"]),
-            opacities=logit(part["alpha"] / 255),
-            sh0=(part["rgb"] / 255 - 0.5) / SH_C0,
+            opacities=byte_logit(part["alpha"]),
+            sh0=((part["rgb"] / 255 - 0.5) / SH_C0)[:, None],
             shN=np.zeros((len(part), 0, 3)),
         )
         for part in (table[begin:end] for begin, end in ranges(len(table)))

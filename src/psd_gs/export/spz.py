@@ -17,36 +17,34 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import reduce
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from psd_gs.errors import FormatError, UnsupportedError
 from psd_gs.export.blocks import (
     blocks,
+    byte_logit,
     check_unpacked,
     damaged,
     extent,
     gather,
     held,
-    logit,
-    ranges,
     read_bytes,
     say_surplus,
     sigmoid,
-    tensors,
-    usable_mask,
     usable_rows,
 )
-from psd_gs.export.frames import Frame, robust_box, scaled, transform, turn_x180
+from psd_gs.export.frames import Frame, median, nth, robust_box, transform, turn_x180
 from psd_gs.export.metadata import Metadata
-from psd_gs.export.packed import Gunzip
+from psd_gs.export.packed import Gunzip, gzipped
 from psd_gs.export.quaternions import from_smallest_three, smallest_three
 from psd_gs.files import atomic_path
-from psd_gs.gaussians import Gaussians, RenderMode
+from psd_gs.splats import RenderMode, Splats, ranges, scaled
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +72,12 @@ _REACH = 32.0  # half the asset's extent, that a stray may be away
 _MOST_TRAILING = 1 << 20  # bytes of records
 _COLOR_SCALE = 0.15
 _SH_BITS = (5, 4)  # of degree 1 and of the others; upstream's
+_COEFFICIENTS = ((np.arange(256) - 128) / 128).astype(np.float32)
+"""Of the harmonics, by their bytes."""
 
 
 def write_spz(
-    gaussians: Gaussians,
+    splats: Splats,
     path: str | os.PathLike[str],
     *,
     frame: Frame = "rdf",
@@ -87,7 +87,7 @@ def write_spz(
     """Write an SPZ.
 
     Args:
-        gaussians: what to write, in the world frame. Harmonics beyond +-1 are clipped. An asset that is too small or
+        splats: what to write, in the world frame. Harmonics beyond +-1 are clipped. An asset that is too small or
             too large for the format is written in other units, see :func:`spz_unit`, which is logged.
         path: of the file; replaced in one step.
         frame: axes of the file. Upstream documents glTF's, but nearly all files hold the numbers of the PLY, and
@@ -99,18 +99,18 @@ def write_spz(
         InputError: no usable Gaussian is left.
         OutputError: the file cannot be written.
     """
-    parts = spz_parts(gaussians, path, frame=frame, version=version)
+    parts = spz_parts(splats, path, frame=frame, version=version)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.writelines(parts)
 
 
 def spz_parts(
-    gaussians: Gaussians, name: str | os.PathLike[str], *, frame: Frame = "rdf", version: Literal[3, 4] = 3
+    splats: Splats, name: str | os.PathLike[str], *, frame: Frame = "rdf", version: Literal[3, 4] = 3
 ) -> Iterator[bytes]:
     """What :func:`write_spz` writes.
 
     Args:
-        gaussians: what to write, in the world frame.
+        splats: what to write, in the world frame.
         name: of the asset, for messages.
         frame: axes of the numbers.
         version: of the format.
@@ -118,93 +118,95 @@ def spz_parts(
     Raises:
         InputError: no usable Gaussian is left.
     """
-    rows = usable_rows(gaussians, name)
-    centre, half, reach = extent(gaussians, rows, _REACH, name)
-    unit = spz_unit(gaussians)
+    rows = usable_rows(splats, name)
+    centre, half, reach = extent(splats, rows, _REACH, name)
+    unit = spz_unit(splats)
     if unit != 1:
         logger.warning(
             "%s: one unit of the file is %g of the asset, for SPZ holds no Gaussians below %.2g or above %.3g units",
             name, unit, *map(math.exp, _LOG_SCALES),
         )  # fmt: skip
-    reach = min(reach, _LARGEST * unit - float(centre.abs().max()))
-    means = gaussians.means.detach()[rows].cpu().float()
+    reach = min(reach, _LARGEST * unit - float(np.abs(centre).max()))
+    means = splats.means[rows]
     fraction = _fraction_bits(means / unit, centre / unit, half / unit, reach / unit)
-    encoded, cut = [], 0
-    for block in blocks(gaussians, rows, "gltf"):
+    widths = _widths(version, splats.sh_degree)
+    body = np.empty(len(rows) * sum(widths), np.uint8)
+    streams = _split(body, len(rows), widths)
+    done = cut = 0
+    for block in blocks(splats, rows, "gltf"):
         g = scaled(held(block, centre, reach), 1 / unit)
-        cut += int((g.scales.amax(1) > _LARGEST_SCALE + 1 / 32).sum())
-        encoded.append(_encode(turn_x180(g) if frame == "rdf" else g, fraction))
+        cut += int((reduce(np.maximum, g.scales.T) > _LARGEST_SCALE + 1 / 32).sum())
+        part = slice(done, done + len(g))
+        for stream, values in zip(streams, _encode(turn_x180(g) if frame == "rdf" else g, fraction), strict=True):
+            stream[part] = values.view(np.uint8).reshape(stream[part].shape)
+        done += len(g)
     if cut:
         largest = unit * math.exp(_LARGEST_SCALE)
         logger.warning("%s: %d Gaussians are larger than SPZ holds, and end at %.3g", name, cut, largest)
-    streams: list[list[np.ndarray]] = [list(stream) for stream in zip(*encoded, strict=True)]
-    if gaussians.shN.shape[1] == 0:
-        streams.pop()
-    flags = _ANTIALIASED if gaussians.mode == "antialiased" else 0
-    fields = (_MAGIC, version, len(rows), gaussians.sh_degree, fraction, flags)
+    flags = _ANTIALIASED if splats.mode == "antialiased" else 0
+    fields = (_MAGIC, version, len(rows), splats.sh_degree, fraction, flags)
     if version == 3:
-        squeeze = zlib.compressobj(_GZIP_LEVEL, wbits=31)
-        yield squeeze.compress(_HEADER.pack(*fields, 0))
-        yield from (squeeze.compress(part.data) for stream in streams for part in stream)
-        yield squeeze.flush()
+        yield from gzipped(_HEADER.pack(*fields, 0) + body.tobytes(), _GZIP_LEVEL)
         return
     from zstandard import ZstdCompressor
 
-    frames = [ZstdCompressor(_ZSTD_LEVEL).compress(b"".join(part.tobytes() for part in stream)) for stream in streams]
+    streams = [stream for stream in streams if stream.size]
+    frames = [ZstdCompressor(_ZSTD_LEVEL).compress(stream.data) for stream in streams]
     yield _HEADER_4.pack(*fields, len(streams), _HEADER_4.size)
     for squeezed, stream in zip(frames, streams, strict=True):
-        yield _ENTRY.pack(len(squeezed), sum(part.nbytes for part in stream))
+        yield _ENTRY.pack(len(squeezed), stream.nbytes)
     yield from frames
 
 
-def spz_unit(gaussians: Gaussians) -> float:
+def spz_unit(splats: Splats) -> float:
     """The unit of an SPZ of this asset, in units of the asset: a power of 16, and 1 wherever the format can hold the
     sizes and positions as they are.
 
     It does not if the second axis of the median Gaussian is near e^-10 units or the largest of every tenth beyond
     e^5.9, the limits of the format, or if the asset is wider than 8 million units.
     """
-    gaussians = gaussians.detach().select(usable_mask(gaussians)).map(Tensor.float)
-    if len(gaussians) == 0:
+    good = splats.usable
+    if not good.any():
         return 1.0
-    axes = gaussians.scales.sort(dim=1).values
-    small = float(axes[:, 1].median()) - math.log(2) - _LOG_SCALES[0]
-    big = float(axes[:, 2].kthvalue(round(0.9 * (len(axes) - 1)) + 1).values) - _LOG_SCALES[1]
+    axes = np.sort(splats.scales[good], axis=1)
+    small = float(median(axes[:, 1])) - math.log(2) - _LOG_SCALES[0]
+    big = float(nth(axes[:, 2], round(0.9 * (len(axes) - 1)))) - _LOG_SCALES[1]
     steps = math.floor(small / math.log(16)) if small < 0 else math.ceil(max(big, 0) / math.log(16))
-    far = float(robust_box(gaussians.means).abs().max())
+    far = float(np.abs(robust_box(splats.means[good])).max())
     while far / 16.0**steps > _LARGEST:
         steps += 1
     return 16.0 ** max(steps, -8)
 
 
-def _fraction_bits(means: Float[Tensor, "N 3"], centre: Float[Tensor, " 3"], half: float, reach: float) -> int:
+def _fraction_bits(means: Float[np.ndarray, "N 3"], centre: Float[np.ndarray, " 3"], half: float, reach: float) -> int:
     """As many bits below the point as hold the asset and its strays where :func:`held` leaves them; 18 for
     assets of usual size, more for small ones. Lengths are in units of the file."""
-    inside = (means - centre).abs().amax(1) <= reach
-    far = float(means[inside].abs().max())
+    inside = reduce(np.maximum, np.abs(means - centre).T) <= reach
+    far = float(np.abs(means[inside]).max())
     if not inside.all():
-        far = max(far, float(centre.abs().max()) + reach)
+        far = max(far, float(np.abs(centre).max()) + reach)
     wanted = _FRACTION + max(0, math.ceil(-math.log2(8 * half)))
     return max(0, min(wanted, _MAX_FRACTION, math.floor(math.log2(_LARGEST / max(far, 1e-9)))))
 
 
-def _encode(g: Gaussians, fraction: int) -> tuple[np.ndarray, ...]:
+def _encode(g: Splats, fraction: int) -> tuple[np.ndarray, ...]:
     """The streams of a block as bytes, one row per Gaussian."""
-    fixed = np.rint(g.means.numpy().astype(np.float64) * 2**fraction).clip(-_LARGEST, _LARGEST).astype("<i4")
+    fixed = np.rint(g.means.astype(np.float64) * 2**fraction).clip(-_LARGEST, _LARGEST).astype("<i4")
     positions = fixed.view("u1").reshape(-1, 3, 4)[..., :3]
-    place, three = smallest_three(g.quats.numpy()[:, [1, 2, 3, 0]])
+    place, three = smallest_three(g.quats[:, [1, 2, 3, 0]])
     size = np.minimum(np.floor(np.abs(three) * (511 * np.sqrt(2)) + 0.5), 511).astype(np.uint32)
     ten = (three < 0).astype(np.uint32) << 9 | size
     rotations = place.astype(np.uint32) << 30 | ten[:, 0] << 20 | ten[:, 1] << 10 | ten[:, 2]
-    bucket = np.array([2 ** (8 - _SH_BITS[k >= 3]) for k in range(g.shN.shape[1])])[:, None]
-    harmonics = (np.rint(g.shN.numpy() * 128) + 128 + bucket // 2) // bucket * bucket
+    bucket = np.array([2 ** (8 - _SH_BITS[k >= 3]) for k in range(g.shN.shape[1])], np.int16)[:, None]
+    steps = np.rint(np.clip(g.shN, -2, 2) * 128).astype(np.int16)  # one is the end
+    harmonics = ((steps + 128 + bucket // 2) & -bucket).clip(0, 255).astype("u1")
     return (
         np.ascontiguousarray(positions),
         _byte(sigmoid(g) * 255),
-        _byte(g.sh0.numpy() * (_COLOR_SCALE * 255) + 127.5),
-        _byte((g.scales.numpy() + 10) * 16),
+        _byte(g.sh0 * (_COLOR_SCALE * 255) + 127.5),
+        _byte((g.scales + 10) * 16),
         rotations.astype("<u4"),
-        _byte(harmonics),
+        harmonics,
     )
 
 
@@ -214,11 +216,11 @@ def _byte(values: np.ndarray) -> np.ndarray:
 
 def read_spz(
     path: str | os.PathLike[str], *, frame: Frame | None = None, lenient: bool = False, large: bool = False
-) -> Gaussians:
+) -> Splats:
     """Read an SPZ of version 1 to 4; harmonics above degree 3 and unknown extensions are left out.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.load`; without a ``frame`` the file's record of its
-    coordinate system counts, else ``rdf``.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`; without a ``frame`` the file's
+    record of its coordinate system counts, else ``rdf``.
     """
     unpacked = unpack_spz(read_bytes(path), path, large)
     if frame is None and unpacked.world is not None:
@@ -247,22 +249,22 @@ class Unpacked:
     fraction: int
     streams: list[np.ndarray]
     mode: RenderMode
-    world: Float[Tensor, "4 4"] | None
+    world: Float[np.ndarray, "4 4"] | None
 
-    def blocks(self) -> Iterator[Gaussians]:
+    def blocks(self) -> Iterator[Splats]:
         """The Gaussians in the axes of the file, with harmonics of at most degree 3."""
         positions, alphas, colors, scales, rotations, harmonics = self.streams
         kept = (min(self.degree, 3) + 1) ** 2 - 1
         for begin, end in ranges(self.count):
             with np.errstate(over="ignore"):
                 fixed = _decode_positions(positions[begin:end], self.version)
-            yield tensors(
+            yield Splats(
                 means=fixed / 2.0 ** (self.fraction if self.version > 1 else 0),
                 quats=_decode_rotations(rotations[begin:end], self.version),
                 scales=scales[begin:end] / 16.0 - 10,
-                opacities=logit(alphas[begin:end, 0] / 255),
-                sh0=(colors[begin:end] / 255 - 0.5) / _COLOR_SCALE,
-                shN=(harmonics[begin:end].reshape(end - begin, -1, 3)[:, :kept] - 128.0) / 128,
+                opacities=byte_logit(alphas[begin:end, 0]),
+                sh0=((colors[begin:end] / 255 - 0.5) / _COLOR_SCALE)[:, None],
+                shN=_COEFFICIENTS[harmonics[begin:end].reshape(end - begin, -1, 3)[:, :kept]],
             )
 
 
@@ -297,7 +299,7 @@ def unpack_spz(data: bytes, path: str | os.PathLike[str], large: bool = False) -
     return Unpacked(version, count, degree, fraction, streams, mode, world)
 
 
-def _world(path: str | os.PathLike[str], records: bytes) -> tuple[Float[Tensor, "4 4"] | None, bytes]:
+def _world(path: str | os.PathLike[str], records: bytes) -> tuple[Float[np.ndarray, "4 4"] | None, bytes]:
     """What the records of extensions say of the axes, and what is behind them; others are skipped and logged.
 
     Raises:
@@ -317,8 +319,8 @@ def _world(path: str | os.PathLike[str], records: bytes) -> tuple[Float[Tensor, 
         if number > len(_SYSTEMS):
             raise damaged(path, f"expected a coordinate system from 0 to {len(_SYSTEMS)}, received {number}")
         axes = _SYSTEMS[number - 1] if number else "RUB"
-        found = torch.eye(4, dtype=torch.float64)
-        found[:3, :3] = torch.tensor([_DIRECTIONS[axis] for axis in axes], dtype=torch.float64).T
+        found = np.eye(4)
+        found[:3, :3] = np.array([_DIRECTIONS[axis] for axis in axes]).T
     return found, records[place:]
 
 
@@ -401,7 +403,7 @@ def _check(
         )
 
 
-def _split(body: bytes, count: int, widths: list[int]) -> list[np.ndarray]:
+def _split(body: bytes | np.ndarray, count: int, widths: list[int]) -> list[np.ndarray]:
     """One byte table [count, width] per stream."""
     ends = np.cumsum([count * width for width in widths])
     flat = np.frombuffer(body, np.uint8)

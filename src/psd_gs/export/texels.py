@@ -13,12 +13,15 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import UInt8
 
 from psd_gs.errors import FormatError, UnsupportedError
 from psd_gs.files import other_picture, read_picture, short
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
 
 logger = logging.getLogger(__name__)
 

@@ -13,21 +13,19 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import numpy as np
-import torch
 
 from psd_gs.errors import BackendError, FormatError, UnsupportedError
 from psd_gs.export.blocks import (
     blocks,
     check_unpacked,
     damaged,
+    exp,
     gather,
     log_scale,
     logit,
     open_file,
-    ranges,
     read_bytes,
     sigmoid,
-    tensors,
     usable_rows,
 )
 from psd_gs.export.frames import Frame, similarity, transform
@@ -35,24 +33,25 @@ from psd_gs.export.metadata import METADATA_KEY, Metadata, to_json
 from psd_gs.export.packed import Zip
 from psd_gs.export.usd_arrays import MODE_KEY, NAMES, read_arrays
 from psd_gs.files import atomic_path, loads
-from psd_gs.gaussians import Gaussians, RenderMode
+from psd_gs.splats import RenderMode, Splats, ranges
 
 _DATE = 946_728_000
 """Date of the member of a ``.usdz``, seconds since 1970: fixed, so that the same asset gives the same bytes."""
 
 
 def write_usd(
-    gaussians: Gaussians, path: str | os.PathLike[str], *, frame: Frame = "gltf", metadata: Metadata | None = None
+    splats: Splats, path: str | os.PathLike[str], *, frame: Frame = "gltf", metadata: Metadata | None = None
 ) -> None:
     """Write a ``.usdc`` or ``.usdz``; metadata goes into the layer's ``customLayerData`` as JSON.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.save`, and :class:`BackendError` without usd-core.
+    Arguments and errors are those of :func:`psd_gs.export.formats.write_splats`, and :class:`BackendError` without
+    usd-core.
     """
     require_usd()
     from pxr import Gf, Sdf, Usd, UsdGeom, UsdUtils, UsdVol, Vt
 
-    rows = usable_rows(gaussians, path)
-    columns = zip(*(_columns(g) for g in blocks(gaussians, rows, frame)), strict=True)
+    rows = usable_rows(splats, path)
+    columns = zip(*(_columns(g) for g in blocks(splats, rows, frame)), strict=True)
     means, quats, scales, opacities, sh = (np.concatenate(column) for column in columns)
     with atomic_path(path) as temporary:
         temporary.touch()  # fails in a missing folder, which usd-core would create
@@ -67,13 +66,13 @@ def write_usd(
             field.CreateOrientationsAttr(Vt.QuatfArray.FromNumpy(quats))
             field.CreateScalesAttr(Vt.Vec3fArray.FromNumpy(scales))
             field.CreateOpacitiesAttr(Vt.FloatArray.FromNumpy(opacities))
-            field.CreateRadianceSphericalHarmonicsDegreeAttr(gaussians.sh_degree)
+            field.CreateRadianceSphericalHarmonicsDegreeAttr(splats.sh_degree)
             field.CreateRadianceSphericalHarmonicsCoefficientsAttr(Vt.Vec3fArray.FromNumpy(sh))
             reach = 3 * scales.max(axis=1, keepdims=True)
             corners = ((means - reach).min(axis=0), (means + reach).max(axis=0))
             field.CreateExtentAttr([Gf.Vec3f(*corner.tolist()) for corner in corners])
-            if gaussians.mode != "default":
-                field.GetPrim().SetCustomDataByKey(MODE_KEY, gaussians.mode)
+            if splats.mode != "default":
+                field.GetPrim().SetCustomDataByKey(MODE_KEY, splats.mode)
             if metadata is not None:
                 stage.GetRootLayer().customLayerData = {METADATA_KEY: to_json(metadata)}
             stage.GetRootLayer().Export(str(inner))
@@ -87,34 +86,35 @@ def write_usd(
                 inner.unlink(missing_ok=True)
 
 
-def _columns(g: Gaussians) -> tuple[np.ndarray, ...]:
-    xyzw = g.quats[:, [1, 2, 3, 0]].numpy()  # the order of GfQuatf in memory
-    return g.means.numpy(), xyzw, g.scales.exp().numpy(), sigmoid(g), g.sh.reshape(-1, 3).numpy()
+def _columns(g: Splats) -> tuple[np.ndarray, ...]:
+    xyzw = g.quats[:, [1, 2, 3, 0]]  # the order of GfQuatf in memory
+    return g.means, xyzw, exp(g.scales), sigmoid(g), g.sh.reshape(-1, 3)
 
 
 def read_usd(
     path: str | os.PathLike[str], *, frame: Frame = "gltf", lenient: bool = False, large: bool = False
-) -> Gaussians:
+) -> Splats:
     """Read the Gaussian particle fields of a ``.usdc`` or ``.usdz``, with the transforms of their prims.
 
-    Arguments and errors are those of :func:`psd_gs.export.formats.load`, and :class:`BackendError` without usd-core.
+    Arguments and errors are those of :func:`psd_gs.export.formats.read_splats`, and :class:`BackendError` without
+    usd-core.
     """
     require_usd()
     open_file(path).close()
     _check_zip(path)
-    fields: list[tuple[list[np.ndarray], torch.Tensor]] = []
+    fields: list[tuple[list[np.ndarray], np.ndarray]] = []
     try:
         arrays = read_arrays(path)
         while f"{len(fields)}_matrix" in arrays:
             matrix, *columns = (arrays[f"{len(fields)}_{name}"] for name in ("matrix", *NAMES))
             try:
-                similarity(torch.from_numpy(matrix))
+                similarity(matrix)
             except ValueError as error:
                 raise UnsupportedError(
                     f"{path}: a prim that scales the axes of its splats differently, which no Gaussian can follow "
                     "exactly. Apply its transform in the tool that made it."
                 ) from error
-            fields.append((columns, torch.from_numpy(matrix)))
+            fields.append((columns, matrix))
     except ValueError as error:
         raise damaged(path, f"no sound USD ({' '.join(str(error).split())[-100:]})") from error
     if not fields:
@@ -123,18 +123,18 @@ def read_usd(
     check_unpacked(path, count, 3, os.path.getsize(path), large)
     most = max(arrays[4].shape[1] for arrays, _ in fields)
 
-    def parts() -> Iterator[Gaussians]:
+    def parts() -> Iterator[Splats]:
         for (means, quats, scales, opacities, sh), matrix in fields:
             for begin, end in ranges(len(means)):
                 rows = slice(begin, end)
                 harmonics = np.zeros((end - begin, most - 1, 3))
                 harmonics[:, : sh.shape[1] - 1] = sh[rows, 1:]
-                block = tensors(
+                block = Splats(
                     means=means[rows].astype(np.float64),
                     quats=quats[rows][:, [3, 0, 1, 2]],
                     scales=log_scale(scales[rows]),
                     opacities=logit(opacities[rows]),
-                    sh0=sh[rows, 0],
+                    sh0=sh[rows, :1],
                     shN=harmonics,
                 )
                 yield transform(block, matrix) if (matrix != _IDENTITY).any() else block
@@ -143,7 +143,7 @@ def read_usd(
     return gather(parts(), count, path, frame, lenient, next((m for m in get_args(RenderMode) if m == mode), "default"))
 
 
-_IDENTITY = torch.eye(4, dtype=torch.float64)
+_IDENTITY = np.eye(4)
 
 
 def _check_zip(path: str | os.PathLike[str]) -> None:

@@ -10,13 +10,15 @@ import numpy as np
 from jaxtyping import Float
 
 from psd_gs.errors import InputError
-from psd_gs.export.frames import bounding_ball, scaled, usual_size
+from psd_gs.export.fitting import bounding_ball
+from psd_gs.export.frames import usual_size
 from psd_gs.gaussians import Gaussians
 from psd_gs.mesh.decimate import decimate
 from psd_gs.mesh.extract import Extraction, MeshOptions, extract, field_colors
 from psd_gs.mesh.shapes import Collision, collision_shapes
 from psd_gs.mesh.surface import Mesh, Triangles, vertex_normals
 from psd_gs.mesh.texture import VIEWS, TexturedMesh, bake
+from psd_gs.splats import scaled
 
 Pivot = Literal["base", "center", "keep"]
 Preset = Literal["mobile", "game", "hero", "film"]

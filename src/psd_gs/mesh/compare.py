@@ -11,13 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_gs.cameras import Cameras, turntable
-from psd_gs.export.frames import bounding_ball, scaled, usual_size
+from psd_gs.export.fitting import bounding_ball
+from psd_gs.export.frames import usual_size
 from psd_gs.export.metadata import Metadata
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.gaussians import Gaussians
 from psd_gs.mesh.raster import located, project, rasterize, sample
 from psd_gs.mesh.surface import Mesh
 from psd_gs.mesh.texture import TexturedMesh
+from psd_gs.splats import scaled
 
 _VIEWS, _SIZE = 4, 320
 _WHITE = np.ones(3, np.float32)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from psd_gs.cameras import Cameras, sphere_of_cameras
 from psd_gs.errors import InputError
-from psd_gs.export.frames import VISIBLE, bounding_ball, robust_box
+from psd_gs.export.fitting import VISIBLE, bounding_ball
+from psd_gs.export.frames import robust_box
 from psd_gs.gaussians import Gaussians, rgb_to_sh0, rotation_matrices, sh0_to_rgb
 from psd_gs.mesh.decimate import decimate
 from psd_gs.mesh.surface import (
@@ -206,7 +207,7 @@ def solid_part(gaussians: Gaussians) -> Bool[Tensor, " N"]:
     size = gaussians.scales.amax(1).exp()
     ordered = size[keep].sort().values
     keep &= size <= 5 * ordered[round(0.99 * (len(ordered) - 1))]
-    lower, upper = robust_box(gaussians.means[keep])
+    lower, upper = torch.from_numpy(robust_box(gaussians.means[keep].cpu().numpy())).to(gaussians.device)
     margin = 0.5 * (upper - lower) + size[keep].median()
     return keep & ((gaussians.means >= lower - margin) & (gaussians.means <= upper + margin)).all(1)
 

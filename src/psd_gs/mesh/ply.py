@@ -16,9 +16,9 @@ from psd_gs.errors import UnsupportedError
 from psd_gs.export.blocks import read_bytes
 from psd_gs.export.ply_table import PlyHeader, plain_numbers, read_ply_header
 from psd_gs.export.siblings import read_sibling
-from psd_gs.gaussians import SH_C0
 from psd_gs.mesh.picture import Picture, Texture
 from psd_gs.mesh.scene import PLAIN, Material, Part, Scene, kept, label, linear_rgba, triangulated, unit
+from psd_gs.splats import SH_C0
 
 _CHANNELS = (("red", "green", "blue"), ("r", "g", "b"))
 _CORNERS = ("vertex_indices", "vertex_index", "vertex_ids", "vertices", "indices")

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from psd_gs.colours import linear_to_srgb
 from psd_gs.errors import FormatError
-from psd_gs.export.blocks import BLOCK
 from psd_gs.mesh.picture import Picture
 from psd_gs.mesh.read import read_scene
 from psd_gs.mesh.scene import PLAIN, Part, Scene, kept, parsing
+from psd_gs.splats import BLOCK
 
 logger = logging.getLogger(__name__)
 

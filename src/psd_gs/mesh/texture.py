@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from psd_gs.cameras import Cameras, sphere_of_cameras
-from psd_gs.export.frames import bounding_ball
+from psd_gs.export.fitting import bounding_ball
 from psd_gs.gaussians import Gaussians
 from psd_gs.mesh.extract import Extraction, field_colors
 from psd_gs.mesh.raster import Pixels, located, project, rasterize, sample

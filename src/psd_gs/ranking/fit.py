@@ -162,7 +162,7 @@ def comparisons(answers: Sequence[Answer], path: Path, base: FeatureReward) -> C
     Raises:
         InputError: a run is no longer there.
     """
-    from psd_gs.export.ply import read_ply
+    from psd_gs.export.formats import load
     from psd_gs.scoring import evaluation_cameras, evaluation_images, render_size
 
     size = render_size(base)
@@ -176,7 +176,7 @@ def comparisons(answers: Sequence[Answer], path: Path, base: FeatureReward) -> C
             splat = folder_of(name, path) / ASSET
             if not splat.is_file():
                 raise InputError(f"{path} compares {splat}, which is not there. Move it back, with the file beside it.")
-            images = evaluation_images(read_ply(splat), size)
+            images = evaluation_images(load(splat), size)
             seen, scores = features_and_scores(base, images, [answer.prompt] * len(images), cameras)
             both = torch.cat([seen.float(), scores.float()[..., None]], -1)
             rows[name, answer.prompt] = len(features)

@@ -45,6 +45,6 @@ def _file(path: Path, large: bool) -> Pane:
     if kind in (".glb", ".gltf") and not holds_splats(path):
         return Pane(name, mesh=plain_glb(path), facts=read_gltf_metadata(path) or {})
     asset = open_splats(path, large=large)
-    facts = {**asset.metadata, **geometry(asset.gaussians)}
+    facts = {**asset.metadata, **geometry(asset.splats)}
     facts.pop("robust_bounds", None)  # the camera's business
     return Pane(name, asset.gaussians, facts=facts)
