@@ -11,6 +11,7 @@ from psd_gs.gaussians import Gaussians, from_points, random_ball
 from psd_gs.mesh.decimate import decimate
 from psd_gs.mesh.extract import (
     MeshOptions,
+    _enough,
     back_project,
     contour,
     extract,
@@ -224,6 +225,12 @@ def test_gaussians_to_mesh():
     again = extract_mesh(coloured_shell(), options)
     for name in ("vertices", "faces", "colors", "normals"):
         np.testing.assert_array_equal(getattr(again, name), getattr(mesh, name))
+
+
+@pytest.mark.parametrize(("thickness", "samples"), [(0.02, 192), (0.001, 256)])
+def test_thick_gaussians_need_fewer_samples(thickness, samples):
+    ball = random_ball(200, 0.5, scale=thickness, opacity=0.9, generator=torch.Generator().manual_seed(0))
+    assert _enough(ball) == samples
 
 
 def test_nothing_opaque_is_refused():

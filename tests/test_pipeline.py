@@ -143,7 +143,7 @@ def test_save_writes_everything_with_its_metadata(result, tmp_path, quick_files)
     named = []
     folder = result.save(tmp_path / "new" / "ball", named.append)
     assert {path.name for path in folder.iterdir()} == FILES
-    assert named == ["splat.ply", "preview.png", "turntable.mp4", "progress.png", "mesh.glb", "report.html"]
+    assert named == ["splat.ply", "mesh.glb", "turntable.mp4", "preview.png", "progress.png", "report.html"]
     expected = result.metadata
     for found in (
         json.loads((folder / "psd_gs.json").read_text()),

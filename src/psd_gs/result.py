@@ -278,13 +278,13 @@ def _image(result: Result, path: Path) -> None:
 NEGATIVE, REPORT, ROWS, IMAGE = "negative.safetensors", "report.html", "rows.safetensors", "image.png"
 
 PRODUCTS: Mapping[str, Product] = {
-    "preview.png": _preview,
-    "turntable.mp4": _turntable,
-    "progress.png": _progress,
     "mesh.glb": _mesh,
+    "turntable.mp4": _turntable,
+    "preview.png": _preview,
+    "progress.png": _progress,
     REPORT: _report,
 }
-"""What is made of a finished asset, in this order: file name to what makes it."""
+"""What is made of a finished asset: file name to what makes it; what takes longest is begun first, the report last."""
 
 
 def products_of(config: Config) -> Mapping[str, Product]:

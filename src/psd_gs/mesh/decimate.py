@@ -9,7 +9,6 @@ that test and leave edges with four faces.
 
 from __future__ import annotations
 
-import heapq
 import math
 
 import numpy as np
@@ -22,6 +21,9 @@ _PULL = 3e-5
 """Weight of an edge's length and of its middle beside the planes; it decides where the surface is flat."""
 _TURN = 0.2
 """Smallest cosine between the normals of a face before and after a collapse."""
+_RANKS = 640
+"""Of errors; edges of one rank are collapsed in the reverse of the order in which they came, which takes a fraction of
+the time of a heap and costs nothing that can be measured."""
 
 
 def decimate(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], count: int) -> Triangles:
@@ -37,9 +39,9 @@ def decimate(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], 
     Returns:
         Float32 vertices and int64 faces.
     """
-    faces = faces.astype(np.int64)
     if len(faces) <= count:
-        return vertices.astype(np.float32), faces
+        return vertices.astype(np.float32), faces.astype(np.int64)
+    faces = faces.astype(np.int32)
     middle = vertices.mean(0, dtype=np.float64)
     size = max(float(np.abs(vertices - middle).max()), 1e-30)
     moved = (vertices - middle) / size  # quadrics cancel badly far from the origin
@@ -52,13 +54,13 @@ def decimate(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], 
             alive = _collapse(moved, faces, locked, count, strict)
             faces = faces[faces[:, 0] >= 0]
     vertices, faces = select_faces(moved, faces, np.ones(len(faces), bool))
-    return (vertices * size + middle).astype(np.float32), faces
+    return (vertices * size + middle).astype(np.float32), faces.astype(np.int64)
 
 
 def _on_border(count: int, faces: Int[np.ndarray, "F 3"]) -> Bool[np.ndarray, " V"]:
     """Vertices of edges that do not belong to exactly two faces."""
     ends = np.sort(np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1).reshape(-1, 2), axis=1)
-    edge, uses = np.unique(ends[:, 0] * count + ends[:, 1], return_counts=True)
+    edge, uses = np.unique(ends[:, 0].astype(np.int64) * count + ends[:, 1], return_counts=True)
     border = np.zeros(count, bool)
     border[np.concatenate(np.divmod(edge[uses != 2], count))] = True
     return border
@@ -70,28 +72,27 @@ def _collapse(vertices, faces, locked, target, strict):
     n, alive = len(vertices), len(faces)
     quadric = np.zeros((n, 10))
     # The corners (face * 3 + place) around every vertex, as linked lists that can be joined.
-    head, tail, following = np.full(n, -1), np.full(n, -1), np.full(3 * alive, -1)
+    head, following = np.full(n, np.int32(-1)), np.empty(3 * alive, np.int32)
     for f in range(len(faces)):
         _add_plane(vertices, faces[f], quadric)
         for k in range(3):
-            v, corner = faces[f, k], 3 * f + k
-            if head[v] < 0:
-                head[v] = corner
-            else:
-                following[tail[v]] = corner
-            tail[v] = corner
-    version = np.zeros(n, np.int64)
-    seen_from_u, seen_from_both = np.full(n, -1), np.full(n, -1)
-    heap = [(0.0, 0, 0, 0) for _ in range(0)]
+            following[3 * f + k] = head[faces[f, k]]
+            head[faces[f, k]] = 3 * f + k
+    version = np.zeros(n, np.int32)
+    seen_from_u, seen_from_both = np.full(n, np.int32(-1)), np.full(n, np.int32(-1))
+    queue, edges = np.full(_RANKS + 1, np.int32(-1)), np.empty((0, 4), np.int32)
     for f in range(len(faces)):
         for k in range(3):
             u, v = faces[f, k], faces[f, (k + 1) % 3]
             if u < v and not locked[u] and not locked[v]:
-                heap.append((_place(vertices, quadric, u, v)[0], u, v, 0))
-    heapq.heapify(heap)
-    tick = 0
-    while heap and alive > target:
-        _, u, v, when = heapq.heappop(heap)
+                edges = _push(queue, edges, _rank(_place(vertices, quadric, u, v)[0]), u, v, 0)
+    tick, rank = 0, 0
+    while alive > target:
+        while rank < _RANKS and queue[rank] < 0:
+            rank += 1
+        if rank == _RANKS:
+            break
+        u, v, when = _pop(queue, edges, rank)
         if version[u] < 0 or version[v] < 0 or version[u] + version[v] != when:
             continue
         tick += 1
@@ -119,32 +120,78 @@ def _collapse(vertices, faces, locked, target, strict):
         vertices[u, 0], vertices[u, 1], vertices[u, 2] = x, y, z
         for entry in range(10):
             quadric[u, entry] += quadric[v, entry]
-        corner = head[v]
-        while corner >= 0:
-            f, k = corner // 3, corner % 3
-            if faces[f, 0] >= 0:
-                if faces[f, (k + 1) % 3] == u or faces[f, (k + 2) % 3] == u:
-                    faces[f, 0] = -1
-                    alive -= 1
-                else:
-                    faces[f, k] = u
-            corner = following[corner]
-        following[tail[u]] = head[v]
-        tail[u] = tail[v]
+        alive -= _join(faces, head, following, u, v)
         version[u] += 1
         version[v] = -1
         tick += 1
         corner = head[u]
         while corner >= 0:
             f, k = corner // 3, corner % 3
-            if faces[f, 0] >= 0:
-                for step in range(1, 3):
-                    w = faces[f, (k + step) % 3]
-                    if seen_from_u[w] != tick and not locked[w]:
-                        seen_from_u[w] = tick
-                        heapq.heappush(heap, (_place(vertices, quadric, u, w)[0], u, w, version[u] + version[w]))
+            for step in range(1, 3):
+                w = faces[f, (k + step) % 3]
+                if seen_from_u[w] != tick and not locked[w]:
+                    seen_from_u[w] = tick
+                    new = _rank(_place(vertices, quadric, u, w)[0])
+                    edges = _push(queue, edges, new, u, w, version[u] + version[w])
+                    rank = min(rank, new)
             corner = following[corner]
     return alive
+
+
+@part()
+def _rank(error):
+    """Errors in steps of a quarter of an octave, from 2^-120 on."""
+    share, octave = math.frexp(error)
+    return min(max(4 * (octave + 120) + int(8 * share) - 4, 0), _RANKS - 1)
+
+
+@part()
+def _push(queue, edges, rank, u, v, when):
+    """Put an edge into a queue: linked lists of rows (ends, the sum of their versions, the next row), one for each
+    rank and the last for rows that are free. The rows, more of them if they were all taken."""
+    if queue[_RANKS] < 0:
+        rows = len(edges)
+        edges = np.concatenate((edges, np.empty((rows + 1024, 4), np.int32)))
+        for row in range(rows, len(edges)):
+            edges[row, 3] = row + 1
+        edges[-1, 3] = -1
+        queue[_RANKS] = rows
+    row = queue[_RANKS]
+    queue[_RANKS] = edges[row, 3]
+    edges[row, 0], edges[row, 1], edges[row, 2], edges[row, 3] = u, v, when, queue[rank]
+    queue[rank] = row
+    return edges
+
+
+@part()
+def _pop(queue, edges, rank):
+    """The edge that came last into a rank of the queue, see :func:`_push`."""
+    row = queue[rank]
+    queue[rank] = edges[row, 3]
+    edges[row, 3] = queue[_RANKS]
+    queue[_RANKS] = row
+    return edges[row, 0], edges[row, 1], edges[row, 2]
+
+
+@part()
+def _join(faces, head, following, u, v):
+    """Give the faces of ``v`` to ``u``, but for those of both, which die; how many that were."""
+    dead, joined = 0, np.int32(-1)
+    for end in (v, u):
+        corner = head[end]
+        while corner >= 0:
+            f, k, after = corner // 3, corner % 3, following[corner]
+            if faces[f, 0] >= 0:
+                if end == v and (faces[f, (k + 1) % 3] == u or faces[f, (k + 2) % 3] == u):
+                    faces[f, 0] = -1
+                    dead += 1
+                else:
+                    faces[f, k] = u
+                    following[corner] = joined
+                    joined = corner
+            corner = after
+    head[u] = joined
+    return dead
 
 
 @part()

@@ -81,6 +81,8 @@ def drop_small_parts(
 ) -> Triangles:
     """Without the connected components below ``share`` of the largest one's area."""
     part = parts(faces, len(vertices))
+    if not part.any():
+        return vertices, faces
     area = np.bincount(part, _face_normals(vertices, faces)[1])
     return select_faces(vertices, faces, (area >= share * area.max())[part])
 
