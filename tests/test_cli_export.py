@@ -116,7 +116,7 @@ def test_options_out_of_range(options, flag):
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
-def test_no_conversion_loads_torch(tmp_path):
+def test_neither_conversion_nor_info_loads_torch(tmp_path):
     """Whose import takes longer than the conversion of half a million splats."""
     save(asset(300, degree=2), tmp_path / "in.ply")
     made = [f"a{extension}" for extension in (".ply", ".compressed.ply", ".splat", ".spz", ".sog", ".glb")]
@@ -124,7 +124,7 @@ def test_no_conversion_loads_torch(tmp_path):
         "import sys\n"
         "from psd_gs.cli import main\n"
         f"main(['export', 'in.ply', *{made}, '--prune', '--max-splats', '200', '--sh-degree', '1'])\n"
-        f"for name in {made}: main(['export', name, 'b.ply'])\n"
+        f"for name in {made}: main(['export', name, 'b.ply']); main(['info', name])\n"
         "assert not {'torch', 'numba', 'jaxtyping'} & sys.modules.keys()"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(psd_gs.__file__).parents[1])}

@@ -13,9 +13,7 @@ from torch import Tensor
 from psd_gs.errors import InputError
 from psd_gs.export.fitting import fitted
 from psd_gs.export.formats import read_metadata
-from psd_gs.export.gltf import holds_splats
-from psd_gs.export.open import open_splats
-from psd_gs.export.ply import is_gaussian_ply
+from psd_gs.export.open import holds_gaussians, open_splats
 from psd_gs.gaussians import Gaussians, from_points
 from psd_gs.mesh.describe import mesh_metadata
 from psd_gs.mesh.points import read_points
@@ -49,21 +47,6 @@ def open_asset(path: str | os.PathLike[str], *, fit: bool = True, large: bool = 
         return fitted(asset, RADIUS) if fit else asset
     points, rgb = read_points(path, POINTS, torch.Generator().manual_seed(0))
     return fitted(surface_gaussians(points, rgb), RADIUS)
-
-
-def holds_gaussians(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a splat; ``.ply`` and ``.glb`` may also be meshes.
-
-    Raises:
-        FormatError: a damaged file.
-        InputError: it cannot be opened.
-    """
-    name = Path(path).name.lower()
-    if name.endswith((".glb", ".gltf")):
-        return holds_splats(path)
-    if name.endswith(".ply"):
-        return is_gaussian_ply(path)
-    return not name.endswith((".obj", ".stl"))
 
 
 def surface_gaussians(points: Float[Tensor, "N 3"], rgb: Float[Tensor, "N 3"]) -> Gaussians:

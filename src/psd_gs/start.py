@@ -35,10 +35,9 @@ def initial_gaussians(
     init = config.init
     if init.source == "ball":
         return random_ball(init.count, init.radius, scale=init.scale, opacity=init.opacity, generator=generator)
-    from psd_gs.asset import holds_gaussians
     from psd_gs.export.fitting import fitted
     from psd_gs.export.formats import is_known
-    from psd_gs.export.open import open_splats
+    from psd_gs.export.open import holds_gaussians, open_splats
     from psd_gs.mesh.points import RADIUS, read_points
 
     if init.source == "shap-e":

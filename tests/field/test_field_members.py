@@ -18,13 +18,12 @@ import torch
 from foreign_splats import C0, ball, glb_of, read_ply, write_ply
 from mesh_builders import QUAD, Glb
 
-from psd_gs.asset import holds_gaussians
 from psd_gs.cli.found import places
 from psd_gs.config import read_yaml
 from psd_gs.errors import FormatError, InputError, OutputError, UnsupportedError
 from psd_gs.export.formats import load, save
 from psd_gs.export.frames import robust_box
-from psd_gs.export.open import open_splats
+from psd_gs.export.open import holds_gaussians, open_splats
 from psd_gs.files import read_given, write_atomic
 from psd_gs.mesh.points import read_points
 

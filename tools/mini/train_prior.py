@@ -163,6 +163,7 @@ def start_model(args: argparse.Namespace) -> Model:
     old = MultiViewPipeline.from_pretrained(args.init)
     old.unet.float()
     if old.config.patch == args.patch:
+        old.unet.register_to_config(sample_size=args.size // args.patch)
         return Model(tokenizer, text_encoder, old.unet, args.patch)
     model = Model(tokenizer, text_encoder, make_unet(args.size, args.patch, args.channels), args.patch)
     warm_start(model, old)

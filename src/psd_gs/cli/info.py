@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,17 +26,15 @@ class Info:
     """Show tracebacks."""
 
     def run(self) -> None:
-        from psd_gs.asset import holds_gaussians
         from psd_gs.cli.console import console
         from psd_gs.export.metadata import jsonable
-        from psd_gs.export.open import open_splats
+        from psd_gs.export.open import holds_gaussians, open_splats
         from psd_gs.files import STREAM
-        from psd_gs.mesh.describe import describe_mesh
 
         out = console()
         stream = str(self.file) == STREAM or (self.file.exists() and not self.file.is_file())
         splats = stream or holds_gaussians(self.file)
-        facts = jsonable(open_splats(self.file, large=self.large).describe() if splats else describe_mesh(self.file))
+        facts = jsonable(open_splats(self.file, large=self.large).describe() if splats else _mesh_facts(self.file))
         if self.json:
             out.print(json.dumps(facts))
             return
@@ -58,6 +57,12 @@ class Info:
         width = max(map(len, lines))
         for name, value in lines.items():
             out.print(f"{name:{width}}  {value}")
+
+
+def _mesh_facts(path: Path) -> Mapping[str, Any]:
+    from psd_gs.mesh.describe import describe_mesh  # loads what a splat does not need
+
+    return describe_mesh(path)
 
 
 def _form(low: float, high: float) -> str:

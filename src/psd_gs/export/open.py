@@ -28,7 +28,9 @@ from psd_gs.export.formats import (
     stored_frame,
 )
 from psd_gs.export.frames import Frame
+from psd_gs.export.gltf import holds_splats
 from psd_gs.export.metadata import Metadata
+from psd_gs.export.ply import is_gaussian_ply
 from psd_gs.files import STREAM, called
 from psd_gs.splats import RenderMode, Splats, scaled
 
@@ -96,6 +98,21 @@ def open_splats(
         splats = read_splats(file, frame=frame, lenient=lenient, large=large)
         size = file.stat().st_size
     return Asset(_placed(splats, metadata), metadata, kind.name, frame or kind.frame, size)
+
+
+def holds_gaussians(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a splat; ``.ply`` and ``.glb`` may also be meshes.
+
+    Raises:
+        FormatError: a damaged file.
+        InputError: it cannot be opened.
+    """
+    name = Path(path).name.lower()
+    if name.endswith((".glb", ".gltf")):
+        return holds_splats(path)
+    if name.endswith(".ply"):
+        return is_gaussian_ply(path)
+    return not name.endswith((".obj", ".stl"))
 
 
 def _placed(splats: Splats, metadata: Metadata) -> Splats:
