@@ -12,7 +12,7 @@ from mini.checkpoint import Checkpoint
 from mini.muon import COEFFICIENTS, Muon, orthogonal
 from mini.networks import Model, make_text_encoder, make_unet, warm_start, widened
 from mini.pack import Pack
-from mini.train_prior import LEAST_NOISE, collate, kept_tensors, loss_of, make_optimizers
+from mini.train_prior import LEAST_NOISE, collate, kept_tensors, loss_of, make_optimizers, parse, start_model
 from mini.words import make_tokenizer
 from mini.world import Group
 from mini_pack import write_pack
@@ -142,6 +142,17 @@ def group(flat: bool, seed: int = 0) -> Group:
     cameras = torch.zeros(4, 16) if flat else mvdream_cameras(turntable(4, elevation=15.0))
     texts = ["a corgi", "a red cube", "corgi", "a cube"] if flat else ["a corgi"] * 4
     return Group(picture, alpha, torch.full_like(alpha, 32), cameras, texts)
+
+
+def test_training_goes_on_at_another_size(model, tmp_path):
+    """With the same weights; the pipeline that comes of it paints at the new size."""
+    model.pipeline().save_pretrained(tmp_path / "small")
+    folders = ["--pack", str(tmp_path), "--out", str(tmp_path), "--init", str(tmp_path / "small")]
+    large = start_model(parse([*folders, "--size", "32", "--patch", "2"]))
+    for name, value in model.unet.state_dict().items():
+        assert torch.equal(large.unet.state_dict()[name], value)
+    large.pipeline().save_pretrained(tmp_path / "large")
+    assert load_prior(str(tmp_path / "large")).image_size == 32
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mini import make_held
+from mini import check_names, make_held
 from mini.dataset import sample_cameras, shade, trace_scene
 from mini.names import HELD, spoken
 from mini.objects import CATEGORIES
@@ -288,6 +288,19 @@ def test_no_caption_says_what_is_held_out(small_world):
         assert not any((name.caption, c) in held for c in said), thing.phrase
     for text in texts:
         assert not any(s in f" {text} " for s in synonyms), text
+
+
+def test_a_set_is_taken_for_the_name_whose_renders_are_nearest(small_world, monkeypatch):
+    """Other renders than the means are of, and a set of one look under the names of another."""
+    torch.manual_seed(0)
+    random_state = check_names.LiteFeatures().state_dict()
+    monkeypatch.setattr(check_names, "lite0_state", lambda: random_state)
+    monkeypatch.setattr(check_names, "SHOWN", 2)
+    names = ["low bench", "round pebble", "stone post"]
+    judge = check_names.Nearest(small_world, names)
+    for name in names:
+        assert judge.chosen(judge.drawn(name, 2), names) == name
+        assert judge.chosen(judge.drawn(name, 2), [other for other in names if other != name]) != name
 
 
 def test_the_lists_fit_each_other():
