@@ -1,9 +1,11 @@
 """What other programs take, and how processes divide the rest."""
 
+import itertools
 import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,6 +42,35 @@ def test_a_busy_program_is_seen():
         before = Load.now()
         time.sleep(0.5)
         assert Load.now().others(before) > 0.1
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+@pytest.mark.parametrize(("running", "expected"), [([1], True), ([2], False), ([3, 1, 2], True), ([], False)])
+def test_alone_is_who_finds_no_other_at_one_of_three_looks(running, expected, monkeypatch):
+    looks = [f"cpu 1 2 3\nprocs_running {n}\nprocs_blocked 1\n" for n in running] or ["cpu 1 2 3\n"]
+    turns = itertools.cycle(looks)
+    monkeypatch.setattr(cores, "_STAT", SimpleNamespace(read_text=lambda: next(turns)))
+    assert cores.alone() is expected
+
+
+def test_not_alone_where_the_system_does_not_tell(tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "_STAT", tmp_path / "nowhere")
+    assert not cores.alone()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system does not tell")
+def test_threads_sleep_at_once_beside_a_busy_program():
+    """And how they wait is left to who has said it."""
+    code = "import os, psd_gs; print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'))"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    said = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7"}
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        for environment, expected in ((kept, "PASSIVE None\n"), (kept | said, "ACTIVE 7\n")):
+            out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+            assert out.stdout == expected
     finally:
         busy.kill()
         busy.wait()

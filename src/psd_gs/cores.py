@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 _STAT = Path("/proc/stat")
 _SHORTEST = 0.2
 """Seconds; the system counts in hundredths, so less says nothing."""
+_LOOKS = 3
+"""What runs for a moment now and then is not there each time."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,15 @@ class Load:
         if self.all is None or before.all is None or seconds < _SHORTEST:
             return 0.0
         return max(0.0, (self.all - before.all - (self.own - before.own)) / seconds)
+
+
+def alone() -> bool:
+    """Whether no other program wants a core at this moment; False where the system does not tell."""
+    try:
+        found = [re.search(r"^procs_running (\d+)$", _STAT.read_text(), re.MULTILINE) for _ in range(_LOOKS)]
+    except OSError:
+        return False
+    return any(running and running[1] == "1" for running in found)
 
 
 def _computed() -> float | None:

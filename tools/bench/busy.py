@@ -4,7 +4,8 @@
 
 Whole runs of ``psd-gs generate``, in turns: alone; beside a program that keeps one core busy; two at once. Prints the
 medians and their ratios to the run alone. Bars on two cores: 2.2 beside the program, 2.4 for the slower of two.
-``--policy`` compares ways of waiting for other threads: ``passive`` (what the program sets), ``active`` (torch's own).
+``--policy`` compares ways of waiting for other threads: ``own`` (what the program sets: spin a little, then sleep, and
+sleep at once if it does not start alone), ``passive`` (sleep at once), ``active`` (torch's own: spin).
 Nothing else should run on the machine.
 """
 
@@ -27,7 +28,11 @@ import torch
 from psd_gs.evaluation.sweep import processor
 
 BARS = {"beside a busy core": 2.2, "two at once": 2.4}
-POLICIES = {"passive": {}, "active": {"OMP_WAIT_POLICY": "ACTIVE"}}
+POLICIES = {
+    "own": {},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
+    "active": {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "infinite"},
+}
 
 
 def start(folder: Path, arguments: argparse.Namespace, policy: str) -> subprocess.Popen:
@@ -65,7 +70,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="a corgi")
     parser.add_argument("--preset", default="draft", choices=("draft", "default", "quality"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--policy", nargs="+", default=["passive"], choices=tuple(POLICIES))
+    parser.add_argument("--policy", nargs="+", default=["own"], choices=tuple(POLICIES))
     arguments = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}")
     seconds(arguments, arguments.policy[0])  # compiles kernels
