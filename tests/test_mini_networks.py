@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,6 +154,14 @@ def test_training_goes_on_at_another_size(model, tmp_path):
         assert torch.equal(large.unet.state_dict()[name], value)
     large.pipeline().save_pretrained(tmp_path / "large")
     assert load_prior(str(tmp_path / "large")).image_size == 32
+
+
+def test_the_checkpoint_of_the_repository_can_be_trained_on(tmp_path):
+    checkpoint = Path(gpu_run.__file__).parent / "checkpoints" / "prior"
+    folders = ["--pack", str(tmp_path), "--out", str(tmp_path), "--init", str(checkpoint)]
+    model = start_model(parse(folders))
+    assert (model.patch, model.unet.config.sample_size, model.unet.config.in_channels) == (4, 32, 48)
+    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in model.trained())
 
 
 @pytest.mark.parametrize("flat", [False, True])
