@@ -178,10 +178,10 @@ def test_bars_of_the_main_command():
     ]
     assert generate.bars_table(rows, "default", 32).splitlines()[2:] == [
         "| wall time | 50.0 s | at most 120 s | yes |",
-        "| first run on an empty kernel cache, more | 40.0 s | at most 30 s | no |",
+        "| first run on an empty kernel cache, more | 40.0 s | at most 4 s | no |",
         "| peak memory | 1.50 GB | at most 2 GB | yes |",
-        "| loading, export and scores | 10.0 s |  |  |",
-        "| step against its bare calls | 1.25 x | at most 1.2 x | no |",
+        "| loading, export and scores | 10.0 s | at most 8 s | no |",
+        "| step against its bare calls | 1.25 x | at most 1.12 x | no |",
         "| run with preference against one without | 2.00 x | at most 1.8 x | no |",
     ]
 

@@ -52,6 +52,13 @@ def most(config: Config, first: float = 1.0) -> float:
 
 
 @pytest.mark.parametrize(("name", "family"), PUBLISHED)
+def test_the_last_pictures_are_as_large_as_the_prior_sees(name, family):
+    """Smaller ones are enlarged for it, and six decibels are lost (docs/results/presets.md)."""
+    config = make_config(name, family)
+    assert config.cameras.size[1] == (256 if "dream" in family else config.prior_size or 512)
+
+
+@pytest.mark.parametrize(("name", "family"), PUBLISHED)
 def test_the_cap_can_be_reached(name, family):
     config = make_config(name, family)
     assert most(config) == config.densify.cap
