@@ -1,10 +1,11 @@
-"""How many cores other programs leave."""
+"""How many cores other programs leave, and how threads wait for each other."""
 
 from __future__ import annotations
 
 import os
 import re
 import time
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,23 @@ class Load:
         if self.all is None or before.all is None or seconds < _SHORTEST:
             return 0.0
         return max(0.0, (self.all - before.all - (self.own - before.own)) / seconds)
+
+
+def choose_waiting(environment: MutableMapping[str, str]) -> None:
+    """How OpenMP's threads wait for each other at the end of every operation, unless somebody has said it.
+
+    Where another program has one of the cores, those that spin keep the one that they wait for from running, and a run
+    takes many times as long. Where none has, those that sleep at once wake too late, and two threads can be no faster
+    than one: there they spin for some hundredths of a millisecond first (``tools/bench/busy.py``).
+
+    Args:
+        environment: of this process, before torch is loaded.
+    """
+    if "OMP_WAIT_POLICY" in environment:
+        return
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    if alone():
+        environment.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def alone() -> bool:
