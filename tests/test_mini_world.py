@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mini import check_names, make_held
+from mini import check_captions, check_names, make_held
 from mini.dataset import sample_cameras, shade, trace_scene
 from mini.names import HELD, spoken
 from mini.objects import CATEGORIES
@@ -296,11 +296,54 @@ def test_a_set_is_taken_for_the_name_whose_renders_are_nearest(small_world, monk
     random_state = check_names.LiteFeatures().state_dict()
     monkeypatch.setattr(check_names, "lite0_state", lambda: random_state)
     monkeypatch.setattr(check_names, "SHOWN", 2)
+    monkeypatch.setattr(check_names, "SIZE", 32)
     names = ["low bench", "round pebble", "stone post"]
     judge = check_names.Nearest(small_world, names)
     for name in names:
-        assert judge.chosen(judge.drawn(name, 2), names) == name
-        assert judge.chosen(judge.drawn(name, 2), [other for other in names if other != name]) != name
+        views = check_names.pictures(check_names.drawn(small_world, name, 2))
+        assert judge.chosen(views, names) == name
+        assert judge.chosen(views, [other for other in names if other != name]) != name
+
+
+class PaintsNames:
+    """In place of a prior: under each caption it estimates the renders of what the caption names."""
+
+    views = 4
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def encode(self, images):
+        return 2 * images - 1
+
+    def add_noise(self, clean, noise, t):
+        return clean + noise
+
+    def timesteps(self, t):
+        return t
+
+    def embed(self, captions):
+        return captions
+
+    def network(self, x_t, timesteps, text, negative, cameras):
+        names = [caption.split(maxsplit=1)[1] for caption in text[:: self.views]]
+        assert text == [caption for caption in text[:: self.views] for _ in range(self.views)]
+        assert x_t.shape[:2] == (len(names), self.views)
+        assert (x_t == x_t[:1]).all()
+        shown = [check_names.pictures(check_names.drawn(self.world, name, 0)) for name in names]
+        return self.encode(torch.stack(shown)), None
+
+    def to_x0(self, output, x_t, t):
+        return output
+
+
+def test_a_prior_errs_least_under_the_right_name(small_world):
+    names = ["low bench", "round pebble", "stone post"]
+    for name in names:
+        asked = check_names.Asked(name, name, [other for other in names if other != name])
+        right, *wrong = check_captions.errors(PaintsNames(small_world), small_world, asked, seed=0)
+        assert right == 0
+        assert min(wrong) > 0.01
 
 
 def test_the_lists_fit_each_other():

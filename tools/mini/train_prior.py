@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import avg_pool2d, max_pool2d
@@ -35,7 +36,7 @@ from mini.checkpoint import Checkpoint
 from mini.muon import Muon
 from mini.names import HELD
 from mini.networks import CHANNELS, SHARD, VIEWS, Model, make_unet, warm_start
-from mini.world import Group, Groups
+from mini.world import SINGLE, Group, Groups
 from psd_gs.cameras import turntable
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.priors.multiview import encode_prompts, from_cells, to_cells
@@ -77,6 +78,12 @@ def collate(groups: list[Group]) -> Batch:
     return Batch(*fields, captions, flat=not groups[0].cameras.any())
 
 
+def spread(x: Float[Tensor, "B 1 H W"], reach: int) -> Float[Tensor, "B 1 H W"]:
+    """The greatest value up to so many pixels away, first along columns, then along rows."""
+    down = max_pool2d(x, (2 * reach + 1, 1), 1, (reach, 0))
+    return max_pool2d(down, (1, 2 * reach + 1), 1, (0, reach))
+
+
 def loss_of(
     model: Model, batch: Batch, scheduler: DDIMScheduler, generator: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
@@ -109,7 +116,7 @@ def loss_of(
     scaled = mean_error / (1 - told).sqrt() + (error - mean_error) / sigma.clamp_min(LEAST_NOISE**0.5)
     background = BACKGROUND + (1 - BACKGROUND) * told
     cover, emphasis = batch.alpha.float() / 255, batch.emphasis.float() / 32
-    cover, emphasis = (max_pool2d(x, 2 * model.patch - 1, 1, model.patch - 1) for x in (cover, emphasis))
+    cover, emphasis = (spread(x, model.patch - 1) for x in (cover, emphasis))
     weight = emphasis * (background + (1 - background) * cover)
     return (weight / weight.mean((1, 2, 3), keepdim=True) * scaled.square()).mean()
 
@@ -172,7 +179,7 @@ def start_model(args: argparse.Namespace) -> Model:
 
 def batches(args: argparse.Namespace, step: int) -> Iterator[Batch]:
     """Drawn anew every ``--reuse`` steps, one of the last few between."""
-    groups = Groups(args.pack, args.size, args.batch, args.flat, args.seed)
+    groups = Groups(args.pack, args.size, args.batch, args.flat, args.seed, args.single)
     first = step // args.reuse
     numbers = ([b * args.batch + i for i in range(args.batch)] for b in range(first, 2**40))
     loader = DataLoader(
@@ -202,6 +209,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--channels", type=int, nargs=4, default=CHANNELS, help="of the U-Net's levels, from nothing")
     parser.add_argument("--batch", type=int, default=12, help="sets of four views")
     parser.add_argument("--flat", type=float, default=0.2, help="share of batches of single pictures")
+    parser.add_argument("--single", type=float, default=SINGLE, help="share of the sets that show one thing")
     parser.add_argument("--reuse", type=int, default=1, help="steps per drawn batch")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--steps", type=int, default=8000, help="stop there")

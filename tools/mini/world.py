@@ -51,8 +51,10 @@ from mini.tessellate import CREASE, painted
 from psd_gs.cameras import Cameras, mvdream_cameras
 
 VIEWS = 4
-SINGLE, PAIR, MADE = 0.6, 0.16, 0.24
-"""Shares of sets: one thing, two in a relation, and the grammar of the procedural objects."""
+SINGLE = 0.6
+"""Share of sets that show one thing."""
+MADE = 0.6
+"""Of the others, the share of the grammar of the procedural objects; the rest are two things in a relation."""
 LEAST_SHARE = 0.04
 """Named parts smaller than this share of the object count no more per pixel than one of this share."""
 FLAT_TOP = 0.03
@@ -155,10 +157,11 @@ class World:
     Args:
         pack: the meshes and emoji.
         size: pixels per side.
+        single: share of sets that show one thing.
     """
 
-    def __init__(self, pack: Pack, size: int) -> None:
-        self.pack, self.size = pack, size
+    def __init__(self, pack: Pack, size: int, single: float = SINGLE) -> None:
+        self.pack, self.size, self.single = pack, size, single
         self.names = pack.names
         self.solids = [name for name in self.names.values() if name.solid]
         self.weights = [math.sqrt(len(name.meshes) + 2 * bool(name.made)) for name in self.solids]
@@ -243,8 +246,8 @@ class World:
 
     def scene(self, rng: random.Random) -> tuple[Surface, str]:
         """A surface inside a ball of ``RADIUS``, and its caption."""
-        kind = rng.random()
-        if kind < MADE:
+        single, made = rng.random() < self.single, rng.random() < MADE
+        if not single and made:
             categories = self.core if rng.random() < 0.6 else CATEGORIES
             made = sample_scene(rng, categories)
             look = sample_look(made, rng, named=0.35)
@@ -252,7 +255,7 @@ class World:
                 return self.scene(rng)
             primitives, smooth = build_scene(made)
             return painted(primitives, smooth, paint(look, rng), named_slots(look)), caption(look, rng)
-        if kind < MADE + PAIR:
+        if not single:
             surface, text = self.pair(rng)
         else:
             thing = self.thing(rng.choices(self.solids, self.weights)[0], rng, coloured=0.3)
@@ -358,10 +361,12 @@ class Groups(Dataset):
         batch: so many groups in a row are all sets or all single pictures.
         flat: share of batches of single pictures.
         seed: of everything.
+        single: share of the sets that show one thing.
     """
 
-    def __init__(self, pack: Path | str, size: int, batch: int, flat: float, seed: int) -> None:
+    def __init__(self, pack: Path | str, size: int, batch: int, flat: float, seed: int, single: float = SINGLE) -> None:
         self.pack, self.size, self.batch, self.share, self.seed = pack, size, batch, flat, seed
+        self.single = single
         self.world: World | None = None
 
     def is_flat(self, number: int) -> bool:
@@ -369,6 +374,6 @@ class Groups(Dataset):
 
     def __getitem__(self, index: int) -> Group:
         if self.world is None:
-            self.world = World(Pack(self.pack), self.size)
+            self.world = World(Pack(self.pack), self.size, self.single)
         rng = random.Random(f"{self.seed}:{index}")
         return self.world.flat(rng) if self.is_flat(index // self.batch) else self.world.solid(rng)
