@@ -17,7 +17,7 @@ from mini.train_prior import LEAST_NOISE, collate, kept_tensors, loss_of, make_o
 from mini.words import make_tokenizer
 from mini.world import Group
 from mini_pack import write_pack
-from torch.nn.functional import avg_pool2d, pixel_unshuffle
+from torch.nn.functional import avg_pool2d, pixel_shuffle, pixel_unshuffle
 
 from psd_gs.cameras import joined, mvdream_cameras, turntable
 from psd_gs.priors import load_prior
@@ -194,7 +194,7 @@ def test_the_loss_is_that_of_the_velocity_of_means_and_of_details_and_counts_emp
         generator = torch.Generator().manual_seed(3)
         t = (torch.rand(3, 1, generator=generator)[0].sqrt() * 1000).long()
         clean = images.float() / 127.5 - 1
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = pixel_shuffle(torch.randn(4, 3, 4, 8, 8, generator=generator).flatten(1, 2), 2)
         signal, power = scheduler.alphas_cumprod[t], 1 - scheduler.alphas_cumprod[t]
         mean, mean_noise = (enlarged(avg_pool2d(x, 2), 2) for x in (clean, noise))
         velocity = (signal.sqrt() * 2 * mean_noise - power.sqrt() / 2 * mean) / (signal + power / 4).sqrt()
@@ -202,9 +202,9 @@ def test_the_loss_is_that_of_the_velocity_of_means_and_of_details_and_counts_emp
 
     loss = loss_of(model, batch, scheduler, torch.Generator().manual_seed(3), torch.float32)
     assert float(loss.detach()) == pytest.approx(float(errors(batch.images).mean()), 1e-4)
-    batch.emphasis[..., :8] = 96  # three times as much, and spread by a pixel
+    batch.emphasis[..., :7] = 96  # three times as much, and a cell counts as its strongest pixel
     weights = torch.ones(16)
-    weights[:9] = 3
+    weights[:8] = 3
     expected = (errors(batch.images) * weights / weights.mean()).mean()
     weighted = loss_of(model, batch, scheduler, torch.Generator().manual_seed(3), torch.float32)
     assert float(weighted.detach()) == pytest.approx(float(expected), 1e-4)

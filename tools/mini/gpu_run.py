@@ -1,13 +1,13 @@
 """Train the prior on a GPU machine that is lent for minutes: what to take there, the training, what comes back.
 
     cd tools
-    python -m mini.gpu_run pack --pack PACK --text ../runs/text --out ../.mini           # here: 21 + 9 MB
+    python -m mini.gpu_run pack --pack PACK --out ../.mini                               # here: 21 MB
     python -m mini.gpu_run train --packed ../.mini --out ../runs/gpu --back ../runs/back  # there, as often as needed
     python -m mini.gpu_run join ../runs/back ../runs/prior                                # here: what came back
 
-``train`` hands everything behind ``--`` on to ``mini.train_prior``. Every call goes on from the last one's checkpoint
-as long as ``--out`` stays where it is, and every call gives back the running mean of the weights (fp16), so that
-nothing is lost with the machine.
+``train`` starts from ``checkpoints/prior`` and hands everything behind ``--`` on to ``mini.train_prior``. Every call
+goes on from the last one's checkpoint as long as ``--out`` stays where it is, and gives back the running mean of the
+weights (fp16), so that nothing is lost with the machine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mini import train_prior
 from mini.names import read_meshes, read_table
 from mini.pack import write_table
 
+CHECKPOINT = Path(__file__).with_name("checkpoints") / "prior"
 PIECE = 15 * 2**20
 """Bytes of a file that comes back."""
 CUDA = ("--device", "cuda", "--batch", "64", "--lr", "8e-4", "--workers", "15", "--reuse", "2", "--threads", "1",
@@ -32,7 +33,7 @@ CUDA = ("--device", "cuda", "--batch", "64", "--lr", "8e-4", "--workers", "15", 
 
 
 def pack(args: argparse.Namespace) -> None:
-    """``pack.tar.xz``: meshes and emoji of good quality, stored plainly so that xz sees them; and ``text``."""
+    """``pack.tar.xz``: meshes and emoji of good quality, stored plainly so that xz sees them."""
     args.out.mkdir(parents=True, exist_ok=True)
     slim = args.out / "pack"
     shutil.rmtree(slim, ignore_errors=True)
@@ -44,13 +45,11 @@ def pack(args: argparse.Namespace) -> None:
         rows = [row for row in read_table(path) if row["quality"] == "1"]
         write_table(slim / path.name, rows)
     shutil.copy(args.pack / "emoji.zip", slim)
-    with tarfile.open(args.out / "pack.tar.xz", "w:xz", preset=6) as archive:
+    packed = args.out / "pack.tar.xz"
+    with tarfile.open(packed, "w:xz", preset=6) as archive:
         archive.add(slim, "pack")
     shutil.rmtree(slim)
-    shutil.copytree(args.text, args.out / "text", dirs_exist_ok=True)
-    for path in (args.out / "pack.tar.xz", args.out / "text"):
-        files = path.rglob("*") if path.is_dir() else [path]
-        print(f"{path}  {sum(f.stat().st_size for f in files) / 1e6:.1f} MB")
+    print(f"{packed}  {packed.stat().st_size / 1e6:.1f} MB")
 
 
 def chosen(arrays: dict[str, np.ndarray], good: set[str]) -> dict[str, np.ndarray]:
@@ -83,7 +82,7 @@ def train(args: argparse.Namespace) -> None:
     """Unpack what is not there yet, train, and put the result into ``--back`` in pieces."""
     if not (args.out / "pack").exists():
         unpack(args)
-    given = ["--pack", args.out / "pack", "--text", args.packed / "text", "--init", args.init, "--out", args.out]
+    given = ["--pack", args.out / "pack", "--init", args.init, "--out", args.out]
     train_prior.main([*map(str, given), *CUDA, *args.rest])
     args.back.mkdir(parents=True, exist_ok=True)
     give_back(args.out, args.back)
@@ -121,7 +120,6 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     packing = commands.add_parser("pack", help=pack.__doc__)
     packing.add_argument("--pack", type=Path, required=True, help="folder of the pack")
-    packing.add_argument("--text", type=Path, required=True, help="folder that mini.train_text wrote")
     packing.add_argument("--out", type=Path, required=True)
     packing.set_defaults(run=pack)
     unpacking = commands.add_parser("unpack", help=unpack.__doc__)
@@ -130,7 +128,7 @@ def main() -> None:
     unpacking.set_defaults(run=unpack)
     training = commands.add_parser("train", help=train.__doc__)
     training.add_argument("--packed", type=Path, required=True, help="folder that pack wrote")
-    training.add_argument("--init", type=Path, default=Path("../src/psd_gs/assets/mini/prior"), help="start from this")
+    training.add_argument("--init", type=Path, default=CHECKPOINT, help="start from this")
     training.add_argument("--out", type=Path, required=True, help="stays there between calls")
     training.add_argument("--back", type=Path, required=True, help="gets at most eight files of 16 MiB")
     training.add_argument("rest", nargs="*", help="further options of mini.train_prior, behind --")

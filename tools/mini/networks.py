@@ -14,6 +14,8 @@ VIEWS = 4
 CHANNELS = (48, 64, 128, 192)
 TEXT_WIDTH = 192
 TIME_WIDTH = 128
+NOISE = 0.05
+"""Deviation of what is added to copied weights, of theirs."""
 SHARD = "14MB"
 """Saved weights are cut into files of at most this, which every host of repositories takes."""
 
@@ -90,17 +92,24 @@ class Model(nn.Module):
 # --- from the pixels of small pictures to patches of large ones -------------------------------------------------------
 
 
-def inflated(unet: UNet2DConditionModel, patch: int) -> UNet2DConditionModel:
-    """The same network on patches: the velocity of their means, and nothing that differs from them.
+def inflated(unet: UNet2DConditionModel, old: int, patch: int) -> UNet2DConditionModel:
+    """The same network on patches whose side is a multiple of that of its own: it paints what it did, enlarged.
 
-    ``conv_in`` reads the mean of a patch and ``conv_out`` writes its answer into every pixel of it.
+    ``conv_in`` reads the means of the squares that were pixels and ``conv_out`` writes its answers into all pixels of
+    them.
     """
     config = {**unet.config, "in_channels": 3 * patch**2, "out_channels": 3 * patch**2}
     large = UNet2DConditionModel.from_config(config)
-    state = unet.state_dict()
-    state["conv_in.weight"] = state["conv_in.weight"].repeat_interleave(patch**2, 1) / patch**2
+    state, times = unet.state_dict(), patch // old
+
+    def spread(value: Tensor, axis: int) -> Tensor:
+        """Channels are colours by rows by columns of a patch."""
+        cells = value.unflatten(axis, (3, old, old)).repeat_interleave(times, axis + 1)
+        return cells.repeat_interleave(times, axis + 2).flatten(axis, axis + 2)
+
+    state["conv_in.weight"] = spread(state["conv_in.weight"], 1) / times**2
     for name in ("conv_out.weight", "conv_out.bias"):
-        state[name] = state[name].repeat_interleave(patch**2, 0)
+        state[name] = spread(state[name], 0)
     large.load_state_dict(state)
     set_views(large, VIEWS)
     return large
@@ -109,14 +118,19 @@ def inflated(unet: UNet2DConditionModel, patch: int) -> UNet2DConditionModel:
 def widened(small: UNet2DConditionModel, large: UNet2DConditionModel) -> UNet2DConditionModel:
     """``large`` with the weights of ``small``, whose first level is narrower.
 
-    Channels that are there more than once are written as often and read by so much less (Net2Wider, 1511.05641). Norms
-    whose groups get another mixture change a little, so the answer is close, not the same.
+    Channels that are there more than once are written as often and read by so much less (Net2Wider, 1511.05641), with
+    a little noise, or they would learn the same for ever. Norms whose groups get another mixture change a little too,
+    so the answer is close, not the same.
     """
+    if small.config.block_out_channels == large.config.block_out_channels:
+        large.load_state_dict(small.state_dict())
+        return large
     old, new = small.config.block_out_channels[0], large.config.block_out_channels[0]
     groups = small.config.norm_num_groups
     source = torch.arange(old).view(groups, -1)
     source = source[:, torch.arange(new // groups) % source.shape[1]].flatten()
     count = source.bincount(minlength=old)[source].float()
+    generator = torch.Generator().manual_seed(0)
     state = small.state_dict()
     for name, target in large.state_dict().items():
         value = state[name]
@@ -132,6 +146,8 @@ def widened(small: UNet2DConditionModel, large: UNet2DConditionModel) -> UNet2DC
                 if axis == 1:
                     share = torch.cat([torch.ones(start), *(1 / count,) * copies])
                     value = value * share.view(-1, *(1,) * (value.ndim - 2))
+        if value.shape != state[name].shape and value.ndim > 1:
+            value = value + NOISE * value.std() * torch.randn(value.shape, generator=generator)
         state[name] = value
     large.load_state_dict(state)
     return large
@@ -151,5 +167,6 @@ def _other_frequencies(
 
 
 def warm_start(model: Model, old: MultiViewPipeline) -> None:
-    """The U-Net from one without patches: it paints what the old one did, enlarged (:func:`from_cells` says why)."""
-    widened(inflated(old.unet, model.patch), model.unet)
+    """The U-Net from one with smaller patches, or none: it paints what the old one did, enlarged (:func:`from_cells`
+    says why)."""
+    widened(inflated(old.unet, old.config.patch, model.patch), model.unet)

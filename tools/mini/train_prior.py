@@ -25,10 +25,10 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import avg_pool2d, max_pool2d
+from torch.nn.functional import pixel_unshuffle
 from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
@@ -39,7 +39,7 @@ from mini.networks import CHANNELS, SHARD, VIEWS, Model, make_unet, warm_start
 from mini.world import SINGLE, Group, Groups
 from psd_gs.cameras import turntable
 from psd_gs.export.pictures import contact_sheet
-from psd_gs.priors.multiview import encode_prompts, from_cells, to_cells
+from psd_gs.priors.multiview import encode_prompts
 from psd_gs.priors.multiview_pipeline import MultiViewPipeline, cosine_scheduler, set_views
 
 OUTER = ("conv_in", "conv_out", "class_embedding")
@@ -47,7 +47,7 @@ OUTER = ("conv_in", "conv_out", "class_embedding")
 TEXT_RATE = 0.1
 """Learning rate of the text encoder relative to the U-Net's: at the same rate noise collapses it."""
 BACKGROUND = 0.05
-"""Least weight in the loss of pixels away from the object: their colour is drawn at random and would drown the words.
+"""Least weight in the loss of cells away from the object: their colour is drawn at random and would drown the words.
 
 They count the more, the more the noisy picture tells of them; else assets that the prior makes stand in fog.
 """
@@ -78,10 +78,9 @@ def collate(groups: list[Group]) -> Batch:
     return Batch(*fields, captions, flat=not groups[0].cameras.any())
 
 
-def spread(x: Float[Tensor, "B 1 H W"], reach: int) -> Float[Tensor, "B 1 H W"]:
-    """The greatest value up to so many pixels away, first along columns, then along rows."""
-    down = max_pool2d(x, (2 * reach + 1, 1), 1, (reach, 0))
-    return max_pool2d(down, (1, 2 * reach + 1), 1, (0, reach))
+def in_cells(pictures: Num[Tensor, "B C H W"], patch: int) -> Num[Tensor, "B C p*p H/p W/p"]:
+    """Pictures by colour, place in a cell, and cell."""
+    return pixel_unshuffle(pictures, patch).unflatten(1, (-1, patch**2))
 
 
 def loss_of(
@@ -99,26 +98,29 @@ def loss_of(
     keep_camera = (draws[1] >= 0.05).float().repeat_interleave(alone)
     dropped = (draws[2] < 0.10).tolist()
     captions = ["" if drop else text for text, drop in zip(batch.captions[::alone], dropped, strict=True)]
-    clean = batch.images.float() / 127.5 - 1
+    clean = in_cells(batch.images, model.patch).float() / 127.5 - 1
     noise = torch.randn(clean.shape, generator=generator, device=device)
-    signal = scheduler.alphas_cumprod.to(device)[times, None, None, None]
+    signal = scheduler.alphas_cumprod.to(device)[times, None, None, None, None]
     alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
-    noisy = alpha * clean + sigma * noise
+    mean, mean_noise, less = clean.mean(2, keepdim=True), noise.mean(2, keepdim=True), sigma / model.patch
+    total = (signal + less**2).sqrt()  # deviation of the noisy mean, see to_cells
+    noisy = (alpha * clean).addcmul_(sigma, noise).add_((1 / total - 1) * (alpha * mean + sigma * mean_noise))
     set_views(model.unet, alone)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         text = encode_prompts(model.tokenizer, model.text_encoder, captions).repeat_interleave(alone, 0)
-        cells = to_cells(noisy, alpha, sigma, model.patch)
         labels = batch.cameras * keep_camera[:, None]
-        out = model.unet(cells, times, encoder_hidden_states=text, class_labels=labels, return_dict=False)[0]
-    error = from_cells(out.float(), noisy, alpha, sigma, model.patch) - clean
-    mean_error = avg_pool2d(error, model.patch).repeat_interleave(model.patch, -1).repeat_interleave(model.patch, -2)
-    told = alpha**2 / (alpha**2 + (sigma / model.patch) ** 2)  # of the mean over a patch
-    scaled = mean_error / (1 - told).sqrt() + (error - mean_error) / sigma.clamp_min(LEAST_NOISE**0.5)
-    background = BACKGROUND + (1 - BACKGROUND) * told
-    cover, emphasis = batch.alpha.float() / 255, batch.emphasis.float() / 32
-    cover, emphasis = (spread(x, model.patch - 1) for x in (cover, emphasis))
-    weight = emphasis * (background + (1 - background) * cover)
-    return (weight / weight.mean((1, 2, 3), keepdim=True) * scaled.square()).mean()
+        out = model.unet(
+            noisy.flatten(1, 2), times, encoder_hidden_states=text, class_labels=labels, return_dict=False
+        )[0]
+    out = out.float().unflatten(1, (-1, model.patch**2))
+    said, velocity = out.mean(2, keepdim=True), (alpha * model.patch * mean_noise - less * mean) / total
+    share = sigma.clamp_min(LEAST_NOISE**0.5).reciprocal()
+    scaled = torch.addcmul((mean - said) * share + velocity - said, out - clean, share)
+    told = signal / total**2  # of the mean of a cell
+    background = BACKGROUND + (1 - BACKGROUND) * told[:, 0, 0]
+    cover, emphasis = (in_cells(x, model.patch).amax((1, 2)).float() for x in (batch.alpha, batch.emphasis))
+    weight = emphasis * (background + (1 - background) * cover / 255)
+    return (weight / weight.mean((1, 2), keepdim=True) * scaled.square().mean((1, 2))).mean()
 
 
 def make_optimizers(model: Model, lr: float) -> list[torch.optim.Optimizer]:
