@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mini import gpu_run
+from mini.check_prior import own_time
 from mini.checkpoint import Checkpoint
 from mini.muon import COEFFICIENTS, Muon, orthogonal
-from mini.networks import Model, make_text_encoder, make_unet, warm_start, widened
+from mini.networks import Model, inflated, make_text_encoder, make_unet, warm_start, widened
 from mini.pack import Pack
 from mini.train_prior import LEAST_NOISE, collate, kept_tensors, loss_of, make_optimizers, parse, start_model
 from mini.words import make_tokenizer
@@ -75,6 +78,8 @@ def test_a_wider_first_level_answers_nearly_the_same():
     with torch.no_grad():
         a, b = old(x, **conditions(4))[0], new(x, **conditions(4))[0]
     assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.9
+    copied = new.conv_in.weight.unflatten(0, (16, 3))  # of groups of two channels
+    assert 0.01 < (copied[:, 0] - copied[:, 2]).std() / copied.std() < 0.2  # or they would stay alike for ever
     assert max(float(p.detach().abs().max()) for p in new.parameters()) < 20  # half precision holds them
 
 
@@ -99,12 +104,36 @@ def test_a_warm_start_paints_what_the_old_prior_did_enlarged(model, patch):
     torch.testing.assert_close(received, enlarged(expected, patch), atol=1e-3, rtol=1e-3)
 
 
+def test_a_network_on_larger_patches_says_what_it_said_of_their_means():
+    torch.manual_seed(0)
+    old = make_unet(16, 2, CHANNELS)
+    new = inflated(old, 2, 4)
+    x = torch.randn(4, 3, 16, 16)
+    within = torch.randn(4, 3, 32, 32)
+    within -= enlarged(avg_pool2d(within, 2), 2)
+    with torch.no_grad():
+        expected = pixel_shuffle(old(pixel_unshuffle(x, 2), **conditions(4))[0], 2)
+        received = pixel_shuffle(new(pixel_unshuffle(enlarged(x, 2) + within, 4), **conditions(4))[0], 4)
+    torch.testing.assert_close(received, enlarged(expected, 2), atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("patch", [2, 4])
 def test_the_mean_over_a_patch_has_the_signal_to_noise_ratio_of_a_pixel_without_patches(patch):
     plain, shifted = cosine_scheduler().alphas_cumprod, cosine_scheduler(patch).alphas_cumprod
     ratio = lambda a: a / (1 - a)  # noqa: E731
     torch.testing.assert_close(ratio(shifted)[:990] * patch**2, ratio(plain)[:990], rtol=2e-3, atol=1e-6)
     assert (shifted.diff() < 0).all()
+
+
+@pytest.mark.parametrize(("size", "patch"), [(32, 1), (64, 4), (128, 4), (128, 8)])
+def test_priors_are_compared_at_times_that_spoil_as_much_of_the_layout(size, patch):
+    prior = SimpleNamespace(image_size=size, alphas_cumprod=cosine_scheduler(patch).alphas_cumprod)
+    plain = cosine_scheduler().alphas_cumprod.logit()
+    for t in (0.15, 0.55, 0.95):
+        own = own_time(prior, t)
+        ratio = prior.alphas_cumprod.logit()[round(999 * own)]  # logarithm of signal to noise, of a pixel
+        assert float(ratio) + 2 * math.log(size / 32) == pytest.approx(float(plain[round(999 * t)]), abs=0.01)
+        assert (own == pytest.approx(t, abs=1e-3)) == (size == 32 * patch)
 
 
 def test_patches_are_nobodys_business_outside(model, tmp_path):

@@ -4,12 +4,15 @@
     python -m mini.check_prior --pack PACK ../src/psd_gs/assets/mini/prior ../runs/prior/pipeline
 
 The things are those of the training; variants, colours, captions, lights, backgrounds and noises are new. Priors of
-different sizes see the same groups at their own size; a time spoils as much of the layout of both.
+different sizes and patches see the same groups at their own size, and each at the time that spoils as much of the
+layout: the mean over a square of 1/32 of the picture has the signal-to-noise ratio that a pixel has at ``t`` of the
+cosine schedule.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -19,6 +22,7 @@ from mini.world import Groups
 from psd_gs.cameras import Cameras
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.priors.multiview import MultiViewPrior
+from psd_gs.priors.multiview_pipeline import cosine_scheduler
 
 LEVELS = (0.15, 0.35, 0.55, 0.75, 0.95)
 SEED = 10**9
@@ -32,6 +36,13 @@ class Labelled(MultiViewPrior):
 
     def _conditions(self, text: TextEmbedding, cameras: Cameras) -> dict:
         return {"class_labels": self.labels.repeat(len(text) // len(self.labels), 1)}
+
+
+def own_time(prior: MultiViewPrior, t: float) -> float:
+    """When pictures of a prior are as noisy as those of 32 pixels, which have no patches, are at ``t``."""
+    plain = cosine_scheduler().alphas_cumprod
+    wanted = plain[round(t * (len(plain) - 1))].logit() - 2 * math.log(prior.image_size / 32)
+    return float((prior.alphas_cumprod.logit() - wanted).abs().argmin()) / (len(plain) - 1)
 
 
 @torch.no_grad()
@@ -64,7 +75,7 @@ def main() -> None:
             batch = collate([groups[12 * i + k] for k in range(12)])
             for level, t in enumerate(LEVELS):
                 generator = torch.Generator().manual_seed(SEED + i)
-                errors[level] += object_error(prior, batch, t, generator) / args.batches
+                errors[level] += object_error(prior, batch, own_time(prior, t), generator) / args.batches
         mean = sum(errors) / len(errors)
         print(str(folder)[-40:].ljust(40), *(f"{x:7.4f}" for x in errors), f"{mean:7.4f}", flush=True)
 
