@@ -14,8 +14,8 @@ VIEWS = 4
 CHANNELS = (48, 64, 128, 192)
 TEXT_WIDTH = 192
 TIME_WIDTH = 128
-NOISE = 0.05
-"""Deviation of what is added to copied weights, of theirs."""
+LITTLE = 0.1
+"""What new channels count at first, of what the others do."""
 SHARD = "14MB"
 """Saved weights are cut into files of at most this, which every host of repositories takes."""
 
@@ -118,18 +118,18 @@ def inflated(unet: UNet2DConditionModel, old: int, patch: int) -> UNet2DConditio
 def widened(small: UNet2DConditionModel, large: UNet2DConditionModel) -> UNet2DConditionModel:
     """``large`` with the weights of ``small``, whose first level is narrower.
 
-    Channels that are there more than once are written as often and read by so much less (Net2Wider, 1511.05641), with
-    a little noise, or they would learn the same for ever. Norms whose groups get another mixture change a little too,
-    so the answer is close, not the same.
+    Channels beyond those of ``small`` begin with random weights as strong as the others, and hardly count in what reads
+    them. (Copies, as in Net2Wider, stay copies: after 500 steps they were 99 % alike.) They share the groups of the
+    norms with the others, so the answer is close, not the same.
     """
     if small.config.block_out_channels == large.config.block_out_channels:
         large.load_state_dict(small.state_dict())
         return large
     old, new = small.config.block_out_channels[0], large.config.block_out_channels[0]
     groups = small.config.norm_num_groups
-    source = torch.arange(old).view(groups, -1)
-    source = source[:, torch.arange(new // groups) % source.shape[1]].flatten()
-    count = source.bincount(minlength=old)[source].float()
+    place = torch.arange(new // groups)
+    source = (torch.arange(old).view(groups, -1)[:, place % (old // groups)]).flatten()
+    fresh = (place >= old // groups).repeat(groups)
     generator = torch.Generator().manual_seed(0)
     state = small.state_dict()
     for name, target in large.state_dict().items():
@@ -137,17 +137,17 @@ def widened(small: UNet2DConditionModel, large: UNet2DConditionModel) -> UNet2DC
         if name == "time_embedding.linear_1.weight":
             state[name] = _other_frequencies(value, small, large)
             continue
+        spread = value.std()
         for axis in range(value.ndim):
             if (extra := target.shape[axis] - value.shape[axis]) > 0:
                 copies = extra // (new - old)  # a skip connection of this level is appended to what did not grow
                 start = value.shape[axis] - copies * old
                 index = torch.cat([torch.arange(start), *(start + k * old + source for k in range(copies))])
                 value = value.index_select(axis, index)
-                if axis == 1:
-                    share = torch.cat([torch.ones(start), *(1 / count,) * copies])
-                    value = value * share.view(-1, *(1,) * (value.ndim - 2))
-        if value.shape != state[name].shape and value.ndim > 1:
-            value = value + NOISE * value.std() * torch.randn(value.shape, generator=generator)
+                if value.ndim > 1:
+                    added = torch.cat([torch.zeros(start, dtype=torch.bool), *(fresh,) * copies])
+                    drawn = spread * torch.randn(value.shape, generator=generator) * (LITTLE if axis else 1)
+                    value = torch.where(added.view(-1, *(1,) * (value.ndim - 1 - axis)), drawn, value)
         state[name] = value
     large.load_state_dict(state)
     return large
