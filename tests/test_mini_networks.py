@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from mini import gpu_run
 from mini.check_prior import own_time
 from mini.checkpoint import Checkpoint
 from mini.muon import COEFFICIENTS, Muon, orthogonal
-from mini.networks import Model, inflated, make_text_encoder, make_unet, warm_start, widened
+from mini.networks import Model, grown, inflated, is_outer, make_text_encoder, make_unet, warm_start, widened
 from mini.pack import Pack
 from mini.train_prior import LEAST_NOISE, collate, kept_tensors, loss_of, make_optimizers, parse, start_model
 from mini.words import make_tokenizer
@@ -118,6 +119,26 @@ def test_a_network_on_larger_patches_says_what_it_said_of_their_means():
     torch.testing.assert_close(received, enlarged(expected, 2), atol=1e-4, rtol=1e-3)
 
 
+def test_a_level_can_be_added_outside_and_trained_alone():
+    """Inside it the network has the weights that it had, and the schedule can stay what it was trained with."""
+    torch.manual_seed(0)
+    old, new = make_unet(16, 2, CHANNELS), make_unet(32, 2, (32, *CHANNELS))
+    before = {name: value.clone() for name, value in new.state_dict().items()}
+    grown(old, new)
+    state = new.state_dict()
+    for name, value in old.state_dict().items():
+        if not is_outer(name, old) or name.startswith(("down_blocks", "up_blocks")):
+            moved = re.sub(r"^down_blocks\.(\d)", lambda found: f"down_blocks.{int(found[1]) + 1}", name)
+            assert torch.equal(state[moved], value)
+    changed = {name for name, value in before.items() if not torch.equal(value, state[name])}
+    assert not any(is_outer(name, new) for name in changed)
+    with torch.no_grad():
+        assert new(torch.randn(4, 12, 16, 16), **conditions(4))[0].shape == (4, 12, 16, 16)
+    finer, coarser = cosine_scheduler(2, shift=4), cosine_scheduler(4)
+    assert torch.equal(finer.alphas_cumprod, coarser.alphas_cumprod)
+    assert finer.config.prediction_type == "sample"
+
+
 @pytest.mark.parametrize("patch", [2, 4])
 def test_the_mean_over_a_patch_has_the_signal_to_noise_ratio_of_a_pixel_without_patches(patch):
     plain, shifted = cosine_scheduler().alphas_cumprod, cosine_scheduler(patch).alphas_cumprod
@@ -216,7 +237,7 @@ def test_the_loss_is_that_of_the_velocity_of_means_and_of_details_and_counts_emp
     """For a network that says nothing, over pictures that the object fills."""
     for parameter in model.unet.conv_out.parameters():
         torch.nn.init.zeros_(parameter)
-    scheduler, batch = cosine_scheduler(2), collate([group(False)])
+    scheduler, batch = model.scheduler, collate([group(False)])
     batch.alpha.fill_(255)
 
     def errors(images) -> torch.Tensor:
@@ -230,13 +251,13 @@ def test_the_loss_is_that_of_the_velocity_of_means_and_of_details_and_counts_emp
         velocity = (signal.sqrt() * 2 * mean_noise - power.sqrt() / 2 * mean) / (signal + power / 4).sqrt()
         return (velocity - (clean - mean) / power.clamp_min(LEAST_NOISE).sqrt()).square()
 
-    loss = loss_of(model, batch, scheduler, torch.Generator().manual_seed(3), torch.float32)
+    loss = loss_of(model, batch, torch.Generator().manual_seed(3), torch.float32)
     assert float(loss.detach()) == pytest.approx(float(errors(batch.images).mean()), 1e-4)
     batch.emphasis[..., :7] = 96  # three times as much, and a cell counts as its strongest pixel
     weights = torch.ones(16)
     weights[:8] = 3
     expected = (errors(batch.images) * weights / weights.mean()).mean()
-    weighted = loss_of(model, batch, scheduler, torch.Generator().manual_seed(3), torch.float32)
+    weighted = loss_of(model, batch, torch.Generator().manual_seed(3), torch.float32)
     assert float(weighted.detach()) == pytest.approx(float(expected), 1e-4)
 
 
@@ -244,7 +265,7 @@ def test_the_loss_is_that_of_the_velocity_of_means_and_of_details_and_counts_emp
 def test_training_learns_and_goes_on_from_its_checkpoint(model, tmp_path):
     from diffusers.training_utils import EMAModel
 
-    scheduler, batch = cosine_scheduler(2), collate([group(False), group(False, 1)])
+    batch = collate([group(False), group(False, 1)])
 
     def start() -> tuple:
         torch.manual_seed(0)
@@ -256,7 +277,7 @@ def test_training_learns_and_goes_on_from_its_checkpoint(model, tmp_path):
         net, optimizers, ema = state
         losses = []
         for step in steps:
-            loss = loss_of(net, batch, scheduler, torch.Generator().manual_seed(step % 3), torch.float32)
+            loss = loss_of(net, batch, torch.Generator().manual_seed(step % 3), torch.float32)
             loss.backward()
             for optimizer in optimizers:
                 optimizer.step()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float
@@ -16,11 +19,13 @@ TEXT_WIDTH = 192
 TIME_WIDTH = 128
 LITTLE = 0.1
 """What new channels count at first, of what the others do."""
+OUTER = ("conv_in", "conv_norm_out", "conv_out")
+"""What lies outside all levels of a U-Net."""
 SHARD = "14MB"
 """Saved weights are cut into files of at most this, which every host of repositories takes."""
 
 
-def make_unet(size: int, patch: int, channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
+def make_unet(size: int, patch: int, channels: Sequence[int] = CHANNELS) -> UNet2DConditionModel:
     """MVDream's layout at toy size: plain levels, and two deepest ones with self- and cross-attention.
 
     Args:
@@ -34,7 +39,7 @@ def make_unet(size: int, patch: int, channels: tuple[int, ...] = CHANNELS) -> UN
         in_channels=3 * patch**2,
         out_channels=3 * patch**2,
         layers_per_block=1,
-        block_out_channels=channels,
+        block_out_channels=tuple(channels),
         down_block_types=(*(plain,) * (len(channels) - 2), attends, attends),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", *("UpBlock2D",) * (len(channels) - 2)),
         cross_attention_dim=TEXT_WIDTH,
@@ -72,16 +77,23 @@ def make_text_encoder(tokenizer: PreTrainedTokenizerFast, vectors: Float[Tensor,
 
 
 class Model(nn.Module):
-    """Both trained networks, so that one optimizer and one EMA serve them."""
+    """Both trained networks, so that one optimizer and one EMA serve them; and their schedule."""
 
-    def __init__(self, tokenizer, text_encoder: CLIPTextModel, unet: UNet2DConditionModel, patch: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        text_encoder: CLIPTextModel,
+        unet: UNet2DConditionModel,
+        patch: int,
+        shift: float | None = None,
+    ) -> None:
         super().__init__()
         self.tokenizer, self.text_encoder, self.unet, self.patch = tokenizer, text_encoder, unet, patch
+        self.scheduler = cosine_scheduler(patch, shift)
 
     def pipeline(self) -> MultiViewPipeline:
-        scheduler = cosine_scheduler(self.patch)
         return MultiViewPipeline(
-            self.tokenizer, self.text_encoder, self.unet, scheduler, views=VIEWS, patch=self.patch
+            self.tokenizer, self.text_encoder, self.unet, self.scheduler, views=VIEWS, patch=self.patch
         )  # fmt: skip
 
     def trained(self) -> list[nn.Parameter]:
@@ -122,10 +134,10 @@ def widened(small: UNet2DConditionModel, large: UNet2DConditionModel) -> UNet2DC
     them. (Copies, as in Net2Wider, stay copies: after 500 steps they were 99 % alike.) They share the groups of the
     norms with the others, so the answer is close, not the same.
     """
-    if small.config.block_out_channels == large.config.block_out_channels:
+    old, new = small.config.block_out_channels[0], large.config.block_out_channels[0]
+    if old == new:
         large.load_state_dict(small.state_dict())
         return large
-    old, new = small.config.block_out_channels[0], large.config.block_out_channels[0]
     groups = small.config.norm_num_groups
     place = torch.arange(new // groups)
     source = (torch.arange(old).view(groups, -1)[:, place % (old // groups)]).flatten()
@@ -166,7 +178,32 @@ def _other_frequencies(
     return torch.linalg.solve(told.T @ told + torch.eye(told.shape[1]), told.T @ wanted).T.float()
 
 
+def grown(small: UNet2DConditionModel, large: UNet2DConditionModel) -> UNet2DConditionModel:
+    """``large`` with the weights of ``small``, which has one level less: that of the largest grid is new.
+
+    What enters and leaves the inner levels is new too, so it says nothing yet: train :data:`OUTER` alone at first.
+    """
+    inner = {
+        re.sub(r"^down_blocks\.(\d+)", lambda found: f"down_blocks.{int(found[1]) + 1}", name): value
+        for name, value in small.state_dict().items()
+        if not name.startswith(OUTER)
+    }
+    missing, unexpected = large.load_state_dict(inner, strict=False)
+    assert not unexpected
+    assert all(is_outer(name, large) for name in missing), missing
+    return large
+
+
+def is_outer(name: str, unet: UNet2DConditionModel) -> bool:
+    """Whether a weight belongs to what :func:`grown` adds."""
+    last = len(unet.up_blocks) - 1
+    return name.startswith((*OUTER, "down_blocks.0.", f"up_blocks.{last}.", f"up_blocks.{last - 1}.upsamplers"))
+
+
 def warm_start(model: Model, old: MultiViewPipeline) -> None:
     """The U-Net from one with smaller patches, or none: it paints what the old one did, enlarged (:func:`from_cells`
-    says why)."""
-    widened(inflated(old.unet, old.config.patch, model.patch), model.unet)
+    says why). Or from one with a level less."""
+    if len(model.unet.down_blocks) > len(old.unet.down_blocks):
+        grown(old.unet, model.unet)
+    else:
+        widened(inflated(old.unet, old.config.patch, model.patch), model.unet)

@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
 from jaxtyping import Num
 from torch import Tensor
@@ -35,14 +34,14 @@ from transformers import CLIPTextModel, PreTrainedTokenizerFast
 from mini.checkpoint import Checkpoint
 from mini.muon import Muon
 from mini.names import HELD
-from mini.networks import CHANNELS, SHARD, VIEWS, Model, make_unet, warm_start
+from mini.networks import CHANNELS, SHARD, VIEWS, Model, is_outer, make_unet, warm_start
 from mini.world import SINGLE, Group, Groups
 from psd_gs.cameras import turntable
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.priors.multiview import encode_prompts
-from psd_gs.priors.multiview_pipeline import MultiViewPipeline, cosine_scheduler, set_views
+from psd_gs.priors.multiview_pipeline import MultiViewPipeline, set_views
 
-OUTER = ("conv_in", "conv_out", "class_embedding")
+PLAIN = ("conv_in", "conv_out", "class_embedding")
 """Layers of the U-Net that meet pixels and camera numbers: not for Muon."""
 TEXT_RATE = 0.1
 """Learning rate of the text encoder relative to the U-Net's: at the same rate noise collapses it."""
@@ -83,9 +82,7 @@ def in_cells(pictures: Num[Tensor, "B C H W"], patch: int) -> Num[Tensor, "B C p
     return pixel_unshuffle(pictures, patch).unflatten(1, (-1, patch**2))
 
 
-def loss_of(
-    model: Model, batch: Batch, scheduler: DDIMScheduler, generator: torch.Generator, dtype: torch.dtype
-) -> Tensor:
+def loss_of(model: Model, batch: Batch, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Squared error of the velocity of patch means and of clean details; text dropped 10 %, cameras 5 %.
 
     High noise is drawn more often (density proportional to t) and there is no min-SNR weighting, which nearly mutes
@@ -94,13 +91,13 @@ def loss_of(
     device = batch.images.device
     alone = 1 if batch.flat else VIEWS  # pictures that share time and text
     draws = torch.rand(3, len(batch.captions) // alone, generator=generator, device=device)
-    times = (draws[0].sqrt() * len(scheduler.alphas_cumprod)).long().repeat_interleave(alone)
+    times = (draws[0].sqrt() * len(model.scheduler.alphas_cumprod)).long().repeat_interleave(alone)
     keep_camera = (draws[1] >= 0.05).float().repeat_interleave(alone)
     dropped = (draws[2] < 0.10).tolist()
     captions = ["" if drop else text for text, drop in zip(batch.captions[::alone], dropped, strict=True)]
     clean = in_cells(batch.images, model.patch).float() / 127.5 - 1
     noise = torch.randn(clean.shape, generator=generator, device=device)
-    signal = scheduler.alphas_cumprod.to(device)[times, None, None, None, None]
+    signal = model.scheduler.alphas_cumprod.to(device)[times, None, None, None, None]
     alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
     mean, mean_noise, less = clean.mean(2, keepdim=True), noise.mean(2, keepdim=True), sigma / model.patch
     total = (signal + less**2).sqrt()  # deviation of the noisy mean, see to_cells
@@ -125,7 +122,7 @@ def loss_of(
 
 def make_optimizers(model: Model, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the U-Net's inner matrices and filters, AdamW for the rest."""
-    inner = [p for name, p in model.unet.named_parameters() if p.ndim >= 2 and not name.startswith(OUTER)]
+    inner = [p for name, p in model.unet.named_parameters() if p.ndim >= 2 and not name.startswith(PLAIN)]
     chosen = {id(p) for p in inner}
     rest = [p for p in model.unet.parameters() if id(p) not in chosen]
     text = [p for p in model.text_encoder.parameters() if p.requires_grad]
@@ -167,15 +164,12 @@ def start_model(args: argparse.Namespace) -> Model:
     text_encoder = CLIPTextModel.from_pretrained(source / "text_encoder", dtype=torch.float32)
     text_encoder.embeddings.token_embedding.requires_grad_(False)
     torch.manual_seed(args.seed)
-    if not args.init:
-        return Model(tokenizer, text_encoder, make_unet(args.size, args.patch, args.channels), args.patch)
-    old = MultiViewPipeline.from_pretrained(args.init)
-    old.unet.float()
-    if old.config.patch == args.patch:
-        old.unet.register_to_config(sample_size=args.size // args.patch)
-        return Model(tokenizer, text_encoder, old.unet, args.patch)
-    model = Model(tokenizer, text_encoder, make_unet(args.size, args.patch, args.channels), args.patch)
-    warm_start(model, old)
+    old = MultiViewPipeline.from_pretrained(args.init) if args.init else None
+    channels = args.channels or (old.unet.config.block_out_channels if old else CHANNELS)
+    model = Model(tokenizer, text_encoder, make_unet(args.size, args.patch, channels), args.patch, args.shift)
+    if old:
+        old.unet.float()
+        warm_start(model, old)
     return model
 
 
@@ -208,7 +202,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--init", type=Path, help="start from this saved pipeline (fp16 will do)")
     parser.add_argument("--size", type=int, default=128, help="pixels per side")
     parser.add_argument("--patch", type=int, default=4, help="pixels per side of a cell")
-    parser.add_argument("--channels", type=int, nargs=4, default=CHANNELS, help="of the U-Net's levels, from nothing")
+    parser.add_argument(
+        "--shift",
+        type=float,
+        help="log-SNR is lower by 2 log SHIFT than that of the cosine schedule (default: --patch)",
+    )
+    parser.add_argument("--channels", type=int, nargs="+", help="of the U-Net's levels (default: as in --init)")
+    parser.add_argument("--outer", type=int, default=0, help="steps in which a new level is trained alone")
     parser.add_argument("--batch", type=int, default=12, help="sets of four views")
     parser.add_argument("--flat", type=float, default=0.2, help="share of batches of single pictures")
     parser.add_argument("--single", type=float, default=SINGLE, help="share of the sets that show one thing")
@@ -229,7 +229,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if not (args.text or args.init):
         parser.error("expected --text FOLDER of mini.train_text or --init FOLDER of a prior, received neither.")
-    args.channels = tuple(args.channels)
     return args
 
 
@@ -241,7 +240,8 @@ def main(arguments: list[str] | None = None) -> None:
     parameters = model.trained()
     optimizers = make_optimizers(model, args.lr)
     ema = EMAModel(parameters, decay=args.ema)
-    scheduler = cosine_scheduler(args.patch)
+    inner = [p for name, p in model.unet.named_parameters() if not is_outer(name, model.unet)]
+    inner += model.text_encoder.parameters()
     checkpoint = Checkpoint(args.out / "checkpoint.safetensors", kept_tensors(model, ema), optimizers)
     step, before = checkpoint.load(step=0, seconds=0.0)
     ema.optimization_step = step
@@ -265,8 +265,10 @@ def main(arguments: list[str] | None = None) -> None:
         generator = torch.Generator(args.device).manual_seed(args.seed * 1_000_003 + step)
         # the fused attention's backward pass is slow on CPUs
         with sdpa_kernel(SDPBackend.MATH) if args.device == "cpu" else nullcontext():
-            loss = loss_of(model, batch, scheduler, generator, torch.float32 if args.fp32 else torch.bfloat16)
+            loss = loss_of(model, batch, generator, torch.float32 if args.fp32 else torch.bfloat16)
         loss.backward()
+        for p in inner if step < args.outer else ():
+            p.grad = None
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         rate = args.lr * min(1.0, (1 - share) / max(args.decay, 1e-9), (step + 1) / 200)
         for optimizer in optimizers:

@@ -119,18 +119,23 @@ class MultiViewPipeline(DiffusionPipeline):
         return MultiViewOutput(images=[[Image.fromarray(view) for view in views] for views in array])
 
 
-def cosine_scheduler(patch: int = 1) -> DDIMScheduler:
+def cosine_scheduler(patch: int = 1, shift: float | None = None) -> DDIMScheduler:
     """The schedule of the embedded model: cosine, trailing steps; of velocities, or with patches of clean pictures.
 
-    The mean over a patch of ``p x p`` pixels has ``p^2`` times the signal-to-noise ratio of a pixel, so the ratio is
-    divided by it (log-SNR lowered by ``2 log p``, simple diffusion, 2301.11093, Eq. 4): a time spoils as much of the
-    layout as it does without patches.
+    The mean over a square of ``s x s`` pixels has ``s^2`` times the signal-to-noise ratio of a pixel, so the ratio is
+    divided by it (log-SNR lowered by ``2 log s``, simple diffusion, 2301.11093, Eq. 4): a time spoils as much of the
+    layout as it does where each square is one pixel.
+
+    Args:
+        patch: of the network.
+        shift: side of the squares, pixels; None for ``patch``.
     """
     options: dict[str, Any] = {"clip_sample": True, "set_alpha_to_one": False, "timestep_spacing": "trailing"}
-    plain = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", **options)
-    if patch == 1:
+    options["prediction_type"] = "v_prediction" if patch == 1 else "sample"
+    plain = DDIMScheduler(beta_schedule="squaredcos_cap_v2", **options)
+    if (shift or patch) == 1:
         return plain
     alphas = plain.alphas_cumprod.double()
-    shifted = alphas / (alphas + patch**2 * (1 - alphas))
+    shifted = alphas / (alphas + (shift or patch) ** 2 * (1 - alphas))
     betas = 1 - shifted / torch.cat([torch.ones(1), shifted[:-1]])
-    return DDIMScheduler(trained_betas=betas.tolist(), prediction_type="sample", **options)
+    return DDIMScheduler(trained_betas=betas.tolist(), **options)
