@@ -202,6 +202,7 @@ def test_training_goes_on_at_another_size(model, tmp_path):
     model.pipeline().save_pretrained(tmp_path / "small")
     folders = ["--pack", str(tmp_path), "--out", str(tmp_path), "--init", str(tmp_path / "small")]
     large = start_model(parse([*folders, "--size", "32", "--patch", "2"]))
+    assert torch.equal(large.scheduler.alphas_cumprod, cosine_scheduler(2).alphas_cumprod)  # squares of 32 / 16 pixels
     for name, value in model.unet.state_dict().items():
         assert torch.equal(large.unet.state_dict()[name], value)
     large.pipeline().save_pretrained(tmp_path / "large")

@@ -21,6 +21,8 @@ LITTLE = 0.1
 """What new channels count at first, of what the others do."""
 OUTER = ("conv_in", "conv_norm_out", "conv_out")
 """What lies outside all levels of a U-Net."""
+LAYOUT = 16
+"""Squares per side of a picture: a time spoils as much of their means at every size."""
 SHARD = "14MB"
 """Saved weights are cut into files of at most this, which every host of repositories takes."""
 

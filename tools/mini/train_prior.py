@@ -5,9 +5,9 @@
     python -m mini.train_prior --pack PACK --out ../runs/prior --text ../runs/text --init PIPELINE
 
 Stop it whenever you like: the same command goes on from the last checkpoint. ``--init FOLDER`` starts from published
-weights instead: of this layout, or of the one with 32 pixels and without patches, which is taken over as far as it
-goes. Pictures are drawn while training, by ``--workers`` processes; ``--reuse`` trains each of them several times,
-under other noise, where drawing is slower than training.
+weights instead: of this network, of one with smaller patches or none, or of one with a level less, around which
+``--channels`` with one more put a level of a larger grid. Pictures are drawn while training, by ``--workers``
+processes; ``--reuse`` trains each of them several times, under other noise, where drawing is slower than training.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerFast
 from mini.checkpoint import Checkpoint
 from mini.muon import Muon
 from mini.names import HELD
-from mini.networks import CHANNELS, SHARD, VIEWS, Model, is_outer, make_unet, warm_start
+from mini.networks import CHANNELS, LAYOUT, SHARD, VIEWS, Model, is_outer, make_unet, warm_start
 from mini.world import SINGLE, Group, Groups
 from psd_gs.cameras import turntable
 from psd_gs.export.pictures import contact_sheet
@@ -166,7 +166,7 @@ def start_model(args: argparse.Namespace) -> Model:
     torch.manual_seed(args.seed)
     old = MultiViewPipeline.from_pretrained(args.init) if args.init else None
     channels = args.channels or (old.unet.config.block_out_channels if old else CHANNELS)
-    model = Model(tokenizer, text_encoder, make_unet(args.size, args.patch, channels), args.patch, args.shift)
+    model = Model(tokenizer, text_encoder, make_unet(args.size, args.patch, channels), args.patch, args.size / LAYOUT)
     if old:
         old.unet.float()
         warm_start(model, old)
@@ -202,11 +202,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--init", type=Path, help="start from this saved pipeline (fp16 will do)")
     parser.add_argument("--size", type=int, default=128, help="pixels per side")
     parser.add_argument("--patch", type=int, default=4, help="pixels per side of a cell")
-    parser.add_argument(
-        "--shift",
-        type=float,
-        help="log-SNR is lower by 2 log SHIFT than that of the cosine schedule (default: --patch)",
-    )
     parser.add_argument("--channels", type=int, nargs="+", help="of the U-Net's levels (default: as in --init)")
     parser.add_argument("--outer", type=int, default=0, help="steps in which a new level is trained alone")
     parser.add_argument("--batch", type=int, default=12, help="sets of four views")
