@@ -26,7 +26,8 @@ from mini.pack import write_table
 CHECKPOINT = Path(__file__).with_name("checkpoints") / "prior"
 PIECE = 15 * 2**20
 """Bytes of a file that comes back."""
-CUDA = ("--device", "cuda", "--batch", "64", "--lr", "8e-4", "--workers", "15", "--reuse", "2", "--threads", "1",
+CUDA = ("--channels", "48", "48", "64", "128", "192", "--outer", "500",
+        "--device", "cuda", "--batch", "64", "--lr", "8e-4", "--workers", "15", "--reuse", "2", "--threads", "1",
         "--minutes", "25", "--call", "8", "--decay", "0.3", "--ema", "0.999",
         "--save-every", "1000", "--sheet-every", "100000")  # fmt: skip
 """Of a training that goes in three calls of ten minutes, start and end included."""
