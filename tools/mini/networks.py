@@ -183,7 +183,8 @@ def _other_frequencies(
 def grown(small: UNet2DConditionModel, large: UNet2DConditionModel) -> UNet2DConditionModel:
     """``large`` with the weights of ``small``, which has one level less: that of the largest grid is new.
 
-    What enters and leaves the inner levels is new too, so it says nothing yet: train :data:`OUTER` alone at first.
+    What enters and leaves the inner levels is new too, so it says nothing yet: train that alone at first
+    (:func:`is_outer`).
     """
     inner = {
         re.sub(r"^down_blocks\.(\d+)", lambda found: f"down_blocks.{int(found[1]) + 1}", name): value
