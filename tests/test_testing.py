@@ -31,7 +31,7 @@ def test_our_preferences_pass(name):
 
 @pytest.mark.full
 def test_the_embedded_prior_passes():
-    check_prior(load_prior("mini"))
+    check_prior(load_prior("mini", dtype="float32"))  # bfloat16 rounds with the size of the batch where there is AMX
 
 
 @pytest.mark.parametrize("name", ["mini", "mini-judge", "mini-judge:-0.5,mini"])
