@@ -187,14 +187,14 @@ def test_patches_are_nobodys_business_outside(model, tmp_path):
     assert views.shape == (1, 4, 3, 16, 16)
 
 
-def group(flat: bool, seed: int = 0) -> Group:
+def group(apart: bool, seed: int = 0) -> Group:
     generator = torch.Generator().manual_seed(seed)
     picture = torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)
     alpha = torch.zeros(4, 1, 16, 16, dtype=torch.uint8)
     alpha[..., 4:12, 4:12] = 255
-    cameras = torch.zeros(4, 16) if flat else mvdream_cameras(turntable(4, elevation=15.0))
-    texts = ["a corgi", "a red cube", "corgi", "a cube"] if flat else ["a corgi"] * 4
-    return Group(picture, alpha, torch.full_like(alpha, 32), cameras, texts)
+    cameras = mvdream_cameras(turntable(4, elevation=15.0))
+    texts = ["a corgi", "a red cube", "corgi", "a cube"] if apart else ["a corgi"] * 4
+    return Group(picture, alpha, torch.full_like(alpha, 32), cameras, texts, apart)
 
 
 def test_training_goes_on_at_another_size(model, tmp_path):
@@ -217,12 +217,12 @@ def test_the_checkpoint_of_the_repository_can_be_trained_on(tmp_path):
     assert all(p.isfinite().all() and p.dtype == torch.float32 for p in model.trained())
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_single_pictures_do_not_see_each_other(model, flat):
+@pytest.mark.parametrize("apart", [False, True])
+def test_pictures_of_different_things_do_not_see_each_other(model, apart):
     """Changing one picture changes the answers of its own set alone."""
-    batch = collate([group(flat), group(flat, 1)])
-    assert batch.flat == flat
-    alone = 1 if flat else 4
+    batch = collate([group(apart), group(apart, 1)])
+    assert batch.apart == apart
+    alone = 1 if apart else 4
     set_views(model.unet, alone)
     x = torch.randn(8, 12, 8, 8, generator=torch.Generator().manual_seed(0))
     other = x.clone()

@@ -239,8 +239,22 @@ def test_groups_are_four_pictures_of_what_the_caption_says(small_world):
     assert flat.images.shape == (4, 3, 32, 32)
     assert len(set(flat.captions)) == 4
     assert not flat.cameras.any()
+    assert flat.apart
+    assert not solid.apart
     share = flat.alpha.float().mean((1, 2, 3)) / 255
     assert ((share > 0.12) & (share < 0.27)).all()  # a quarter of the picture, scaled by 0.75 to 1
+
+
+def test_loose_views_are_of_four_things_and_keep_their_cameras(small_world):
+    loose = small_world.loose(random.Random(4))
+    assert loose.apart
+    assert loose.images.shape == (4, 3, 32, 32)
+    assert len(set(loose.captions)) == 4
+    assert len({tuple(camera.tolist()) for camera in loose.cameras}) == 4
+    first = small_world.solid(random.Random(4))
+    assert loose.captions[0] == first.captions[0]
+    assert torch.equal(loose.images[0], first.images[0])
+    assert torch.equal(loose.cameras[0], first.cameras[0])
 
 
 def test_one_thing_stands_on_another(small_world):
@@ -260,13 +274,13 @@ def test_one_thing_stands_on_another(small_world):
 
 
 def test_the_same_number_gives_the_same_group(pack):
-    groups = Groups(pack.folder, 16, batch=3, flat=0.5, seed=7)
-    a, b = groups[5], Groups(pack.folder, 16, batch=3, flat=0.5, seed=7)[5]
+    groups = Groups(pack.folder, 16, batch=3, flat=0.3, seed=7, loose=0.3)
+    a, b = groups[5], Groups(pack.folder, 16, batch=3, flat=0.3, seed=7, loose=0.3)[5]
     assert a.captions == b.captions
     assert torch.equal(a.images, b.images)
-    kinds = [bool(groups[i].cameras.any()) for i in range(18)]
-    assert all(len(set(kinds[i : i + 3])) == 1 for i in range(0, 18, 3))
-    assert len(set(kinds)) == 2
+    kinds = [(bool(groups[i].cameras.any()), groups[i].apart) for i in range(48)]
+    assert all(len(set(kinds[i : i + 3])) == 1 for i in range(0, 48, 3))
+    assert set(kinds) == {(True, False), (True, True), (False, True)}
 
 
 # --- what is held out ------------------------------------------------------------------------------------------------

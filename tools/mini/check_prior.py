@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from mini.train_prior import Batch, collate
-from mini.world import Groups
+from mini.train_prior import collate
+from mini.world import Group, Groups
 from psd_gs.cameras import Cameras
 from psd_gs.priors.base import TextEmbedding
 from psd_gs.priors.multiview import MultiViewPrior
@@ -46,7 +46,7 @@ def own_time(prior: MultiViewPrior, t: float) -> float:
 
 
 @torch.no_grad()
-def object_error(prior: Labelled, batch: Batch, t: float, generator: torch.Generator) -> float:
+def object_error(prior: Labelled, batch: Group, t: float, generator: torch.Generator) -> float:
     """Mean squared error of the clean estimate where the object is, in [-1, 1]."""
     clean = prior.encode(batch.images.float().unflatten(0, (-1, prior.views)) / 255)
     levels = torch.full((len(clean),), t)

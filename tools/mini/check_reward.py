@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mini.check_names import asked_for, drawn, pictures
 from mini.dataset import Buffers, compose, sample_background, sample_cameras, sample_light, shade, trace_scene
-from mini.names import HELD
 from mini.objects import BY_NAME, CATEGORIES
 from mini.pack import Pack
 from mini.preferences import at_resolution
@@ -69,10 +69,10 @@ def prompt_accuracy(reward: MiniReward, cache: Path) -> dict:
     looks = [Look.from_json(row["look"]) for row in rows]
     images = pictures_of(trace_looks(looks, cache / "report_prompts.safetensors", 1), looks, 1)
     result = {}
-    for name, pictures in (("clean", images), ("32 px", at_32(images)), ("32 px, blurred", soften(images))):
+    for name, sets in (("clean", images), ("32 px", at_32(images)), ("32 px, blurred", soften(images))):
         wins: dict[bool, list[bool]] = {True: [], False: []}
         lost: dict[str, str] = {}
-        for row, views in zip(rows, pictures, strict=True):
+        for row, views in zip(rows, sets, strict=True):
             texts = [row["prompt"], *(t for group in row["distractors"].values() for t in group)]
             chosen = heard(reward, views, texts)
             wins[row["held_out"]].append(chosen == 0)
@@ -133,24 +133,14 @@ def lists_accuracy(reward: MiniReward, world: World, rows: int | None = None) ->
         world: what draws; things that its pack does not have are left out.
         rows: no more than so many of each list.
     """
-    lists = {
-        "names": [(row["name"], row["name"], row["others"]) for row in HELD["names"]],
-        "synonyms": [(row["names"][0], row["synonym"], row["others"]) for row in HELD["synonym_tests"]],
-    }
     result: dict[str, float | int] = {}
-    for kind, tests in lists.items():
+    for kind in ("names", "synonyms"):
         wins = []
-        for shown, said, others in tests[:rows]:
-            name = world.names.get(shown)
-            if name is None or not name.solid:
-                continue
-            rng = random.Random(shown)
-            surface = world.thing(name, rng, coloured=0.0).surface
-            cameras, generator = sample_cameras(rng, world.size), torch.Generator().manual_seed(0)
-            light, background = sample_light(1, generator)[0], torch.ones(3)
-            views = world.views(surface, said, cameras, light, background).images.float() / 255
-            texts = [article(text) if name.article else text for text in (said, *others)]
-            wins.append(heard(reward, views, texts) == 0)
+        for asked in asked_for(world, synonyms=kind == "synonyms")[:rows]:
+            texts = [asked.said, *asked.others]
+            if world.names[asked.name].article:
+                texts = [article(text) for text in texts]
+            wins.append(heard(reward, pictures(drawn(world, asked.name, 0)), texts) == 0)
         result |= {kind: round(sum(wins) / max(1, len(wins)), 4), f"{kind}_tested": len(wins)}
     return result
 

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ from mini.checkpoint import Checkpoint
 from mini.muon import Muon
 from mini.names import HELD
 from mini.networks import CHANNELS, LAYOUT, SHARD, VIEWS, Model, is_outer, make_unet, warm_start
-from mini.world import SINGLE, Group, Groups
+from mini.world import SINGLE, Group, Groups, joined
 from psd_gs.cameras import turntable
 from psd_gs.export.pictures import contact_sheet
 from psd_gs.priors.multiview import encode_prompts
@@ -55,26 +55,14 @@ LEAST_NOISE = 0.2
 OLD_PROMPTS = [row["prompt"] for row in json.loads((Path(__file__).parents[1] / "bench/prompts.json").read_text())]
 
 
-@dataclass(frozen=True)
-class Batch(Group):
-    """Several groups of one kind.
-
-    Attributes:
-        flat: whether they are single pictures, which see each other as little as their cameras.
-    """
-
-    flat: bool
-
-    def to(self, device: str) -> Batch:
-        tensors = {name: t.to(device, non_blocking=True) for name, t in vars(self).items() if isinstance(t, Tensor)}
-        return replace(self, **tensors)
-
-
-def collate(groups: list[Group]) -> Batch:
+def collate(groups: list[Group]) -> Group:
     """Groups of one kind to a batch; pictures stay bytes until they are on the device."""
-    fields = [torch.cat([getattr(g, name) for g in groups]) for name in ("images", "alpha", "emphasis", "cameras")]
-    captions = [text for group in groups for text in group.captions]
-    return Batch(*fields, captions, flat=not groups[0].cameras.any())
+    return joined(groups, groups[0].apart)
+
+
+def moved(batch: Group, device: str) -> Group:
+    tensors = {name: t.to(device, non_blocking=True) for name, t in vars(batch).items() if isinstance(t, Tensor)}
+    return replace(batch, **tensors)
 
 
 def in_cells(pictures: Num[Tensor, "B C H W"], patch: int) -> Num[Tensor, "B C p*p H/p W/p"]:
@@ -82,14 +70,14 @@ def in_cells(pictures: Num[Tensor, "B C H W"], patch: int) -> Num[Tensor, "B C p
     return pixel_unshuffle(pictures, patch).unflatten(1, (-1, patch**2))
 
 
-def loss_of(model: Model, batch: Batch, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+def loss_of(model: Model, batch: Group, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Squared error of the velocity of patch means and of clean details; text dropped 10 %, cameras 5 %.
 
     High noise is drawn more often (density proportional to t) and there is no min-SNR weighting, which nearly mutes
     it: that is where it is decided what the object is and that all views show the same one.
     """
     device = batch.images.device
-    alone = 1 if batch.flat else VIEWS  # pictures that share time and text
+    alone = 1 if batch.apart else VIEWS  # pictures that share time and text
     draws = torch.rand(3, len(batch.captions) // alone, generator=generator, device=device)
     times = (draws[0].sqrt() * len(model.scheduler.alphas_cumprod)).long().repeat_interleave(alone)
     keep_camera = (draws[1] >= 0.05).float().repeat_interleave(alone)
@@ -173,21 +161,21 @@ def start_model(args: argparse.Namespace) -> Model:
     return model
 
 
-def batches(args: argparse.Namespace, step: int) -> Iterator[Batch]:
+def batches(args: argparse.Namespace, step: int) -> Iterator[Group]:
     """Drawn anew every ``--reuse`` steps, one of the last few between."""
-    groups = Groups(args.pack, args.size, args.batch, args.flat, args.seed, args.single)
+    groups = Groups(args.pack, args.size, args.batch, args.flat, args.seed, args.single, args.loose)
     first = step // args.reuse
     numbers = ([b * args.batch + i for i in range(args.batch)] for b in range(first, 2**40))
     loader = DataLoader(
         groups, batch_sampler=numbers, collate_fn=collate, num_workers=args.workers,
         prefetch_factor=4 if args.workers else None, pin_memory=args.device == "cuda",
     )  # fmt: skip
-    kept: deque[Batch] = deque(maxlen=8 * args.reuse)
+    kept: deque[Group] = deque(maxlen=8 * args.reuse)
     generator = torch.Generator().manual_seed(args.seed)
     fresh = iter(loader)
     while True:
         if step % args.reuse == 0 or not kept:
-            kept.append(next(fresh).to(args.device))
+            kept.append(moved(next(fresh), args.device))
             yield kept[-1]
         else:
             yield kept[int(torch.randint(len(kept), (), generator=generator))]
@@ -205,8 +193,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--channels", type=int, nargs="+", help="of the U-Net's levels (default: as in --init)")
     parser.add_argument("--outer", type=int, default=0, help="steps in which a new level is trained alone")
     parser.add_argument("--batch", type=int, default=12, help="sets of four views")
-    parser.add_argument("--flat", type=float, default=0.2, help="share of batches of single pictures")
-    parser.add_argument("--single", type=float, default=SINGLE, help="share of the sets that show one thing")
+    parser.add_argument("--flat", type=float, default=0.2, help="share of batches of emoji")
+    parser.add_argument(
+        "--loose", type=float, default=0.0, help="share of batches of single views of four times as many scenes"
+    )
+    parser.add_argument("--single", type=float, default=SINGLE, help="share of the scenes that show one thing")
     parser.add_argument("--reuse", type=int, default=1, help="steps per drawn batch")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--steps", type=int, default=8000, help="stop there")
@@ -276,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
         seen += len(batch.captions)
         if not torch.isfinite(loss):
             raise SystemExit(f"loss is {loss.item()} at step {step}; lower --lr and go on from the last checkpoint")
-        if not batch.flat:
+        if not batch.apart:
             running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if step % 20 == 0:
             row = {"step": step, "loss": running and round(running, 5), "views_per_s": seen / (time.time() - start)}

@@ -1,6 +1,7 @@
 """What the prior is shown: scenes of named things, drawn and captioned anew for every batch.
 
 A *set* is four orthogonal views of one scene: a mesh of the kits, two things in a relation, or a procedural scene.
+Loose views are four of four scenes: of the same cost, but four things are learned from instead of one.
 Emoji are single views, four different ones to a set, as MVDream (arXiv 2308.16512) mixes 2D pictures in.
 """
 
@@ -52,7 +53,7 @@ from psd_gs.cameras import Cameras, mvdream_cameras
 
 VIEWS = 4
 SINGLE = 0.6
-"""Share of sets that show one thing."""
+"""Share of scenes that show one thing."""
 MADE = 0.6
 """Of the others, the share of the grammar of the procedural objects; the rest are two things in a relation."""
 LEAST_SHARE = 0.04
@@ -93,6 +94,7 @@ class Group:
         emphasis: how much pixels count, times 32.
         cameras: MVDream's 16 numbers per view; zeros for single pictures.
         captions: one per picture.
+        apart: whether they are pictures of different things, which see each other as little as their cameras.
     """
 
     images: UInt8[Tensor, "V 3 H W"]
@@ -100,6 +102,13 @@ class Group:
     emphasis: UInt8[Tensor, "V 1 H W"]
     cameras: Float[Tensor, "V 16"]
     captions: list[str]
+    apart: bool
+
+
+def joined(groups: list[Group], apart: bool) -> Group:
+    """Several groups as one."""
+    fields = [torch.cat([getattr(g, name) for g in groups]) for name in ("images", "alpha", "emphasis", "cameras")]
+    return Group(*fields, [text for group in groups for text in group.captions], apart)
 
 
 def repainted(mesh: Mesh, tone: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "F 3"]:
@@ -157,7 +166,7 @@ class World:
     Args:
         pack: the meshes and emoji.
         size: pixels per side.
-        single: share of sets that show one thing.
+        single: share of scenes that show one thing.
     """
 
     def __init__(self, pack: Pack, size: int, single: float = SINGLE) -> None:
@@ -300,12 +309,16 @@ class World:
 
     # --- pictures -----------------------------------------------------------------------------------------------------
 
-    def solid(self, rng: random.Random) -> Group:
-        """Four orthogonal views of one scene."""
+    def solid(self, rng: random.Random, views: slice = slice(None)) -> Group:
+        """Four orthogonal views of one scene, or some of them."""
         surface, text = self.scene(rng)
         generator = torch.Generator().manual_seed(rng.getrandbits(40))
-        cameras = sample_cameras(rng, self.size)
+        cameras = sample_cameras(rng, self.size)[views]
         return self.views(surface, text, cameras, sample_light(1, generator)[0], sample_background(1, generator)[0])
+
+    def loose(self, rng: random.Random) -> Group:
+        """One view each of four scenes."""
+        return joined([self.solid(rng, slice(1)) for _ in range(VIEWS)], apart=True)
 
     def views(self, surface: Surface, text: str, cameras: Cameras, light: Tensor, background: Tensor) -> Group:
         """A scene as given cameras see it."""
@@ -313,7 +326,10 @@ class World:
         rgb, alpha, named = out[:, :3], out[:, 3:4], out[:, 4:5]
         images = rgb + (1 - alpha) * background.numpy()[:, None, None]
         emphasis = emphasis_of(named, alpha)
-        return Group(_bytes(images), _bytes(alpha), _bytes(emphasis, 32), mvdream_cameras(cameras), [text] * len(out))
+        captions = [text] * len(out)
+        return Group(
+            _bytes(images), _bytes(alpha), _bytes(emphasis, 32), mvdream_cameras(cameras), captions, apart=False
+        )
 
     def flat(self, rng: random.Random) -> Group:
         """Four pictures of different things, mirrored, turned, scaled and moved a little."""
@@ -344,7 +360,8 @@ class World:
             captions.append(phrased(article(phrase) if name.article else phrase, rng))
         alpha = np.stack(alphas)
         return Group(
-            _bytes(np.stack(images)), _bytes(alpha), _bytes(np.ones_like(alpha), 32), torch.zeros(VIEWS, 16), captions
+            _bytes(np.stack(images)), _bytes(alpha), _bytes(np.ones_like(alpha), 32), torch.zeros(VIEWS, 16), captions,
+            apart=True,
         )  # fmt: skip
 
 
@@ -358,22 +375,32 @@ class Groups(Dataset):
     Args:
         pack: folder of the pack; every worker reads it once.
         size: pixels per side.
-        batch: so many groups in a row are all sets or all single pictures.
-        flat: share of batches of single pictures.
+        batch: so many groups in a row are of one kind: sets, loose views or emoji.
+        flat: share of batches of emoji.
         seed: of everything.
-        single: share of the sets that show one thing.
+        single: share of the scenes that show one thing.
+        loose: share of batches of loose views.
     """
 
-    def __init__(self, pack: Path | str, size: int, batch: int, flat: float, seed: int, single: float = SINGLE) -> None:
-        self.pack, self.size, self.batch, self.share, self.seed = pack, size, batch, flat, seed
-        self.single = single
+    def __init__(
+        self,
+        pack: Path | str,
+        size: int,
+        batch: int,
+        flat: float,
+        seed: int,
+        single: float = SINGLE,
+        loose: float = 0.0,
+    ) -> None:
+        self.pack, self.size, self.batch, self.flat, self.seed = pack, size, batch, flat, seed
+        self.single, self.loose = single, loose
         self.world: World | None = None
-
-    def is_flat(self, number: int) -> bool:
-        return random.Random(f"{self.seed}/{number}").random() < self.share
 
     def __getitem__(self, index: int) -> Group:
         if self.world is None:
             self.world = World(Pack(self.pack), self.size, self.single)
         rng = random.Random(f"{self.seed}:{index}")
-        return self.world.flat(rng) if self.is_flat(index // self.batch) else self.world.solid(rng)
+        kind = random.Random(f"{self.seed}/{index // self.batch}").random()
+        if kind < self.flat:
+            return self.world.flat(rng)
+        return self.world.loose(rng) if kind < self.flat + self.loose else self.world.solid(rng)
