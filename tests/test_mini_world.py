@@ -355,7 +355,7 @@ def test_a_prior_errs_least_under_the_right_name(small_world):
     names = ["low bench", "round pebble", "stone post"]
     for name in names:
         asked = check_names.Asked(name, name, [other for other in names if other != name])
-        right, *wrong = check_captions.errors(PaintsNames(small_world), small_world, asked, seed=0)
+        right, *wrong = check_captions.errors(PaintsNames(small_world), small_world, asked, number=0, seed=0)
         assert right == 0
         assert min(wrong) > 0.01
 

@@ -28,9 +28,9 @@ TIME = 0.9
 
 
 @torch.no_grad()
-def errors(prior: Labelled, world: World, asked: Asked, seed: int) -> Float[Tensor, " N"]:
+def errors(prior: Labelled, world: World, asked: Asked, number: int, seed: int) -> Float[Tensor, " N"]:
     """Mean squared error of the clean estimate of a render of ``asked``, under its own name and under the others."""
-    group = drawn(world, asked.name, 0)
+    group = drawn(world, asked.name, number)
     names = [asked.name, *asked.others]
     clean = prior.encode(group.images.float()[None] / 255)
     levels = torch.full((1,), TIME)
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("pipelines", type=Path, nargs="+", help="saved pipelines to compare")
     parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--rows", type=int, help="no more than so many of the list")
+    parser.add_argument("--renders", type=int, default=1, help="of each name")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -56,10 +57,14 @@ def main() -> None:
         prior = Labelled.from_pretrained(folder, name=str(folder))
         world = World(pack, prior.image_size)
         rows = asked_for(world)[: args.rows]
-        found = [errors(prior, world, asked, i) for i, asked in enumerate(rows)]
+        found = [
+            errors(prior, world, asked, number, number * len(rows) + i)
+            for number in range(args.renders)
+            for i, asked in enumerate(rows)
+        ]
         right = sum(int(row.argmin()) == 0 for row in found)
-        higher = sum(float(row[1:].mean() / row[0]) for row in found) / len(rows)
-        print(f"{str(folder)[-40:]:40} {right} of {len(rows)}, other names err {higher:.3f} times as much", flush=True)
+        higher = sum(float(row[1:].mean() / row[0]) for row in found) / len(found)
+        print(f"{str(folder)[-40:]:40} {right} of {len(found)}, other names err {higher:.3f} times as much", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -169,6 +170,7 @@ def batches(args: argparse.Namespace, step: int) -> Iterator[Group]:
     loader = DataLoader(
         groups, batch_sampler=numbers, collate_fn=collate, num_workers=args.workers,
         prefetch_factor=4 if args.workers else None, pin_memory=args.device == "cuda",
+        worker_init_fn=lambda worker: os.nice(19),  # in what the networks' threads leave, not beside them
     )  # fmt: skip
     kept: deque[Group] = deque(maxlen=8 * args.reuse)
     generator = torch.Generator().manual_seed(args.seed)
