@@ -533,7 +533,7 @@ def test_best_of_goes_on_where_it_stopped(command, whole, monkeypatch):
         (("a ball", "--config", "broken.yaml"), ["broken.yaml is not valid YAML"]),
         (("a ball", "--config", "wrong.yaml"), ["wrong.yaml.steps: expected int, received 'many'"]),
         (("a ball", "--config", "."), ["cannot read ."]),
-        (("a ball", "--steps", "0"), ["steps: expected a value from 1", "received 0"]),
+        (("a ball", "--steps", "0"), ["steps: expected a value from 1 upwards, received 0"]),
         (("a ball", "--seed", "-1"), ["seed: expected a value from 0", "received -1"]),
         (("a ball", "--seed", str(2**70)), ["seed: expected a value from 0"]),
         (("a ball", "--best-of", "0"), ["--best-of: expected 1 or more, received 0"]),

@@ -100,8 +100,8 @@ def _range(default: Any, name: str) -> str:
     try:
         replace(default, **{name: wrong if isinstance(value, tuple) else wrong[0]})
     except ConfigError as error:
-        match = re.search(r"expected a value from (\S+) to (\S+), received", str(error))
-        return "" if not match else f"from {match[1]}" if match[2] == "inf" else f"{match[1]} to {match[2]}"
+        match = re.search(r"expected a value from (\S+) (?:upwards|to (\S+)), received", str(error))
+        return "" if not match else f"{match[1]} to {match[2]}" if match[2] else f"from {match[1]}"
     return ""
 
 

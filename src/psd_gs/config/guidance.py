@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -31,9 +32,8 @@ def check_range(config: object, low: float, high: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not all(low <= number <= high for number in (value if isinstance(value, tuple) else (value,))):
-            raise ConfigError(
-                f"{type(config).__name__}.{name}: expected a value from {low} to {high}, received {value}."
-            )
+            reach = "upwards" if high == math.inf else f"to {high}"
+            raise ConfigError(f"{type(config).__name__}.{name}: expected a value from {low} {reach}, received {value}.")
 
 
 @cache
