@@ -1,12 +1,12 @@
 """Train the embedded prior: text and cameras to four views of an everyday thing.
 
     cd tools
-    python -m mini.train_text --pack PACK --out ../runs/text --init PIPELINE
-    python -m mini.train_prior --pack PACK --out ../runs/prior --text ../runs/text --init PIPELINE
+    python -m mini.train_text --pack PACK --init PIPELINE --out ../runs/text
+    python -m mini.train_prior --pack PACK --init ../runs/text --out ../runs/prior
 
-Stop it whenever you like: the same command goes on from the last checkpoint. ``--init FOLDER`` starts from published
-weights instead: of this network, of one with smaller patches or none, or of one with a level less, around which
-``--channels`` with one more put a level of a larger grid. Pictures are drawn while training, by ``--workers``
+Stop it whenever you like: the same command goes on from the last checkpoint. It starts from the weights of ``--init``:
+of this network, of one with smaller patches or none, or of one with a level less, around which ``--channels`` with one
+more put a level of a larger grid. Pictures are drawn while training, by ``--workers``
 processes; ``--reuse`` trains each of them several times, under other noise, where drawing is slower than training.
 """
 
@@ -30,12 +30,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pixel_unshuffle
 from torch.utils.data import DataLoader
-from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from mini.checkpoint import Checkpoint
 from mini.muon import Muon
 from mini.names import HELD
-from mini.networks import CHANNELS, LAYOUT, SHARD, VIEWS, Model, is_outer, make_unet, warm_start
+from mini.networks import LAYOUT, SHARD, VIEWS, Model, is_outer, make_unet, warm_start
 from mini.world import SINGLE, Group, Groups, joined
 from psd_gs.cameras import turntable
 from psd_gs.export.pictures import contact_sheet
@@ -147,18 +146,14 @@ def kept_tensors(model: Model, ema: EMAModel) -> dict[str, Tensor]:
 
 
 def start_model(args: argparse.Namespace) -> Model:
-    """Networks from ``--init`` and ``--text``, or from nothing."""
-    source = args.text or args.init
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(source / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(source / "text_encoder", dtype=torch.float32)
-    text_encoder.embeddings.token_embedding.requires_grad_(False)
+    """The networks of ``--init`` in the layout that is asked for."""
     torch.manual_seed(args.seed)
-    old = MultiViewPipeline.from_pretrained(args.init) if args.init else None
-    channels = args.channels or (old.unet.config.block_out_channels if old else CHANNELS)
-    model = Model(tokenizer, text_encoder, make_unet(args.size, args.patch, channels), args.patch, args.size / LAYOUT)
-    if old:
-        old.unet.float()
-        warm_start(model, old)
+    old = MultiViewPipeline.from_pretrained(args.init)
+    old.unet.float()
+    old.text_encoder.float().get_input_embeddings().requires_grad_(False)
+    unet = make_unet(args.size, args.patch, args.channels or old.unet.config.block_out_channels)
+    model = Model(old.tokenizer, old.text_encoder, unet, args.patch, args.size / LAYOUT)
+    warm_start(model, old)
     return model
 
 
@@ -188,8 +183,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pack", type=Path, required=True, help="folder of the pack")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, curve, sheets and the fp16 pipeline")
-    parser.add_argument("--text", type=Path, help="folder that mini.train_text wrote (default: that of --init)")
-    parser.add_argument("--init", type=Path, help="start from this saved pipeline (fp16 will do)")
+    parser.add_argument("--init", type=Path, required=True, help="saved pipeline to start from (fp16 will do)")
     parser.add_argument("--size", type=int, default=128, help="pixels per side")
     parser.add_argument("--patch", type=int, default=4, help="pixels per side of a cell")
     parser.add_argument("--channels", type=int, nargs="+", help="of the U-Net's levels (default: as in --init)")
@@ -214,10 +208,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-every", type=int, default=100, help="steps")
     parser.add_argument("--sheet-every", type=int, default=400, help="steps")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(arguments)
-    if not (args.text or args.init):
-        parser.error("expected --text FOLDER of mini.train_text or --init FOLDER of a prior, received neither.")
-    return args
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -248,7 +248,7 @@ class World:
     def colour_word(self, colour: str, rng: random.Random) -> str:
         return rng.choice((colour, *COLOUR_WORDS.get(colour, ()))) if rng.random() < 0.2 else colour
 
-    def _phrase(self, thing: Thing) -> str:
+    def phrase(self, thing: Thing) -> str:
         return article(thing.phrase) if self.names[thing.name].article else thing.phrase
 
     # --- scenes -------------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ class World:
             surface, text = self.pair(rng)
         else:
             thing = self.thing(rng.choices(self.solids, self.weights)[0], rng, coloured=0.3)
-            surface, text = thing.surface, self._phrase(thing)
+            surface, text = thing.surface, self.phrase(thing)
         return surface, phrased(text, rng)
 
     def pair(self, rng: random.Random) -> tuple[Surface, str]:
@@ -286,7 +286,7 @@ class World:
                 return self.pair(rng)
             assert top is not None
             placed = standing(first.surface, top, rng.uniform(0.45, 0.8))
-            phrases = self._phrase(first), self._phrase(second)
+            phrases = self.phrase(first), self.phrase(second)
             if rng.random() < 0.12:
                 text = f"{phrases[1]} under {phrases[0]}"
             else:
@@ -304,7 +304,7 @@ class World:
             second = replace(second, phrase=f"{words[1]} {second.phrase}")
         other, side, gap = second.surface.moved(size), rng.choice((-1.0, 1.0)), rng.uniform(0.03, 0.1)
         placed = beside(first.surface, other, side * gap)
-        text = f"{self._phrase(first)} {rng.choice(RELATION_WORDS['next to'])} {self._phrase(second)}"
+        text = f"{self.phrase(first)} {rng.choice(RELATION_WORDS['next to'])} {self.phrase(second)}"
         return placed.joined(other).normalized(RADIUS), text
 
     # --- pictures -----------------------------------------------------------------------------------------------------
