@@ -6,6 +6,7 @@ import random
 import re
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -28,7 +29,7 @@ from psd_gs.config import (
     suggestion,
     to_dict,
 )
-from psd_gs.config.guidance import GuidanceConfig, NegativeConfig, PSDConfig
+from psd_gs.config.guidance import GuidanceConfig, NegativeConfig, PSDConfig, check_range
 from psd_gs.entries import FAMILIES, PUBLISHED
 from psd_gs.errors import ConfigError
 
@@ -278,6 +279,19 @@ def test_wrong_options_are_named(data, message):
     with pytest.raises(ConfigError, match=message) as caught:
         from_dict(Config, data, "config")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        (0, 3, "a value from 0 to 3"),
+        (0, float("inf"), "a value from 0 upwards"),
+        (float("-inf"), float("inf"), "a number"),
+    ],
+)
+def test_a_bound_that_is_none_is_not_told(low, high, message):
+    with pytest.raises(ConfigError, match=f"opacity: expected {message}, received nan"):
+        check_range(SimpleNamespace(opacity=float("nan")), low, high, "opacity")
 
 
 @pytest.mark.parametrize("cls", [InitConfig, CameraConfig, OptimizerConfig, DensifyConfig, NegativeConfig])

@@ -157,6 +157,12 @@ def start_model(args: argparse.Namespace) -> Model:
     return model
 
 
+def yielding(worker: int) -> None:
+    """A process that draws takes what the networks' threads leave; Windows has no such order."""
+    if hasattr(os, "nice"):
+        os.nice(19)
+
+
 def batches(args: argparse.Namespace, step: int) -> Iterator[Group]:
     """Drawn anew every ``--reuse`` steps, one of the last few between."""
     groups = Groups(args.pack, args.size, args.batch, args.flat, args.seed, args.single, args.loose)
@@ -165,7 +171,7 @@ def batches(args: argparse.Namespace, step: int) -> Iterator[Group]:
     loader = DataLoader(
         groups, batch_sampler=numbers, collate_fn=collate, num_workers=args.workers,
         prefetch_factor=4 if args.workers else None, pin_memory=args.device == "cuda",
-        worker_init_fn=lambda worker: os.nice(19),  # in what the networks' threads leave, not beside them
+        worker_init_fn=yielding,
     )  # fmt: skip
     kept: deque[Group] = deque(maxlen=8 * args.reuse)
     generator = torch.Generator().manual_seed(args.seed)

@@ -32,8 +32,9 @@ def check_range(config: object, low: float, high: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not all(low <= number <= high for number in (value if isinstance(value, tuple) else (value,))):
-            reach = "upwards" if high == math.inf else f"to {high}"
-            raise ConfigError(f"{type(config).__name__}.{name}: expected a value from {low} {reach}, received {value}.")
+            reach = f"a value from {low} " + ("upwards" if high == math.inf else f"to {high}")
+            reach = "a number" if (low, high) == (-math.inf, math.inf) else reach
+            raise ConfigError(f"{type(config).__name__}.{name}: expected {reach}, received {value}.")
 
 
 @cache
